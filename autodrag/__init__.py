@@ -1,0 +1,20 @@
+"""autodrag: take hold of a point of a StyleGAN2 image and put it somewhere else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autodrag.infer.editor import DragEditor
+
+__version__ = "0.1.0"
+__all__ = ["DragEditor", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the editor, and with it torch, only when somebody asks for it: `import autodrag` stays cheap."""
+    if name == "DragEditor":
+        from autodrag.infer.editor import DragEditor
+
+        return DragEditor
+    raise AttributeError(f"module 'autodrag' has no attribute {name!r}")

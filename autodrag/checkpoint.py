@@ -1,0 +1,357 @@
+"""Release files: safetensors with the config as JSON and a format version in the metadata, loaded strictly.
+
+A checkpoint is a folder `checkpoints/NAME/` with `generator.safetensors` and, once trained,
+`landmarks.safetensors`, `regularizer.safetensors` and `predictor.safetensors`. All are untrusted input:
+the header and the file are bounded, and names, shapes and types are compared before any tensor is used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from autodrag.errors import AutodragError, CheckpointError
+from autodrag.files import replacing
+
+if TYPE_CHECKING:
+    from autodrag.nets.landmarks import LandmarkNet
+    from autodrag.nets.stylegan2 import Generator
+
+FORMAT = 1
+MAX_HEADER_BYTES = 8 * 2**20
+MAX_FILE_BYTES = 8 * 2**30
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+GENERATOR_FILE = "generator.safetensors"
+LANDMARKS_FILE = "landmarks.safetensors"
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+ConfigT = TypeVar("ConfigT")
+
+
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    config: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write tensors with their config, whole or not at all.
+
+    Args:
+        path: a `.safetensors` file; its folder is made where it is missing.
+        tensors: name → floating-point tensor, of any device.
+        kind: what the file holds ("generator", "landmarks", "latent", ...); `load_tensors` asks for it again.
+        config: whatever rebuilds the network, as JSON values.
+        extra: further JSON values (fingerprints, training facts).
+        dtype: storage type (fp16, bf16 or fp32); None keeps each tensor's own.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {
+        "autodrag_format": str(FORMAT),
+        "kind": kind,
+        "config": json.dumps(dict(config), allow_nan=False),
+        "extra": json.dumps(dict(extra or {}), allow_nan=False),
+    }
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in tensors.items()}
+    for name, tensor in stored.items():
+        if tensor.dtype not in DTYPES.values():
+            raise AutodragError(f"tensor {name!r} is {tensor.dtype}; only fp16, bf16 and fp32 can be stored")
+    with replacing(path) as temporary:
+        save_file(stored, temporary, metadata=metadata)
+
+
+def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+    """Read (tensors as fp32 on the CPU, config, extra) of a file that `save_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, corrupt, of another kind or of a newer format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = Path(path)
+    metadata = _read_header(path)
+    if "autodrag_format" not in metadata:
+        raise CheckpointError(
+            f"{str(path)!r} is a safetensors file, but not autodrag's; "
+            "convert its source with `autodrag convert`"
+        )
+    if metadata["autodrag_format"] != str(FORMAT):
+        raise CheckpointError(
+            f"{str(path)!r} has format {metadata['autodrag_format']!r}, "
+            f"and this version reads format {FORMAT}; upgrade autodrag"
+        )
+    if metadata.get("kind") != kind:
+        raise CheckpointError(f"{str(path)!r} holds a {metadata.get('kind')!r}, and a {kind!r} was expected")
+    config = _json_object(path, metadata, "config")
+    extra = _json_object(path, metadata, "extra")
+    try:
+        stored = load(path.read_bytes())
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise _corrupt(path, str(error)) from error
+    tensors = {name: tensor.float() for name, tensor in stored.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise _corrupt(path, f"tensor {name!r} holds values that are not finite numbers")
+    return tensors, config, extra
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that tell generators apart: SHA-256 over sorted names, shapes and fp16 values.
+
+    The values are taken in fp16, so a checkpoint keeps its fingerprint whether stored in fp16 or in fp32.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu", torch.float16).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint's path, looked for from the working directory, then beside the package."""
+    path = Path(path)
+    if path.exists():
+        return path
+    if not path.is_absolute() and (REPOSITORY / path).exists():
+        return REPOSITORY / path
+    known = sorted(
+        {
+            str(file.parent)
+            for root in (Path(), REPOSITORY)
+            for file in root.glob(f"checkpoints/*/{GENERATOR_FILE}")
+        }
+    )
+    raise CheckpointError(
+        f"checkpoint {str(path)!r} does not exist; there is {', '.join(known) or 'none here'}; "
+        f"make one with `autodrag convert FILE --out {path}` or `autodrag train generator`"
+    )
+
+
+def load_generator(path: str | Path) -> tuple[Generator, str]:
+    """Load (generator, fingerprint) strictly, from a checkpoint folder or a `.safetensors` file.
+
+    Raises:
+        CheckpointError: no such folder, no generator in it, a broken file, or tensors that do not fit.
+    """
+    from autodrag.nets.stylegan2 import Generator, GeneratorConfig
+
+    file = _file_in(path, GENERATOR_FILE)
+    tensors, values, _ = load_tensors(file, kind="generator")
+    if values.get("mapping_layers", 0) > len(
+        tensors
+    ):  # a config may not make us build more layers than are stored
+        raise CheckpointError(
+            f"{str(file)!r} names {values['mapping_layers']} mapping layers but does not hold them"
+        )
+    config = build_config(GeneratorConfig, values, file)
+    with _building(file), torch.device("meta"):
+        outline = Generator(config)
+    check_tensors(tensors, outline, file)
+    generator = Generator(config)
+    generator.load_state_dict(tensors)
+    return generator.eval().requires_grad_(False), fingerprint(tensors)
+
+
+def save_generator(
+    path: str | Path,
+    generator: Generator,
+    *,
+    dtype: torch.dtype = torch.float16,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a generator to a checkpoint folder (as `generator.safetensors`) or to a `.safetensors` file."""
+    path = Path(path)
+    file = path if path.suffix == ".safetensors" else path / GENERATOR_FILE
+    save_tensors(
+        file,
+        generator.state_dict(),
+        kind="generator",
+        config=dataclasses.asdict(generator.config),
+        extra=extra,
+        dtype=dtype,
+    )
+
+
+def load_landmarks(path: str | Path) -> LandmarkNet | None:
+    """Load the landmark net of a checkpoint folder, or None where the folder has none."""
+    from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
+
+    file = find_checkpoint(path) / LANDMARKS_FILE
+    if not file.is_file():
+        return None
+    tensors, values, _ = load_tensors(file, kind="landmarks")
+    config = build_config(LandmarkConfig, values, file)
+    with _building(file), torch.device("meta"):
+        outline = LandmarkNet(config)
+    check_tensors(tensors, outline, file)
+    net = LandmarkNet(config)
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False)
+
+
+def build_config(cls: type[ConfigT], values: Mapping[str, Any], path: str | Path) -> ConfigT:
+    """Build the config dataclass `cls` from untrusted JSON: unknown fields and wrong types are refused."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise CheckpointError(
+            f"the config in {str(path)!r} has the unknown field {unknown[0]!r}; "
+            f"known are {', '.join(sorted(hints))}"
+        )
+    converted = {}
+    for name, value in values.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, hints[name]):
+            raise CheckpointError(
+                f"the config in {str(path)!r} has {name} = {value!r}, expected {hints[name]}"
+            )
+        converted[name] = value
+    try:
+        return cls(**converted)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"the config in {str(path)!r} cannot be used: {error}") from error
+
+
+def check_tensors(tensors: Mapping[str, Tensor], net: nn.Module, path: str | Path) -> None:
+    """Compare names and shapes with those of `net`; a CheckpointError names the first that differs."""
+    expected = net.state_dict()
+    missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing:
+        raise CheckpointError(
+            f"{str(path)!r} lacks the tensor {missing[0]!r} ({len(missing)} missing); export it again"
+        )
+    if surplus:
+        raise CheckpointError(
+            f"{str(path)!r} holds the unexpected tensor {surplus[0]!r} ({len(surplus)} surplus); "
+            "its config does not fit"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{str(path)!r}: tensor {name!r} has shape {tuple(tensor.shape)}, "
+                f"expected {tuple(expected[name].shape)} by its config"
+            )
+
+
+def _file_in(path: str | Path, name: str) -> Path:
+    """The file `name` of a checkpoint folder, or `path` itself where it is a file."""
+    path = find_checkpoint(path)
+    if path.is_file():
+        return path
+    if not (path / name).is_file():
+        there = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} has no {name} (it holds {there}); "
+            f"make it with `autodrag convert FILE --out {path}`"
+        )
+    return path / name
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    """Check the size, header and tensor extents of a safetensors file; return its metadata."""
+    if not path.is_file():
+        raise CheckpointError(f"{str(path)!r} does not exist or is not a file; check the path")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if size > MAX_FILE_BYTES:
+                raise CheckpointError(
+                    f"{str(path)!r} is {size} bytes, more than the limit of {MAX_FILE_BYTES}"
+                )
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+                raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
+            header = json.loads(stream.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _corrupt(path, "its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise _corrupt(path, "its header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _corrupt(path, "its metadata is not a table of texts")
+    end = 0
+    for name, entry in header.items():
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if (
+            not isinstance(offsets, list)
+            or len(offsets) != 2
+            or not all(type(offset) is int for offset in offsets)
+        ):
+            raise _corrupt(path, f"tensor {name!r} has no extent")
+        if entry.get("dtype") not in DTYPES:
+            raise CheckpointError(
+                f"{str(path)!r}: tensor {name!r} is {entry.get('dtype')}, expected F16, BF16 or F32"
+            )
+        end = max(end, offsets[1])
+    if end != size - 8 - length:
+        raise _corrupt(path, f"its header describes {end} bytes of tensors and {size - 8 - length} are there")
+    return metadata
+
+
+def _json_object(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata[key])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise _corrupt(path, f"its {key} is not JSON") from error
+    if not isinstance(value, dict):
+        raise _corrupt(path, f"its {key} is not a JSON object")
+    return value
+
+
+def _corrupt(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{str(path)!r} is corrupt or truncated ({why}); copy or convert it again")
+
+
+class _building:
+    """Turns what torch says about an impossible config into a CheckpointError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, (RuntimeError, ValueError, TypeError, OverflowError)):
+            raise CheckpointError(
+                f"the config in {str(self.path)!r} describes no network: {error}"
+            ) from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value fits a field's type: int, float, bool, str, tuple, Literal, unions of them."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return any(type(value) is type(option) and value == option for option in typing.get_args(hint))
+    if origin is tuple:
+        options = typing.get_args(hint)
+        if len(options) == 2 and options[1] is Ellipsis:
+            return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+        return isinstance(value, tuple) and len(value) == len(options) and all(map(_fits, value, options))
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return type(value) in (int, float)
+    return type(value) is hint

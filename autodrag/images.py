@@ -1,0 +1,147 @@
+"""Images between files, arrays and tensors.
+
+Convention: an image is HWC uint8 RGB at the boundary and BCHW float in [-1, 1] inside; a mask is (H, W) bool,
+True = may move. -1 is 0 and +1 is 255; values outside are clipped.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from autodrag.errors import AutodragError
+from autodrag.files import read_bounded, replacing
+
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PIXELS = 64 * 2**20
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+
+def to_uint8(images: Float[Tensor, "B 3 H W"]) -> UInt8[np.ndarray, "B H W 3"]:
+    """BCHW float in [-1, 1] → BHWC uint8, rounded to the nearest value, clipped."""
+    scaled = images.detach().float().mul(127.5).add(127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def to_tensor(image: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
+    """HWC uint8 → (1, 3, H, W) float in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
+    """Read a PNG, JPEG, WebP, BMP or TIFF file as HWC uint8 RGB, turned as its EXIF says; alpha is dropped.
+
+    The file's size, format and number of pixels are checked before anything is decoded.
+
+    Raises:
+        AutodragError: no such file, not an image of these formats, too large, or truncated.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    data = read_bounded(path, MAX_FILE_BYTES, "image")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise AutodragError(
+                    f"image {str(path)!r} has {image.width}x{image.height} px, "
+                    f"more than the limit of {MAX_PIXELS} pixels"
+                )
+            turned = ImageOps.exif_transpose(image)
+            if turned.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 8
+                grey = (np.asarray(turned, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8)
+                return np.repeat(grey[:, :, None], 3, axis=2)
+            return np.array(turned.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise AutodragError(f"{str(path)!r} is not an image; expected {', '.join(FORMATS)}") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        if isinstance(error, AutodragError):
+            raise
+        raise AutodragError(f"image {str(path)!r} cannot be decoded ({error}); save it again") from error
+
+
+def read_mask(path: str | Path, image_size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """Read any image as a mask: brighter than 127 is True = may move; `image_size` (H, W) must match."""
+    image = read_image(path)
+    if image.shape[:2] != tuple(image_size):
+        raise AutodragError(
+            f"mask {str(path)!r} is {image.shape[1]}x{image.shape[0]} px, "
+            f"and the image is {image_size[1]}x{image_size[0]}; resize the mask"
+        )
+    return image.mean(axis=2) > 127
+
+
+def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Write HWC uint8 RGB as PNG, whole or not at all."""
+    from PIL import Image
+
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+
+
+def write_animation(
+    path: str | Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], *, fps: float = 20
+) -> None:
+    """Write frames of one size as MP4 or GIF, by the suffix of `path`, whole or not at all.
+
+    MP4 is VP9, which browsers play, or MPEG-4 part 2 where OpenCV was built without VP9. Odd sizes are
+    padded by one pixel there, because the encoders need even ones.
+    """
+    path = Path(path)
+    if not frames:
+        raise AutodragError(f"animation {str(path)!r} has no frames; at least one is needed")
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise AutodragError(
+            f"animation {str(path)!r} has frames of several sizes; all must be {frames[0].shape}"
+        )
+    if path.suffix.lower() == ".gif":
+        _write_gif(path, frames, fps)
+    elif path.suffix.lower() == ".mp4":
+        _write_mp4(path, frames, fps)
+    else:
+        raise AutodragError(f"animation {str(path)!r} has the suffix {path.suffix!r}; expected .mp4 or .gif")
+
+
+def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
+    from PIL import Image
+
+    first, *rest = (Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames)
+    with replacing(path) as temporary:
+        first.save(
+            temporary, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0
+        )
+
+
+def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
+    import cv2
+
+    height, width = frames[0].shape[:2]
+    even = ((0, height % 2), (0, width % 2), (0, 0))
+    size = (width + width % 2, height + height % 2)
+    with replacing(path) as temporary:
+        for codec in ("vp09", "mp4v"):
+            writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*codec), fps, size)
+            if writer.isOpened():
+                break
+            writer.release()
+        else:
+            raise AutodragError(
+                f"animation {str(path)!r} cannot be written: this OpenCV has no MP4 encoder; "
+                "install opencv-python with FFmpeg, or write a .gif"
+            )
+        for frame in frames:
+            writer.write(np.ascontiguousarray(np.pad(frame, even, mode="edge")[:, :, ::-1]))
+        writer.release()
+        if not temporary.is_file():
+            raise AutodragError(f"animation {str(path)!r} could not be written; is its folder writable?")

@@ -1,0 +1,56 @@
+"""Shared set-up: shapes and types in signatures are checked at run time, and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook("autodrag", "beartype.beartype")  # before anything imports the package
+
+if TYPE_CHECKING:
+    from autodrag.nets.stylegan2 import Generator
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def make_generator() -> Callable[..., Generator]:
+    """Build a tiny generator with fixed random weights; keyword arguments override its config."""
+
+    def build(seed: int = 0, **overrides: Any) -> Generator:
+        from autodrag.nets.stylegan2 import Generator, GeneratorConfig
+
+        config = {
+            "resolution": 32,
+            "z_dim": 32,
+            "w_dim": 32,
+            "mapping_layers": 2,
+            "channel_base": 256,
+        } | overrides
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            generator = Generator(GeneratorConfig(**config))
+        return generator.eval().requires_grad_(False)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_generator(make_generator: Callable[..., Generator]) -> Generator:
+    """A random 32 px generator. Read only: tests that change weights build their own."""
+    return make_generator()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with the tiny generator alone. Read only."""
+    from autodrag.checkpoint import save_generator
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save_generator(folder, tiny_generator)
+    return folder
