@@ -83,6 +83,21 @@ def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
     from safetensors.torch import load
 
     path = Path(path)
+    config, extra = read_info(path, kind=kind)
+    try:
+        stored = load(path.read_bytes())
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise _corrupt(path, str(error)) from error
+    tensors = {name: tensor.float() for name, tensor in stored.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise _corrupt(path, f"tensor {name!r} holds values that are not finite numbers")
+    return tensors, config, extra
+
+
+def read_info(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read (config, extra) alone, without the tensors; the header is checked as `load_tensors` checks it."""
+    path = Path(path)
     metadata = _read_header(path)
     if "autodrag_format" not in metadata:
         raise CheckpointError(
@@ -96,17 +111,7 @@ def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
         )
     if metadata.get("kind") != kind:
         raise CheckpointError(f"{str(path)!r} holds a {metadata.get('kind')!r}, and a {kind!r} was expected")
-    config = _json_object(path, metadata, "config")
-    extra = _json_object(path, metadata, "extra")
-    try:
-        stored = load(path.read_bytes())
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise _corrupt(path, str(error)) from error
-    tensors = {name: tensor.float() for name, tensor in stored.items()}
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise _corrupt(path, f"tensor {name!r} holds values that are not finite numbers")
-    return tensors, config, extra
+    return _json_object(path, metadata, "config"), _json_object(path, metadata, "extra")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -202,6 +207,56 @@ def load_landmarks(path: str | Path) -> LandmarkNet | None:
     net = LandmarkNet(config)
     net.load_state_dict(tensors)
     return net.eval().requires_grad_(False)
+
+
+def has_predictor(path: str | Path, generator: str) -> bool:
+    """Whether a checkpoint folder holds a predictor, which must have been trained on this very generator.
+
+    Args:
+        generator: fingerprint of the folder's generator; a predictor's file names its own under "generator".
+
+    Raises:
+        CheckpointError: a regularizer or a predictor is broken or belongs to another generator.
+    """
+    folder = find_checkpoint(path)
+    for kind in ("regularizer", "predictor"):
+        file = folder / f"{kind}.safetensors"
+        if not file.is_file():
+            continue
+        _, extra = read_info(file, kind=kind)
+        if extra.get("generator") != generator:
+            raise CheckpointError(
+                f"{str(file)!r} was trained on generator {extra.get('generator')!r}, "
+                f"and this one is {generator!r}; remove it or train it again"
+            )
+    return (folder / "predictor.safetensors").is_file()
+
+
+def save_latent(path: str | Path, latent: Tensor, extra: Mapping[str, Any]) -> None:
+    """Write one W+ latent (1, L, D) in fp32; `extra` should hold "generator", the fingerprint."""
+    layers, width = latent.shape[1:]
+    config = {"layers": layers, "w_dim": width}
+    save_tensors(path, {"latent": latent}, kind="latent", config=config, extra=extra, dtype=torch.float32)
+
+
+def load_latent(path: str | Path, *, layers: int, w_dim: int, generator: str) -> Tensor:
+    """Read one W+ latent (1, layers, w_dim); a latent of another shape or another generator is refused."""
+    tensors, _, extra = load_tensors(path, kind="latent")
+    latent = tensors.get("latent")
+    if latent is None or len(tensors) != 1:
+        raise CheckpointError(
+            f"latent {str(path)!r} must hold one tensor named 'latent', not {sorted(tensors)}"
+        )
+    if latent.shape != (1, layers, w_dim):
+        raise CheckpointError(
+            f"latent {str(path)!r} has shape {tuple(latent.shape)}, this generator needs {(1, layers, w_dim)}"
+        )
+    if extra.get("generator") not in (None, generator):
+        raise CheckpointError(
+            f"latent {str(path)!r} belongs to generator {extra['generator']!r}, "
+            f"and this one is {generator!r}; load that checkpoint"
+        )
+    return latent
 
 
 def build_config(cls: type[ConfigT], values: Mapping[str, Any], path: str | Path) -> ConfigT:

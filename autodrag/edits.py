@@ -187,7 +187,7 @@ def parse_drag(text: str) -> Drag:
     return Drag(parse_point(parts[0]), parse_point(parts[1]))
 
 
-# --- reading, step by step -------------------------------------------------------------------------------------
+# --- reading, step by step ----------------------------------------------------------------------------------
 
 
 @functools.cache

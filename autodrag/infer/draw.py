@@ -1,0 +1,139 @@
+"""Pictures for people: annotated edits and contact sheets.
+
+The colours are those of the DragGAN paper (Pan et al., SIGGRAPH 2023): handles red, targets blue, an arrow
+between them, and what may not move dimmed. Small images are enlarged first, so that marks stay legible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from numpy.typing import ArrayLike
+
+from autodrag.errors import AutodragError
+from autodrag.points import rescale
+
+RED, BLUE, GREEN, WHITE = (230, 40, 40), (40, 90, 240), (40, 200, 90), (255, 255, 255)
+DISPLAY_PX = 512
+
+
+def enlarge(image: UInt8[np.ndarray, "H W 3"], least: int = DISPLAY_PX) -> UInt8[np.ndarray, "h w 3"]:
+    """Enlarge by a whole factor until the shorter side has at least `least` px; larger images stay."""
+    factor = -(-least // min(image.shape[:2]))
+    if factor <= 1:
+        return image
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    enlarged = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    return np.asarray(enlarged, dtype=np.uint8)
+
+
+def annotate(
+    image: UInt8[np.ndarray, "H W 3"],
+    *,
+    handles: ArrayLike,
+    targets: ArrayLike,
+    points: ArrayLike | None = None,
+    anchors: ArrayLike | None = None,
+    mask: Bool[np.ndarray, "H W"] | None = None,
+    least: int = DISPLAY_PX,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Draw an edit on an image.
+
+    Args:
+        image: HWC uint8 RGB.
+        handles, targets: (N, 2) px of `image`; red and blue, with an arrow from one to the other.
+        points: (N, 2) where the handles are now, as small white dots with a red rim; None leaves them out.
+        anchors: (M, 2) points that stay, green.
+        mask: True = may move; the rest is dimmed. None and all True dim nothing.
+        least: the picture is enlarged by a whole factor to at least this many px.
+    """
+    height, width = image.shape[:2]
+    if mask is not None and not mask.all():
+        if mask.shape != (height, width):
+            raise AutodragError(
+                f"mask is {mask.shape[1]}x{mask.shape[0]} px and the image is {width}x{height}"
+            )
+        image = np.where(mask[:, :, None], image, (image * 0.45).astype(np.uint8))
+    canvas = np.ascontiguousarray(enlarge(image, least)).copy()
+    size = canvas.shape[0], canvas.shape[1]
+    radius = max(3, round(min(size) / 85))
+
+    def on_canvas(values: ArrayLike | None) -> list[tuple[float, float]]:
+        if values is None:
+            return []
+        array = torch.as_tensor(np.asarray(values, dtype=np.float32)).reshape(-1, 2)
+        return [(float(x), float(y)) for x, y in rescale(array, (height, width), size).tolist()]
+
+    starts, ends = on_canvas(handles), on_canvas(targets)
+    for start, end in zip(starts, ends, strict=True):
+        _arrow(canvas, start, end, radius)
+    for anchor in on_canvas(anchors):
+        _dot(canvas, anchor, radius, GREEN, WHITE)
+    for end in ends:
+        _dot(canvas, end, radius, BLUE, WHITE)
+    for start in starts:
+        _dot(canvas, start, radius, RED, WHITE)
+    for point in on_canvas(points):
+        _dot(canvas, point, max(2, round(radius * 0.6)), WHITE, RED)
+    return canvas
+
+
+def contact_sheet(
+    images: Sequence[UInt8[np.ndarray, "H W 3"]], columns: int, *, gap: int = 2
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Images of one size in rows of `columns`, white between them."""
+    if not images or columns < 1:
+        raise AutodragError(
+            f"a contact sheet of {len(images)} images in {columns} columns; both must be at least 1"
+        )
+    height, width = images[0].shape[:2]
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        if image.shape != images[0].shape:
+            raise AutodragError(
+                f"image {index} is {image.shape}, the first is {images[0].shape}; sizes must agree"
+            )
+        row, column = divmod(index, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+# OpenCV draws at integer positions; the last `_SHIFT` bits of a coordinate are its fraction.
+_SHIFT = 4
+
+
+def _fixed(point: tuple[float, float]) -> tuple[int, int]:
+    return round(point[0] * 2**_SHIFT), round(point[1] * 2**_SHIFT)
+
+
+def _dot(
+    canvas: np.ndarray,
+    point: tuple[float, float],
+    radius: int,
+    fill: tuple[int, int, int],
+    rim: tuple[int, int, int],
+) -> None:
+    centre = _fixed(point)
+    cv2.circle(canvas, centre, (radius + 1) << _SHIFT, rim, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+    cv2.circle(canvas, centre, radius << _SHIFT, fill, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+
+
+def _arrow(canvas: np.ndarray, start: tuple[float, float], end: tuple[float, float], radius: int) -> None:
+    """An arrow that ends at the rim of the target's dot; none where the dots touch."""
+    vector = np.subtract(end, start)
+    length = float(np.hypot(*vector))
+    if length <= 2 * radius + 2:
+        return
+    tip = tuple(np.asarray(end) - vector / length * (radius + 1))
+    thickness = max(1, radius // 3)
+    tip_length = min(0.5, 2 * radius / length)
+    cv2.arrowedLine(
+        canvas, _fixed(start), _fixed((tip[0], tip[1])), WHITE, thickness, cv2.LINE_AA, _SHIFT, tip_length
+    )

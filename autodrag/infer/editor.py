@@ -1,0 +1,410 @@
+"""The editor object: a checkpoint loaded once, images opened and dragged many times.
+
+    editor = DragEditor.load("checkpoints/critters")
+    image = editor.open(seed=7)                                   # HWC uint8 RGB
+    result = editor.drag(handles=[[60, 70]], targets=[[80, 66]])
+    result.image, result.latent, result.distances, result.seconds
+
+It owns the state that an algorithm should not have: the open image, the edits made to it, undo and redo. The
+work is done by `refine`, a plain function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from autodrag.checkpoint import (
+    fingerprint,
+    has_predictor,
+    load_generator,
+    load_landmarks,
+    load_latent,
+    save_latent,
+)
+from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Parameters, read_edits, write_session
+from autodrag.errors import AutodragError
+from autodrag.images import read_mask, to_uint8, write_png
+from autodrag.infer.checks import check_anchors, check_drags, check_mask
+from autodrag.infer.measure import NEAR, detect_landmarks, landmark_distances
+from autodrag.infer.refine import References, RefineConfig, StepState
+from autodrag.infer.refine import refine as run_refiner
+from autodrag.infer.result import DragResult
+from autodrag.nets.stylegan2 import Generator, seed_z
+from autodrag.points import Size
+
+if TYPE_CHECKING:
+    from autodrag.nets.landmarks import LandmarkNet
+
+
+@dataclass(frozen=True)
+class _State:
+    """An image in the history: its latent, and the edit that led to it from the state before."""
+
+    latent: Tensor
+    edit: Edit | None = None
+    mask: np.ndarray | None = None
+    references: References | None = None
+
+
+class DragEditor:
+    """Opens images of one generator and drags their points, with undo, redo and sessions.
+
+    Not thread-safe, except that another thread may set the `stop` event of a running drag.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        landmarks: LandmarkNet | None = None,
+        checkpoint: str = DEFAULT_CHECKPOINT,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Take ownership of a generator (it is moved and frozen); `load` is the usual way in.
+
+        Args:
+            landmarks: net that measures a drag independently; None leaves landmark distances out.
+            checkpoint: what saved edits call the checkpoint.
+            device: None takes CUDA where it is available.
+            dtype: None or float32, or bfloat16 to run convolutions in it.
+        """
+        if dtype not in (None, torch.float32, torch.bfloat16):
+            raise AutodragError(f"dtype {dtype} is not supported; expected torch.float32 or torch.bfloat16")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.fingerprint = fingerprint(generator.state_dict())
+        self.generator = generator.to(self.device).freeze()
+        self.landmarks = None if landmarks is None else landmarks.to(self.device).eval()
+        self.checkpoint = checkpoint
+        self._dtype = dtype
+        self._states: list[_State] = []
+        self._cursor = 0
+        self._image: np.ndarray | None = None
+        self._source = Edit(drags=())
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path = DEFAULT_CHECKPOINT,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DragEditor:
+        """Load a checkpoint folder; only its generator is needed.
+
+        Raises:
+            CheckpointError: unknown, broken, or with a predictor that belongs to another generator.
+        """
+        generator, identity = load_generator(folder)
+        has_predictor(folder, identity)  # refuses one of another generator; running it is not supported yet
+        return cls(
+            generator, landmarks=load_landmarks(folder), checkpoint=str(folder), device=device, dtype=dtype
+        )
+
+    @property
+    def image_size(self) -> Size:
+        """(height, width) of the images in px."""
+        return self.generator.config.image_size
+
+    @property
+    def latent(self) -> Float[Tensor, "1 L D"]:
+        """W+ of the present image, on the CPU."""
+        return self._state.latent.cpu()
+
+    @property
+    def image(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The present image, HWC uint8 RGB."""
+        if self._image is None:
+            self._image = self._render(self._state.latent)
+        return self._image
+
+    def open(
+        self,
+        seed: int | None = None,
+        psi: float = 0.7,
+        label: int | None = None,
+        latent: Tensor | str | Path | None = None,
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """Open an image and forget the one before, with its history.
+
+        Args:
+            seed: 0 to 2**32 - 1; the same image as NVIDIA's code gives for it.
+            psi: truncation, 1 = none, 0 = the average image. Unused with `latent`.
+            label: class of a conditional generator.
+            latent: W+ (1, L, D), or a `latent.safetensors` file, instead of a seed.
+        """
+        if (seed is None) == (latent is None):
+            raise AutodragError("give either a seed or a latent to open, such as seed=7")
+        config = self.generator.config
+        if isinstance(latent, Tensor):
+            if latent.shape != (1, config.latent_layers, config.w_dim) or not torch.isfinite(latent).all():
+                expected = (1, config.latent_layers, config.w_dim)
+                raise AutodragError(
+                    f"latent has shape {tuple(latent.shape)}; expected finite values of {expected}"
+                )
+            start = latent.detach().float()
+        elif latent is not None:
+            start = load_latent(
+                latent, layers=config.latent_layers, w_dim=config.w_dim, generator=self.fingerprint
+            )
+        else:
+            assert seed is not None
+            start = self._map(seed, psi, label)
+        path = Path(latent) if isinstance(latent, (str, Path)) else None
+        self._source = Edit(drags=(), seed=seed, psi=psi, label=label, latent=path)
+        self._states, self._cursor, self._image = [_State(start.to(self.device))], 0, None
+        return self.image
+
+    def drag(
+        self,
+        handles: ArrayLike,
+        targets: ArrayLike,
+        mask: Bool[np.ndarray, "H W"] | None = None,
+        anchors: ArrayLike | None = None,
+        refine: bool | Literal["auto"] = "auto",
+        preset: str = "default",
+        budget_s: float | None = None,
+        steps: int | None = None,
+        callback: Callable[[StepState], None] | None = None,
+        stop: threading.Event | None = None,
+        keep_references: bool = False,
+        **settings: Any,
+    ) -> DragResult:
+        """Move the content at `handles` to `targets`; the result becomes the present image.
+
+        Args:
+            handles, targets: N points (x, y) in px of the image, integers at pixel centres, y down.
+            mask: (H, W), True = may move; None: everything may.
+            anchors: M points that must stay.
+            refine: True or "auto" runs the refiner; False asks for the predictor alone.
+            preset: "default" or "draggan", the published method.
+            budget_s, steps: most seconds and most steps; None takes the preset's.
+            callback: called after each step, in this thread.
+            stop: set it from another thread to end the loop after the current step.
+            keep_references: go on tracking what the drag before tracked, instead of the present image.
+            settings: further fields of `RefineConfig`: lr, space, edit_layers, feature_block, stop_px.
+
+        Raises:
+            NothingToDo: every handle already lies on its target.
+            AutodragError: points, mask, anchors or settings that cannot be used; the image stays as it is.
+        """
+        state = self._state
+        if refine is False:
+            raise AutodragError(_no_predictor("refine=False", self.checkpoint))
+        size = self.image_size
+        start, end = check_drags(handles, targets, size)
+        fixed, free = check_anchors(anchors, start, size), check_mask(mask, size)
+        parameters = Parameters(
+            preset=preset, steps=steps, budget_s=budget_s, keep_references=keep_references, **_known(settings)
+        )
+        config = self._config(parameters)
+        references = state.references if keep_references else None
+        if keep_references and references is None:
+            raise AutodragError("keep_references needs a drag before this one; drag once without it")
+        with self._precision():
+            outcome = run_refiner(
+                self.generator,
+                state.latent,
+                self._points(start),
+                self._points(end),
+                config=config,
+                mask=None if free is None else torch.from_numpy(free).to(self.device),
+                anchors=None if fixed is None else self._points(fixed),
+                references=references,
+                stop=stop,
+                callback=callback,
+            )
+        before = self.image
+        edit = Edit(
+            drags=tuple(
+                Drag((a[0], a[1]), (b[0], b[1])) for a, b in zip(start.tolist(), end.tolist(), strict=True)
+            ),
+            anchors=() if fixed is None else tuple((x, y) for x, y in fixed.tolist()),
+            # A clock cannot be replayed, a number of steps can.
+            parameters=dataclasses.replace(parameters, steps=max(1, outcome.steps), budget_s=None),
+        )
+        self._push(_State(outcome.latent.detach(), edit, free, outcome.references))
+        return DragResult(
+            image=self.image,
+            latent=self.latent,
+            handles=start,
+            targets=end,
+            points=outcome.points.detach().double().cpu().numpy(),
+            distances=outcome.distances.detach().double().cpu().numpy(),
+            confidences=outcome.confidences.detach().double().cpu().numpy(),
+            lost=outcome.lost.cpu().numpy(),
+            landmark_distances=self._measure(before, self.image, start, end),
+            steps=outcome.steps,
+            seconds=outcome.seconds,
+            reason=outcome.reason,
+            feature_block=config.feature_block,
+        )
+
+    def apply(
+        self,
+        edit: Edit,
+        *,
+        callback: Callable[[StepState], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> DragResult:
+        """Open the image that an edit names, if it names one, and drag."""
+        if edit.method != "refine":
+            raise AutodragError(_no_predictor(f"method {edit.method!r}", self.checkpoint))
+        if edit.fingerprint not in (None, self.fingerprint):
+            raise AutodragError(
+                f"the edit was made for generator {edit.fingerprint!r}, and {self.checkpoint!r} is "
+                f"{self.fingerprint!r}; name the right checkpoint"
+            )
+        if edit.seed is not None or edit.latent is not None:
+            self.open(edit.seed, edit.psi, edit.label, edit.latent)
+        elif not self._states:
+            raise AutodragError(
+                "the edit names neither a seed nor a latent, and no image is open; give it a seed"
+            )
+        parameters = edit.parameters
+        return self.drag(
+            edit.handles,
+            edit.targets,
+            mask=None if edit.mask is None else read_mask(edit.mask, self.image_size),
+            anchors=edit.anchors or None,
+            refine=True,
+            preset=parameters.preset,
+            callback=callback,
+            stop=stop,
+            keep_references=parameters.keep_references,
+            **parameters.overrides(),
+        )
+
+    def undo(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Go back to the image before the last drag."""
+        return self._move(-1, "undo")
+
+    def redo(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Take back the last undo."""
+        return self._move(+1, "redo")
+
+    def save_session(self, path: str | Path) -> None:
+        """Write the edits that led to the present image; masks and an opened latent go beside the file."""
+        path = Path(path)
+        first, *states = self._states[: self._cursor + 1] or [self._state]
+        edits = []
+        for number, state in enumerate(states, start=1):
+            assert state.edit is not None
+            mask = None
+            if state.mask is not None:
+                mask = path.with_name(f"{path.stem}.mask-{number}.png")
+                write_png(mask, np.repeat(state.mask[:, :, None], 3, axis=2).astype(np.uint8) * 255)
+            edits.append(
+                dataclasses.replace(state.edit, checkpoint=self.checkpoint, mask=mask, psi=self._source.psi)
+            )
+        if edits:
+            latent = None
+            if self._source.seed is None:
+                latent = path.with_name(f"{path.stem}.latent.safetensors")
+                save_latent(latent, first.latent, {"generator": self.fingerprint})
+            edits[0] = dataclasses.replace(
+                edits[0],
+                fingerprint=self.fingerprint,
+                seed=self._source.seed,
+                label=self._source.label,
+                latent=latent,
+            )
+        write_session(path, edits)
+
+    def load_session(self, path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
+        """Replay a session: the same checkpoint on the same kind of machine gives the same image."""
+        for edit in read_edits(path):
+            self.apply(edit)
+        return self.image
+
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> _State:
+        if not self._states:
+            raise AutodragError("no image is open; call open(seed=7) first")
+        return self._states[self._cursor]
+
+    def _push(self, state: _State) -> None:
+        del self._states[self._cursor + 1 :]
+        self._states.append(state)
+        self._cursor += 1
+        self._image = None
+
+    def _move(self, by: int, name: str) -> np.ndarray:
+        if not 0 <= self._cursor + by < len(self._states):
+            raise AutodragError(f"there is nothing to {name}")
+        self._cursor += by
+        self._image = None
+        return self.image
+
+    def _points(self, values: np.ndarray) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._dtype in (None, torch.float32):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+    def _render(self, latent: Tensor) -> np.ndarray:
+        with torch.no_grad(), self._precision():
+            return to_uint8(self.generator(latent))[0]
+
+    def _map(self, seed: int, psi: float, label: int | None) -> Tensor:
+        classes = self.generator.config.c_dim
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise AutodragError(f"seed {seed!r} is not usable; expected a whole number from 0 to {2**32 - 1}")
+        if not np.isfinite(psi):
+            raise AutodragError(f"psi {psi} is not finite; expected a number such as 0.7")
+        if classes == 0 and label is not None:
+            raise AutodragError(f"label {label} is given, but this generator has no classes; leave it out")
+        if classes and (label is None or not 0 <= label < classes):
+            raise AutodragError(
+                f"label {label} is not a class of this generator; expected 0 to {classes - 1}"
+            )
+        labels = None if label is None else torch.eye(classes, device=self.device)[label][None]
+        with torch.no_grad():
+            return self.generator.map(
+                seed_z(seed, self.generator.config.z_dim).to(self.device), labels, psi=psi
+            )
+
+    def _config(self, parameters: Parameters) -> RefineConfig:
+        try:
+            config = RefineConfig.preset(parameters.preset, image_size=self.image_size)
+            return dataclasses.replace(config, **parameters.overrides())
+        except (ValueError, TypeError, KeyError) as error:
+            raise AutodragError(f"the settings cannot be used: {str(error).rstrip('.')}") from error
+
+    def _measure(
+        self, before: np.ndarray, after: np.ndarray, handles: np.ndarray, targets: np.ndarray
+    ) -> tuple[float | None, ...] | None:
+        if self.landmarks is None:
+            return None
+        old, new = detect_landmarks(self.landmarks, before), detect_landmarks(self.landmarks, after)
+        return landmark_distances(old, new, handles, targets, NEAR * self.image_size[0])
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    allowed = {field.name for field in dataclasses.fields(Parameters)}
+    for name in settings:
+        if name not in allowed:
+            raise AutodragError(f"drag has no setting {name!r}; expected one of {', '.join(sorted(allowed))}")
+    return settings
+
+
+def _no_predictor(what: str, checkpoint: str) -> str:
+    return (
+        f"{what} needs a predictor, which {checkpoint!r} does not have yet; use the refiner (method 'refine')"
+    )

@@ -1,0 +1,51 @@
+"""Distances left by a drag as a landmark net sees them, which knows nothing of the tracker."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+
+from autodrag.images import to_tensor
+from autodrag.nets.landmarks import LandmarkNet
+from autodrag.points import rescale
+
+NEAR = 0.05
+"""A handle this close to a landmark is measured by it; a share of the image's height."""
+
+
+def detect_landmarks(net: LandmarkNet, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "K 2"]:
+    """Landmarks (x, y) in px of `image`, which is resized where the net was made for another size."""
+    device = next(net.parameters()).device
+    pixels = to_tensor(image).to(device)
+    size, side = (image.shape[0], image.shape[1]), net.config.resolution
+    with torch.no_grad():
+        if size != (side, side):
+            pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
+        points = rescale(net(pixels).points[0], (side, side), size)
+    found: np.ndarray = points.double().cpu().numpy()
+    return found
+
+
+def landmark_distances(
+    before: Float[np.ndarray, "K 2"],
+    after: Float[np.ndarray, "K 2"],
+    handles: Float[np.ndarray, "N 2"],
+    targets: Float[np.ndarray, "N 2"],
+    near: float,
+) -> tuple[float | None, ...]:
+    """How far each handle's nearest landmark ended from where the drag should have taken it, px.
+
+    A handle rarely lies on its landmark exactly, so the offset between them is carried to the target. None
+    where no landmark lies within `near` px of the handle.
+    """
+    distances: list[float | None] = []
+    for handle, target in zip(handles, targets, strict=True):
+        offsets = before - handle
+        nearest = int(np.hypot(*offsets.T).argmin())
+        if np.hypot(*offsets[nearest]) > near:
+            distances.append(None)
+        else:
+            distances.append(float(np.hypot(*(after[nearest] - target - offsets[nearest]))))
+    return tuple(distances)
