@@ -1,0 +1,1 @@
+"""Evaluation: the papers' protocols and the baselines they compare with."""

@@ -1,0 +1,1 @@
+"""Inference: motion supervision, tracking, the refiner and the editor object."""

@@ -1,0 +1,49 @@
+"""Standard coordinates of a generator's latents: directions along which W varies a lot are cheap, others dear.
+
+A principal component analysis of mapped codes (GANSpace, Härkönen et al. 2020; used to keep drags plausible by
+Stable-DragGAN). A step of equal length in these coordinates stays equally likely whatever its direction, which plain W
+does not give: there an optimiser is as glad to leave the distribution as to follow it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from autodrag.nets.stylegan2 import Generator
+
+
+@dataclass(frozen=True)
+class LatentBasis:
+    """Mean and scaled principal directions of W."""
+
+    mean: Float[Tensor, " D"]
+    """Mean of the mapped codes."""
+    directions: Float[Tensor, "D D"]
+    """Column k is the k-th principal direction times its standard deviation, floored at 1 % of the largest."""
+
+    @staticmethod
+    @torch.no_grad()
+    def of(generator: Generator, *, samples: int = 4096, seed: int = 0) -> LatentBasis:
+        """The basis of a generator, from `samples` random codes (and random labels where it is conditional)."""
+        config = generator.config
+        device = generator.mapping.w_avg.device
+        rng = torch.Generator().manual_seed(seed)
+        z = torch.randn(samples, config.z_dim, generator=rng).to(device)
+        labels = None
+        if config.c_dim:
+            classes = torch.randint(config.c_dim, (samples,), generator=rng)
+            labels = torch.nn.functional.one_hot(classes, config.c_dim).float().to(device)
+        w = generator.mapping(z, labels)
+        mean = w.mean(dim=0)
+        variance, vectors = torch.linalg.eigh((w - mean).t() @ (w - mean) / (samples - 1))
+        deviation = variance.clamp_min(0).sqrt()
+        deviation = deviation.clamp_min(0.01 * float(deviation.max()))
+        return LatentBasis(mean, (vectors * deviation).flip(1))
+
+    def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """A displacement of W in standard coordinates, as one in W."""
+        return coordinates @ self.directions.t()

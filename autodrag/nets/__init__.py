@@ -1,0 +1,1 @@
+"""Networks: one network, one file; they know no loss, optimiser, file or device."""

@@ -1,0 +1,113 @@
+"""Landmark detector: images to (x, y) of named points; for critters it plays the part that dlib plays for faces.
+
+A small U-Net predicts one heat map per landmark; the coordinate is the expectation over its softmax (DSNT, Nibali et
+al. 2018; "soft-argmax"), which is differentiable and finer than a cell. Heat maps reach beyond the frame by a margin,
+so that an ear tip that is cut off can still be placed where it must be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from autodrag.points import rescale
+
+
+@dataclass(frozen=True)
+class LandmarkConfig:
+    """Shape of a landmark net."""
+
+    resolution: int = 64
+    """Side of the square input in pixels."""
+    width: int = 24
+    """Channels at full resolution; they double at each of the first two halvings."""
+    depth: int = 4
+    """Halvings from the input to the coarsest map."""
+    margin: int = 4
+    """Cells that heat maps reach beyond the frame on each side; a cell is two pixels."""
+    names: tuple[str, ...] = ()
+    """Names of the landmarks, in the order of the output."""
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("names is empty: expected one name per landmark.")
+        if self.resolution % 2**self.depth or self.resolution < 2 ** (self.depth + 1):
+            raise ValueError(f"resolution {self.resolution} cannot be halved {self.depth} times.")
+
+    def channels(self, level: int) -> int:
+        """Channels after `level` halvings."""
+        return self.width * 2 ** min(level, 2)
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Where the landmarks are, and how sure the net is."""
+
+    points: Float[Tensor, "B N 2"]
+    """(x, y) px of the input image; may lie outside of it."""
+    confidence: Float[Tensor, "B N"]
+    """Mass of the heat map within two cells of the point, in [0, 1]."""
+    heat: Float[Tensor, "B N h w"]
+    """Normalised heat maps; each sums to one."""
+
+
+class _Stage(nn.Module):
+    """Two 3x3 convolutions with group norm."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm0 = nn.GroupNorm(8, outputs)
+        self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.norm1 = nn.GroupNorm(8, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.norm0(self.conv0(x)))
+        return F.silu(self.norm1(self.conv1(x)))
+
+
+class LandmarkNet(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] of the configured side to `Landmarks`."""
+
+    def __init__(self, config: LandmarkConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = [config.channels(level) for level in range(config.depth + 1)]
+        self.down = nn.ModuleList(
+            _Stage(3 if level == 0 else channels[level - 1], channels[level]) for level in range(config.depth + 1)
+        )
+        self.up = nn.ModuleList(
+            _Stage(channels[level + 1] + channels[level], channels[level]) for level in range(1, config.depth)
+        )
+        self.heat = nn.Conv2d(channels[1], len(config.names), 3, padding=1 + config.margin)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Landmarks:
+        side = self.config.resolution
+        if images.shape[2:] != (side, side):
+            raise ValueError(f"images of {tuple(images.shape[2:])} px: this landmark net expects ({side}, {side}).")
+        maps = []
+        x = images
+        for level, stage in enumerate(self.down):
+            x = stage(x if level == 0 else F.avg_pool2d(x, 2))
+            maps.append(x)
+        for level in range(self.config.depth - 1, 0, -1):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = self.up[level - 1](torch.cat([x, maps[level]], dim=1))
+        heat = self.heat(x).float().flatten(2).softmax(dim=2)  # (B, N, h * w)
+
+        cells = side // 2
+        axis = torch.arange(-self.config.margin, cells + self.config.margin, device=heat.device, dtype=heat.dtype)
+        grid = torch.cartesian_prod(axis, axis).flip(1)  # (h * w, 2) as (x, y), row by row
+        points = heat @ grid  # (B, N, 2) in cells
+        near = torch.cdist(points.detach(), grid.expand(len(points), -1, -1)) <= 2.0
+        confidence = (heat * near).sum(dim=2)
+        height = len(axis)
+        return Landmarks(
+            points=rescale(points, (cells, cells), (side, side)),
+            confidence=confidence,
+            heat=heat.unflatten(2, (height, height)),
+        )

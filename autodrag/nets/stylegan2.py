@@ -1,0 +1,413 @@
+"""StyleGAN2 generator in plain PyTorch.
+
+Follows Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020), in the
+parametrisation of NVIDIA's stylegan2-ada-pytorch: a state dict of theirs loads one to one once its constant
+`resample_filter` buffers are left out. Written from the papers and from the published tensor names.
+
+Two things differ in how it computes, not in what:
+
+* Modulation is "scale the input, convolve with shared weights, scale the output", which is the same product as
+  per-sample weights and far faster on a CPU than grouped convolution.
+* Synthesis can stop after a block (`Generator.features`) and go on from there (`Generator.image`), and RGB is made
+  only when an image is asked for: point dragging needs features in its inner loop, and no image.
+
+Block k works at resolution 4 * 2**k, so "the 6th block" of the DragGAN paper is `block=5`, 128 x 128.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NoiseMode = Literal["const", "random", "none"]
+
+_SLOPE = 0.2  # of every leaky ReLU
+_GAIN = math.sqrt(2.0)  # keeps the variance of an activation after a leaky ReLU
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Shape of a StyleGAN2 generator; the numbers are enough to rebuild it from its tensors."""
+
+    resolution: int = 64
+    """Height of the image in pixels: a power of two from 8 to 1024."""
+    base_width: int = 4
+    """Width of the learned 4-pixel-high constant: 4 gives square images, 2 StyleGAN-Human's 1024 x 512."""
+    z_dim: int = 512
+    """Length of the Gaussian input code."""
+    w_dim: int = 512
+    """Length of one intermediate latent vector."""
+    c_dim: int = 0
+    """Length of the class label; 0 for an unconditional network."""
+    mapping_layers: int = 8
+    """Fully connected layers from z to w."""
+    channel_base: int = 32768
+    """A block of resolution r has min(channel_base // r, channel_max) channels."""
+    channel_max: int = 512
+    """Largest number of channels of a block."""
+    architecture: Literal["skip", "resnet", "orig"] = "skip"
+    """`skip` sums the RGB of all blocks, `resnet` sums features, `orig` does neither."""
+    conv_clamp: float | None = None
+    """Bound on activations; NVIDIA sets 256 where it mixes precisions, None elsewhere."""
+    mapping_lr_multiplier: float = 0.01
+    """Learning-rate multiplier of the mapping layers; it scales their stored weights."""
+
+    def __post_init__(self) -> None:
+        if self.resolution not in (8, 16, 32, 64, 128, 256, 512, 1024):
+            raise ValueError(f"resolution {self.resolution}: expected a power of two from 8 to 1024.")
+        if self.base_width not in (2, 4):
+            raise ValueError(f"base_width {self.base_width}: expected 4 (square) or 2 (half as wide as high).")
+        if self.architecture not in ("skip", "resnet", "orig"):
+            raise ValueError(f"architecture {self.architecture!r}: expected skip, resnet or orig.")
+        for name in ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least 1.")
+        if self.channel_base < self.resolution:
+            raise ValueError(f"channel_base {self.channel_base} leaves no channel at {self.resolution} px.")
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the image in pixels."""
+        return self.resolution, self.resolution * self.base_width // 4
+
+    @property
+    def block_resolutions(self) -> tuple[int, ...]:
+        """Heights of the blocks' outputs, coarse to fine: 4, 8, ..., resolution."""
+        return tuple(4 * 2**k for k in range(int(math.log2(self.resolution)) - 1))
+
+    @property
+    def latent_layers(self) -> int:
+        """L, the number of latent vectors that synthesis takes (NVIDIA's num_ws)."""
+        return 2 * len(self.block_resolutions)
+
+    def channels(self, resolution: int) -> int:
+        """Channels of the block that works at `resolution`."""
+        return min(self.channel_base // resolution, self.channel_max)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Outputs of synthesis blocks 0..k, coarse to fine, each (B, C, h, w)."""
+
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def last(self) -> Tensor:
+        """Output of the finest block that was run, (B, C, h, w)."""
+        return self.outputs[-1]
+
+
+def seed_z(seed: int, z_dim: int) -> Float[Tensor, "1 Z"]:
+    """The z of a seed, as NVIDIA's and DragGAN's code draw it: `RandomState(seed).randn(1, z_dim)`, as fp32."""
+    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).to(torch.float32)
+
+
+# --- filters ---------------------------------------------------------------------------------------------------------
+
+
+def _fir_2d(device: torch.device, dtype: torch.dtype, channels: int, gain: float) -> Tensor:
+    """The separable [1, 3, 3, 1] low-pass filter as depthwise weights (channels, 1, 4, 4) of sum `gain`."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype) / 8.0
+    return (torch.outer(taps, taps) * gain).expand(channels, 1, 4, 4)
+
+
+def upsample(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C 2*H 2*W"]:
+    """Twice the size: zero insertion, then the [1, 3, 3, 1] filter (StyleGAN2's upsample2d)."""
+    weight = _fir_2d(x.device, x.dtype, x.shape[1], 4.0)
+    return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+
+
+def blur(x: Float[Tensor, "B C H W"], padding: int, gain: float, stride: int = 1) -> Tensor:
+    """The [1, 3, 3, 1] low-pass filter, zero-padded by `padding` on each side."""
+    return F.conv2d(x, _fir_2d(x.device, x.dtype, x.shape[1], gain), padding=padding, stride=stride, groups=x.shape[1])
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
+class FullyConnected(nn.Module):
+    """Linear layer with an equalised learning rate (Karras et al. 2018): weights are stored as N(0, 1/lr)."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias_init: float = 0.0, lr_multiplier: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((outputs,), float(bias_init)))
+        self.weight_gain = lr_multiplier / math.sqrt(inputs)
+        self.bias_gain = lr_multiplier
+
+    def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
+        bias = self.bias if self.bias_gain == 1.0 else self.bias * self.bias_gain
+        return F.linear(x, self.weight * self.weight_gain, bias)
+
+
+def _normalise_2nd_moment(x: Tensor) -> Tensor:
+    return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+class Mapping(nn.Module):
+    """z and an optional class label to one latent vector w; also keeps w_avg, the centre of truncation."""
+
+    w_avg: Tensor
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = config.z_dim
+        if config.c_dim:
+            self.embed = FullyConnected(config.c_dim, config.w_dim)
+            inputs += config.w_dim
+        for i in range(config.mapping_layers):
+            layer = FullyConnected(
+                inputs if i == 0 else config.w_dim, config.w_dim, lr_multiplier=config.mapping_lr_multiplier
+            )
+            self.add_module(f"fc{i}", layer)
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))
+
+    def forward(self, z: Float[Tensor, "B Z"], labels: Float[Tensor, "B K"] | None = None) -> Float[Tensor, "B D"]:
+        x = _normalise_2nd_moment(z.to(self.w_avg.dtype))
+        if self.config.c_dim:
+            if labels is None or labels.shape != (len(z), self.config.c_dim):
+                got = "none" if labels is None else str(tuple(labels.shape))
+                raise ValueError(f"labels {got}: this network is conditional, expected ({len(z)}, {self.config.c_dim}).")
+            x = torch.cat([x, _normalise_2nd_moment(self.embed(labels.to(x.dtype)))], dim=1)
+        for i in range(self.config.mapping_layers):
+            x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), _SLOPE) * _GAIN
+        return x
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated and demodulated 3x3 convolution, noise, bias, leaky ReLU; `up` doubles the size."""
+
+    noise_const: Tensor
+    frozen_energy: Tensor | None
+
+    def __init__(self, inputs: int, outputs: int, w_dim: int, size: tuple[int, int], up: bool) -> None:
+        super().__init__()
+        self.up = up
+        self.affine = FullyConnected(w_dim, inputs, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(size))
+        self.register_buffer("frozen_energy", None, persistent=False)
+
+    def energy(self) -> Tensor:
+        """Squared norm of the weights of each input-output pair, (O, I): what demodulation needs of them."""
+        if self.frozen_energy is not None:
+            return self.frozen_energy
+        return self.weight.float().square().sum(dim=(2, 3))
+
+    def modulation(self, w: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor]:
+        """Input scales (B, I) and output scales (B, O) that make the modulated, unit-variance convolution."""
+        style = self.affine(w)
+        # rsqrt of a sum of up to 512 * 9 squares: kept in fp32 whatever the convolution runs in.
+        with torch.autocast(w.device.type, enabled=False):
+            demodulation = (style.float().square() @ self.energy().t() + 1e-8).rsqrt()
+        return style, demodulation
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The plain convolution with shared `weight` (O, I, 3, 3), upsampling where the layer does."""
+        if not self.up:
+            return F.conv2d(x, weight, padding=1)
+        return blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1, gain=4.0)
+
+    def noise(self, batch: int, mode: NoiseMode) -> Tensor | None:
+        """Scaled noise (1 or B, 1, H, W); None where there is none."""
+        if mode == "none":
+            return None
+        if mode == "const":
+            return (self.noise_const * self.noise_strength)[None, None]
+        height, width = self.noise_const.shape
+        return torch.randn(batch, 1, height, width, device=self.bias.device) * self.noise_strength
+
+    def forward(self, x: Tensor, w: Float[Tensor, "B D"], noise: NoiseMode, gain: float, clamp: float | None) -> Tensor:
+        style, demodulation = self.modulation(w)
+        x = self.convolve(x * style[:, :, None, None].to(x.dtype), self.weight)
+        # A leaky ReLU is positively homogeneous, so its gain goes into the small factors in front of it.
+        gain = gain * _GAIN
+        x = x * (demodulation * gain)[:, :, None, None].to(x.dtype)
+        perturbation = self.noise(len(x), noise)
+        if perturbation is not None:
+            x = x.add_((perturbation * gain).to(x.dtype))
+        x = F.leaky_relu_(x.add_((self.bias * gain)[:, None, None].to(x.dtype)), _SLOPE)
+        return x if clamp is None else x.clamp(-clamp * gain / _GAIN, clamp * gain / _GAIN)
+
+
+class ToRGB(nn.Module):
+    """Modulated 1x1 convolution to RGB, without demodulation."""
+
+    def __init__(self, inputs: int, w_dim: int) -> None:
+        super().__init__()
+        self.affine = FullyConnected(w_dim, inputs, bias_init=1.0)
+        self.weight = nn.Parameter(torch.randn(3, inputs, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.weight_gain = 1.0 / math.sqrt(inputs)
+
+    def forward(self, x: Tensor, w: Float[Tensor, "B D"], clamp: float | None) -> Tensor:
+        style = self.affine(w) * self.weight_gain
+        # Per-sample weights are tiny here (3 x I), a scaled copy of x is not.
+        weight = self.weight[None, :, :, 0, 0] * style[:, None, :]  # (B, 3, I)
+        if len(x) == 1:
+            y = F.conv2d(x, weight[0, :, :, None, None].to(x.dtype))
+        else:
+            y = torch.einsum("boi,bihw->bohw", weight.to(x.dtype), x)
+        y = y + self.bias[:, None, None].to(y.dtype)
+        return y if clamp is None else y.clamp(-clamp, clamp)
+
+
+class _Skip(nn.Module):
+    """1x1 convolution and upsampling beside a block of the `resnet` architecture."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 1, 1))
+        self.weight_gain = 1.0 / math.sqrt(inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return upsample(F.conv2d(x, (self.weight * (self.weight_gain * math.sqrt(0.5))).to(x.dtype)))
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution: an upsampling and a plain layer (the first block: a constant and one layer), and its RGB."""
+
+    def __init__(self, config: GeneratorConfig, index: int) -> None:
+        super().__init__()
+        self.config = config
+        resolution = config.block_resolutions[index]
+        size = (resolution, resolution * config.base_width // 4)
+        channels = config.channels(resolution)
+        self.first = index == 0
+        self.has_rgb = config.architecture == "skip" or resolution == config.resolution
+        if self.first:
+            self.const = nn.Parameter(torch.randn(channels, *size))
+        else:
+            inputs = config.channels(resolution // 2)
+            self.conv0 = SynthesisLayer(inputs, channels, config.w_dim, size, up=True)
+            if config.architecture == "resnet":
+                self.skip = _Skip(inputs, channels)
+        self.conv1 = SynthesisLayer(channels, channels, config.w_dim, size, up=False)
+        if self.has_rgb:
+            self.torgb = ToRGB(channels, config.w_dim)
+
+    def forward(self, x: Tensor | None, ws: Float[Tensor, "B V D"], noise: NoiseMode) -> Tensor:
+        """Features of the block below (None for the first) to features of this one; `ws` starts at its first layer."""
+        clamp = self.config.conv_clamp
+        if self.first:
+            x = self.const.expand(len(ws), -1, -1, -1)
+            return self.conv1(x, ws[:, 0], noise, 1.0, clamp)
+        assert x is not None
+        resnet = self.config.architecture == "resnet"
+        y = self.conv0(x, ws[:, 0], noise, 1.0, clamp)
+        y = self.conv1(y, ws[:, 1], noise, math.sqrt(0.5) if resnet else 1.0, clamp)
+        return self.skip(x) + y if resnet else y
+
+    def rgb(self, x: Tensor, image: Tensor | None, w: Float[Tensor, "B D"]) -> Tensor | None:
+        """The image so far at this block's size: the coarser one upsampled, plus this block's own RGB in fp32."""
+        if image is not None:
+            image = upsample(image)
+        if not self.has_rgb:
+            return image
+        own = self.torgb(x, w, self.config.conv_clamp).float()
+        return own if image is None else image + own
+
+
+class Synthesis(nn.Module):
+    """W+ to image: blocks b4, b8, ..., each with its slice of the latent vectors."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        for index, resolution in enumerate(config.block_resolutions):
+            self.add_module(f"b{resolution}", SynthesisBlock(config, index))
+
+    @property
+    def blocks(self) -> list[SynthesisBlock]:
+        """The blocks, coarse to fine."""
+        return [self.get_submodule(f"b{r}") for r in self.config.block_resolutions]  # type: ignore[misc]
+
+    @staticmethod
+    def first_layer(index: int) -> int:
+        """Index in W+ of a block's first layer; its RGB layer shares the vector of the next block's first layer."""
+        return 0 if index == 0 else 2 * index - 1
+
+
+class Generator(nn.Module):
+    """Mapping and synthesis. Latents are W+ (B, L, D), images (B, 3, H, W) in about [-1, 1]."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mapping = Mapping(config)
+        self.synthesis = Synthesis(config)
+
+    def freeze(self) -> Generator:
+        """Ready for editing: evaluation mode, no parameter gradients, and what depends on weights alone computed once.
+
+        Weights must not change afterwards. Returns itself.
+        """
+        self.eval().requires_grad_(False)
+        for layer in self.modules():
+            if isinstance(layer, SynthesisLayer):
+                layer.frozen_energy = layer.energy()
+        return self
+
+    def map(
+        self,
+        z: Float[Tensor, "B Z"],
+        labels: Float[Tensor, "B K"] | None = None,
+        *,
+        psi: float = 1.0,
+        cutoff: int | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """z to W+, the same vector for every layer.
+
+        psi: truncation; 1 leaves w alone, 0 gives the average latent. cutoff: truncate only the first that many layers.
+        Raises ValueError where a conditional network gets no labels or labels of another shape.
+        """
+        ws = self.mapping(z, labels)[:, None].repeat(1, self.config.latent_layers, 1)
+        if psi == 1.0:
+            return ws
+        end = self.config.latent_layers if cutoff is None else cutoff
+        truncated = self.mapping.w_avg.lerp(ws[:, :end], psi)
+        return torch.cat([truncated, ws[:, end:]], dim=1)
+
+    def features(self, latent: Float[Tensor, "B L D"], *, block: int, noise: NoiseMode = "const") -> Features:
+        """Runs blocks 0..`block` (index from 0; 5 is DragGAN's 128 x 128) without RGB."""
+        outputs: tuple[Tensor, ...] = ()
+        return self._run(latent, outputs, block, noise)
+
+    def image(
+        self, latent: Float[Tensor, "B L D"], features: Features, *, noise: NoiseMode = "const"
+    ) -> Float[Tensor, "B 3 H W"]:
+        """The image whose first blocks gave `features`; runs only the blocks that are missing."""
+        blocks = self.synthesis.blocks
+        outputs = self._run(latent, features.outputs, len(blocks) - 1, noise).outputs
+        image: Tensor | None = None
+        for index, block in enumerate(blocks):
+            rgb_layer = self.synthesis.first_layer(index) + (1 if index == 0 else 2)
+            image = block.rgb(outputs[index], image, latent[:, rgb_layer])
+        assert image is not None
+        return image
+
+    def forward(self, latent: Float[Tensor, "B L D"], *, noise: NoiseMode = "const") -> Float[Tensor, "B 3 H W"]:
+        """W+ to image. noise: `const` is part of an image's identity, `random` is for training, `none` for tests."""
+        return self.image(latent, Features(()), noise=noise)
+
+    def _run(self, latent: Tensor, done: tuple[Tensor, ...], last: int, noise: NoiseMode) -> Features:
+        if latent.shape[1:] != (self.config.latent_layers, self.config.w_dim):
+            expected = f"(B, {self.config.latent_layers}, {self.config.w_dim})"
+            raise ValueError(f"latent {tuple(latent.shape)}: expected {expected} for this generator.")
+        outputs = list(done)
+        x = outputs[-1] if outputs else None
+        for index in range(len(outputs), last + 1):
+            start = self.synthesis.first_layer(index)
+            x = self.synthesis.blocks[index](x, latent[:, start : start + 2], noise)
+            outputs.append(x)
+        return Features(tuple(outputs))

@@ -1,0 +1,1 @@
+"""Training: thin LightningModules, pure losses, export to release files."""

@@ -1,0 +1,286 @@
+"""Adversarial training of a StyleGAN2 generator, on rendered critters or on a folder of pictures.
+
+Karras et al. (CVPR 2020) with the settings that NVIDIA's stylegan2-ada-pytorch uses for small images: non-saturating
+loss, lazy R1, style mixing, an exponential moving average of the generator, path-length regularisation where asked
+for. The exported generator is the average.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from autodrag.checkpoint import save_generator
+from autodrag.data.image_array import ImageStream, critters_array, folder_array
+from autodrag.errors import AutodragError
+from autodrag.images import write_png
+from autodrag.nets.discriminator import Discriminator, DiscriminatorConfig
+from autodrag.nets.stylegan2 import Generator, GeneratorConfig
+from autodrag.train.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty
+from autodrag.train.run import RunConfig, SaveState, make_trainer, parse_config, prepare_torch, print_progress
+
+
+@dataclass(frozen=True)
+class GeneratorDataConfig:
+    """What the discriminator sees as real."""
+
+    folder: Path | None = None
+    """A folder of pictures; none renders critters."""
+    cache: Path = Path("runs/data/critters.npy")
+    """Where the pictures lie as one uint8 array; made when missing."""
+    count: int = 15000
+    """Critters to render (the number of files decides for a folder)."""
+    seed: int = 1
+    """Seed of the rendered critters."""
+    mirror: bool = True
+    """Show every second picture mirrored."""
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The optimisation."""
+
+    images: int = 300_000
+    """Real images shown in all; training ends there."""
+    batch: int = 16
+    """Images per step."""
+    lr: float = 2.5e-3
+    """Adam's learning rate of both networks (betas 0 and 0.99)."""
+    r1_gamma: float = 0.1
+    """Weight of R1; NVIDIA's rule of thumb is 2e-4 * pixels / batch."""
+    r1_interval: int = 16
+    """Steps between two R1 steps (lazy regularisation)."""
+    path_length_weight: float = 0.0
+    """Weight of path-length regularisation; 0 leaves it out, NVIDIA's large configs use 2."""
+    path_length_interval: int = 4
+    """Steps between two path-length steps."""
+    style_mixing: float = 0.5
+    """Probability that the second half of the layers gets another latent vector."""
+    ema_images: float = 5_000.0
+    """Half-life of the generator's average, in images."""
+    ema_rampup: float = 0.05
+    """The half-life is at most this share of the images seen so far."""
+    w_avg_decay: float = 0.995
+    """Decay of the average latent per step."""
+    grid_images: int = 10_000
+    """Images between two sample grids."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 2 or self.images < self.batch:
+            raise ValueError(f"batch {self.batch}, images {self.images}: expected 2 <= batch <= images.")
+        if self.lr <= 0 or self.r1_gamma < 0 or not 0 <= self.style_mixing <= 1:
+            raise ValueError("expected lr > 0, r1_gamma >= 0 and style_mixing in [0, 1].")
+
+
+@dataclass(frozen=True)
+class GeneratorTraining:
+    """Adversarial training of a StyleGAN2 generator."""
+
+    run: RunConfig
+    """Folder, precision, saving."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The network; the discriminator takes its sizes from it."""
+    data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
+    """The real pictures."""
+    training: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """The optimisation."""
+
+
+class AdversarialModule(L.LightningModule):
+    """Generator, its average, and discriminator; one step trains both on one batch of real images."""
+
+    def __init__(self, config: GeneratorTraining) -> None:
+        super().__init__()
+        self.config, self.hp = config, config.training
+        self.automatic_optimization = False
+        net = config.generator
+        # channels_last doubles the speed of convolutions on CPUs and on tensor cores.
+        self.generator = Generator(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.discriminator = Discriminator(
+            DiscriminatorConfig(net.resolution, net.base_width, net.channel_base, net.channel_max)
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.register_buffer("mean_length", torch.zeros([]))
+        self.grid_z = torch.randn(48, net.z_dim, generator=torch.Generator().manual_seed(config.run.seed))
+        self.step = 0
+        self._rng_state: Tensor | None = None
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Adam for both; a lazily regularised network takes more steps in all, so its lr and betas shrink with it."""
+
+        def adam(parameters: Any, interval: int | None) -> torch.optim.Adam:
+            ratio = 1.0 if interval is None else interval / (interval + 1)
+            return torch.optim.Adam(parameters, lr=self.hp.lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)
+
+        path = self.hp.path_length_interval if self.hp.path_length_weight else None
+        r1 = self.hp.r1_interval if self.hp.r1_gamma else None
+        return [adam(self.generator.parameters(), path), adam(self.discriminator.parameters(), r1)]
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """The stream of real images from this run's step on."""
+        array = prepare_data(self.config)
+        total = math.ceil(self.hp.images / self.hp.batch)
+        stream = ImageStream(
+            array, batch=self.hp.batch, first=self.step, total=total, seed=self.config.run.seed, mirror=self.config.data.mirror
+        )
+        return DataLoader(stream, batch_size=None)
+
+    def latents(self, batch: int) -> Float[Tensor, "B L D"]:
+        """Mapped codes with style mixing; also moves the average latent."""
+        w = self.generator.mapping(torch.randn(batch, self.config.generator.z_dim, device=self.device))
+        w_avg = self.generator.mapping.w_avg
+        w_avg.lerp_(w.detach().float().mean(dim=0), 1 - self.hp.w_avg_decay)
+        layers = self.config.generator.latent_layers
+        latent = w[:, None].repeat(1, layers, 1)
+        if self.hp.style_mixing and torch.rand([]) < self.hp.style_mixing:
+            cut = int(torch.randint(1, layers, []))
+            other = self.generator.mapping(torch.randn(batch, self.config.generator.z_dim, device=self.device))
+            latent = torch.cat([latent[:, :cut], other[:, None].expand(-1, layers - cut, -1)], dim=1)
+        return latent
+
+    def training_step(self, batch: Float[Tensor, "B 3 H W"], batch_idx: int) -> None:
+        optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
+        real = batch.contiguous(memory_format=torch.channels_last)
+
+        # One pass of the generator serves both players: the discriminator sees the images detached first.
+        latent = self.latents(len(real))
+        fake = self.generator(latent, noise="random").contiguous(memory_format=torch.channels_last)
+        loss_d = discriminator_loss(*self.judge(real, fake.detach()))
+        optimizer_d.zero_grad()
+        self.manual_backward(loss_d)
+        optimizer_d.step()
+        if self.hp.r1_gamma and self.step % self.hp.r1_interval == 0:
+            self.regularise_discriminator(real, optimizer_d)
+
+        self.discriminator.requires_grad_(False)
+        loss_g = generator_loss(self.discriminator(fake))
+        optimizer_g.zero_grad()
+        self.manual_backward(loss_g)
+        optimizer_g.step()
+        if self.hp.path_length_weight and self.step % self.hp.path_length_interval == 0:
+            self.regularise_generator(optimizer_g)
+        self.discriminator.requires_grad_(True)
+
+        self.step += 1
+        self.move_average(len(real))
+        if not (torch.isfinite(loss_d) and torch.isfinite(loss_g)):
+            raise AutodragError(
+                f"the loss is not finite at step {self.step}; the state saved before it is kept. Resume with a lower lr."
+            )
+        self.log_dict({"loss/generator": loss_g.detach(), "loss/discriminator": loss_d.detach()})
+
+    def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of real and of fake images, each in a batch of its own (the minibatch statistic must not mix them)."""
+        return self.discriminator(real), self.discriminator(fake)
+
+    def regularise_discriminator(self, real: Tensor, optimizer: Any) -> None:
+        """Lazy R1, its weight multiplied by the interval that it stands for. In fp32: second derivatives are small."""
+        real = real.detach().requires_grad_()
+        with torch.autocast(self.device.type, enabled=False):
+            penalty = r1_penalty(self.discriminator(real), real)
+        optimizer.zero_grad()
+        self.manual_backward(penalty * (self.hp.r1_gamma / 2 * self.hp.r1_interval))
+        optimizer.step()
+        self.log("loss/r1", penalty.detach())
+
+    def regularise_generator(self, optimizer: Any) -> None:
+        """Lazy path-length regularisation on half a batch."""
+        latent = self.latents(max(1, self.hp.batch // 2))
+        with torch.autocast(self.device.type, enabled=False):
+            images = self.generator(latent, noise="random")
+            penalty, mean_length = path_length_penalty(images, latent, self.mean_length)
+        self.mean_length.copy_(mean_length)
+        optimizer.zero_grad()
+        self.manual_backward(penalty * (self.hp.path_length_weight * self.hp.path_length_interval))
+        optimizer.step()
+        self.log("loss/path_length", penalty.detach())
+
+    @torch.no_grad()
+    def move_average(self, batch: int) -> None:
+        """Moves the average toward the generator; buffers are copied."""
+        half_life = min(self.hp.ema_images, self.step * batch * self.hp.ema_rampup)
+        weight = 1 - 0.5 ** (batch / max(half_life, 1e-8))
+        for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            mean.lerp_(value, weight)
+        for mean, value in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mean.copy_(value)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        every = max(1, self.hp.grid_images // self.hp.batch)
+        if self.step % every == 0:
+            self.write_grid()
+
+    @torch.no_grad()
+    def write_grid(self) -> None:
+        """48 images of the average at psi 0.8: to TensorBoard, and as a PNG into the run's folder."""
+        images = self.average(self.average.map(self.grid_z.to(self.device), psi=0.8))
+        rows = images.float().clamp(-1, 1).unflatten(0, (6, 8))
+        grid = rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)  # (3, 6 H, 8 W)
+        if self.logger is not None:
+            self.logger.experiment.add_image("samples", (grid + 1) / 2, self.step)  # type: ignore[attr-defined]
+        pixels = ((grid + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        write_png(self.config.run.folder / "grids" / f"{self.step * self.hp.batch:08d}.png", pixels)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["step"] = self.step
+        checkpoint["rng"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = int(checkpoint["step"])
+        self._rng_state = checkpoint["rng"]
+
+    def on_train_start(self) -> None:
+        if self._rng_state is not None:
+            torch.set_rng_state(self._rng_state.cpu())
+
+    def export(self, path: Path) -> None:
+        """Writes the average as a release file, fp16, with the images it has seen in its metadata."""
+        extra = {"images_seen": self.step * self.hp.batch, "training": asdict(self.hp)}
+        save_generator(path, self.average, dtype=torch.float16, extra=extra)
+
+
+def prepare_data(config: GeneratorTraining) -> Any:
+    """The real pictures as an array, made when missing. Raises AutodragError before any training."""
+    data = config.data
+    if data.folder is not None:
+        return folder_array(data.cache, data.folder, size=config.generator.image_size, progress=print_progress)
+    if config.generator.base_width != 4:
+        raise AutodragError("critters are square; set generator.base_width to 4 or train on a folder of pictures.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return critters_array(
+        data.cache, count=data.count, size=config.generator.resolution, seed=data.seed, device=device, progress=print_progress
+    )
+
+
+def train(config: GeneratorTraining) -> Path:
+    """Runs or resumes the training of `config`; returns the exported generator.safetensors."""
+    prepare_torch(config.run)
+    prepare_data(config)
+    module = AdversarialModule(config)
+    state = SaveState(config.run)
+    trainer = make_trainer(
+        config.run, [state], batch=config.training.batch, total_steps=math.ceil(config.training.images / config.training.batch)
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    module.write_grid()
+    out = config.run.folder / "generator.safetensors"
+    module.export(out)
+    return out
+
+
+def main(argv: list[str]) -> int:
+    """`autodrag train generator`."""
+    print(train(parse_config(GeneratorTraining, "generator", argv)))
+    return 0

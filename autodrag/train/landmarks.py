@@ -1,0 +1,227 @@
+"""Training of the landmark net on rendered critters, whose landmarks are known exactly.
+
+Pictures are distorted on the way in (placement, colour, blur, noise), so that the net stays right on a generator's
+imitations of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import kornia.augmentation as K
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from autodrag.checkpoint import save_tensors
+from autodrag.data.critters import LANDMARKS, mirror_landmarks, render, sample_factors
+from autodrag.data.image_array import critters_array, landmarks_path
+from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet, Landmarks
+from autodrag.train.run import RunConfig, SaveState, make_trainer, parse_config, prepare_torch, print_progress
+
+
+@dataclass(frozen=True)
+class LandmarkDataConfig:
+    """The renders that the net learns from and is measured on."""
+
+    cache: Path = Path("runs/data/critters.npy")
+    """The array of renders that generator training uses as well; made when missing."""
+    count: int = 15000
+    """Critters to render."""
+    seed: int = 1
+    """Seed of the rendered critters."""
+    held_out: int = 512
+    """Fresh critters that the error is measured on."""
+
+
+@dataclass(frozen=True)
+class LandmarkOptimisation:
+    """The optimisation."""
+
+    steps: int = 4000
+    """Steps in all."""
+    batch: int = 64
+    """Pictures per step."""
+    lr: float = 2e-3
+    """AdamW's learning rate after warm-up; it decays to zero as a half cosine."""
+    spread_weight: float = 0.05
+    """Weight of the heat maps' spread around the truth (in cells), which keeps them one compact blob."""
+    average_decay: float = 0.995
+    """Decay of the average of the weights that is exported."""
+
+
+@dataclass(frozen=True)
+class LandmarkTraining:
+    """Training of the landmark net on rendered critters."""
+
+    run: RunConfig
+    """Folder, precision, saving."""
+    net: LandmarkConfig = field(default_factory=lambda: LandmarkConfig(names=LANDMARKS))
+    """The network."""
+    data: LandmarkDataConfig = field(default_factory=LandmarkDataConfig)
+    """The renders."""
+    training: LandmarkOptimisation = field(default_factory=LandmarkOptimisation)
+    """The optimisation."""
+
+
+def heat_spread(found: Landmarks) -> Float[Tensor, ""]:
+    """Mean variance of the heat maps around their own mean, in cells squared."""
+    axis = torch.arange(found.heat.shape[2], device=found.heat.device, dtype=found.heat.dtype)
+
+    def variance(p: Tensor) -> Tensor:
+        mean = (p * axis).sum(dim=2, keepdim=True)
+        return (p * (axis - mean).square()).sum(dim=2)
+
+    return (variance(found.heat.sum(dim=2)) + variance(found.heat.sum(dim=3))).mean()
+
+
+def landmark_loss(found: Landmarks, truth: Float[Tensor, "B N 2"], spread_weight: float) -> Float[Tensor, ""]:
+    """Mean distance to the truth in px, plus `spread_weight` times the spread of the heat maps (DSNT's regulariser)."""
+    return (found.points - truth).norm(dim=2).mean() + spread_weight * heat_spread(found)
+
+
+class LandmarkStream(IterableDataset[tuple[Tensor, Tensor]]):
+    """Distorted batches number `first` ... `total` - 1 of renders and landmarks; batch k depends on (seed, k) alone.
+
+    Yields images (B, 3, H, W) in [-1, 1] and points (B, N, 2) in px.
+    """
+
+    def __init__(self, cache: Path, *, batch: int, first: int, total: int, seed: int) -> None:
+        self.images = np.load(cache, mmap_mode="r")
+        self.points = np.load(landmarks_path(cache), mmap_mode="r")
+        self.batch, self.first, self.total, self.seed = batch, first, total, seed
+        same = dict(same_on_batch=False)
+        self.place = K.AugmentationSequential(
+            K.RandomAffine(degrees=12, translate=(0.08, 0.08), scale=(0.85, 1.15), padding_mode="reflection", p=0.8, **same),
+            data_keys=["input", "keypoints"],
+        )
+        self.look = K.AugmentationSequential(
+            K.ColorJiggle(0.2, 0.3, 0.3, 0.05, p=0.7, **same),
+            K.RandomGaussianBlur((5, 5), (0.3, 1.2), p=0.4, **same),
+            data_keys=["input"],
+        )
+
+    def __len__(self) -> int:
+        return max(0, self.total - self.first)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for k in range(self.first, self.total):
+            rng = np.random.default_rng((self.seed, k))
+            rows = np.sort(rng.choice(len(self.images), self.batch, replace=False))
+            images = torch.from_numpy(self.images[rows]).float() / 255
+            points = torch.from_numpy(self.points[rows])
+            mirrored = torch.from_numpy(rng.random(self.batch) < 0.5)
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+            points = torch.where(mirrored[:, None, None], mirror_landmarks(points, size=images.shape[3]), points)
+            with torch.random.fork_rng(devices=[]):  # kornia draws from torch's global generator
+                torch.manual_seed(int(rng.integers(2**62)))
+                images, points = self.place(images, points)
+                images = self.look(images)
+                images = images + torch.randn_like(images) * torch.rand(self.batch, 1, 1, 1) * 0.04
+            yield images * 2 - 1, points
+
+
+class LandmarkModule(L.LightningModule):
+    """The net, its average, and the loss."""
+
+    def __init__(self, config: LandmarkTraining) -> None:
+        super().__init__()
+        self.config, self.hp = config, config.training
+        self.net = LandmarkNet(config.net)
+        self.average = LandmarkNet(config.net).requires_grad_(False)
+        self.average.load_state_dict(self.net.state_dict())
+        self.step = 0
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with a warm-up of 2 % of the steps and a half-cosine decay."""
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hp.lr, weight_decay=1e-3)
+        warm = max(1, self.hp.steps // 50)
+
+        def factor(step: int) -> float:
+            return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.hp.steps)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        stream = LandmarkStream(
+            self.config.data.cache, batch=self.hp.batch, first=self.step, total=self.hp.steps, seed=self.config.run.seed
+        )
+        return DataLoader(stream, batch_size=None)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, truth = batch
+        loss = landmark_loss(self.net(images), truth, self.hp.spread_weight)
+        self.log("loss", loss.detach())
+        return loss
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.step += 1
+        for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
+            mean.lerp_(value, 1 - min(self.hp.average_decay, self.step / (self.step + 10)))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["step"] = self.step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = int(checkpoint["step"])
+
+
+@torch.no_grad()
+def measure(net: LandmarkNet, *, count: int, seed: int) -> dict[str, Any]:
+    """Error in px on `count` fresh renders: median, mean and 95th percentile over visible landmarks, mean per name."""
+    net = net.eval()
+    errors, seen = [], []
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, count, 64):
+        truth = render(sample_factors(min(64, count - start), generator), size=net.config.resolution)
+        found = net(truth.images)
+        errors.append((found.points - truth.landmarks).norm(dim=2))
+        seen.append(truth.visible)
+    error, visible = torch.cat(errors), torch.cat(seen)
+    each = {name: round(float(error[visible[:, i], i].mean()), 3) for i, name in enumerate(net.config.names)}
+    kept = error[visible]
+    return {
+        "resolution": net.config.resolution,
+        "pictures": count,
+        "mean_px": round(float(kept.mean()), 3),
+        "median_px": round(float(kept.median()), 3),
+        "p95_px": round(float(kept.quantile(0.95)), 3),
+        "hidden_mean_px": round(float(error[~visible].mean()), 3),
+        "mean_px_per_landmark": each,
+    }
+
+
+def train(config: LandmarkTraining) -> Path:
+    """Runs or resumes the training; returns the exported landmarks.safetensors, its error in the metadata."""
+    prepare_torch(config.run)
+    data, hp = config.data, config.training
+    size = config.net.resolution
+    critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=print_progress)
+    module = LandmarkModule(config)
+    state = SaveState(config.run)
+    trainer = make_trainer(config.run, [state], batch=hp.batch, total_steps=hp.steps)
+    trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    # Seeds of the training renders start at data.seed * 1,000,003; this one lies far from them.
+    error = measure(module.average, count=data.held_out, seed=2**40 + data.seed)
+    out = config.run.folder / "landmarks.safetensors"
+    extra = {"steps": module.step, "held_out": error}
+    save_tensors(
+        out, module.average.state_dict(), kind="landmarks", config=asdict(config.net), extra=extra, dtype=torch.float16
+    )
+    print(error)
+    return out
+
+
+def main(argv: list[str]) -> int:
+    """`autodrag train landmarks`."""
+    print(train(parse_config(LandmarkTraining, "landmarks", argv)))
+    return 0

@@ -1,0 +1,44 @@
+"""Losses of adversarial training: non-saturating logistic loss, R1, path length. Pure functions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def generator_loss(fake_logits: Float[Tensor, "B 1"]) -> Float[Tensor, ""]:
+    """Non-saturating loss -log sigmoid(D(fake)) (Goodfellow et al. 2014)."""
+    return F.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(real_logits: Float[Tensor, "B 1"], fake_logits: Float[Tensor, "B 1"]) -> Float[Tensor, ""]:
+    """Logistic loss -log sigmoid(D(real)) - log(1 - sigmoid(D(fake)))."""
+    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
+def r1_penalty(real_logits: Float[Tensor, "B 1"], real: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
+    """Mean over the batch of the squared norm of dD/dx at real images (Mescheder et al. 2018); times gamma / 2."""
+    (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+    return gradient.float().square().sum(dim=(1, 2, 3)).mean()
+
+
+def path_length_penalty(
+    images: Float[Tensor, "B 3 H W"],
+    latent: Float[Tensor, "B L D"],
+    mean_length: Float[Tensor, ""],
+    generator: torch.Generator | None = None,
+    decay: float = 0.01,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """StyleGAN2's path-length regularisation: ((‖J^T y‖ - a)^2 averaged, the updated running mean a).
+
+    y is Gaussian noise over the image; the norm is over D, and over L as a mean, as in NVIDIA's code.
+    """
+    noise = torch.randn(images.shape, generator=generator).to(images) / math.sqrt(images.shape[2] * images.shape[3])
+    (gradient,) = torch.autograd.grad((images * noise).sum(), latent, create_graph=True)
+    lengths = gradient.float().square().sum(dim=2).mean(dim=1).sqrt()
+    mean_length = mean_length.lerp(lengths.detach().mean(), decay)
+    return (lengths - mean_length).square().mean(), mean_length
