@@ -38,10 +38,12 @@ from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Parameters, read_edit
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8, write_png
 from autodrag.infer.checks import check_anchors, check_drags, check_mask
+from autodrag.infer.latent_space import LatentBasis
 from autodrag.infer.measure import NEAR, detect_landmarks, landmark_distances
-from autodrag.infer.refine import References, RefineConfig, StepState
+from autodrag.infer.refine import RefineConfig, StepState, feature_block
 from autodrag.infer.refine import refine as run_refiner
 from autodrag.infer.result import DragResult
+from autodrag.infer.tracking import References
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.points import Size
 
@@ -90,6 +92,7 @@ class DragEditor:
         self.landmarks = None if landmarks is None else landmarks.to(self.device).eval()
         self.checkpoint = checkpoint
         self._dtype = dtype
+        self._latent_basis: LatentBasis | None = None
         self._states: list[_State] = []
         self._cursor = 0
         self._image: np.ndarray | None = None
@@ -127,7 +130,7 @@ class DragEditor:
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
         """The present image, HWC uint8 RGB."""
         if self._image is None:
-            self._image = self._render(self._state.latent)
+            self._image = self.render(self._state.latent)
         return self._image
 
     def open(
@@ -223,6 +226,7 @@ class DragEditor:
                 mask=None if free is None else torch.from_numpy(free).to(self.device),
                 anchors=None if fixed is None else self._points(fixed),
                 references=references,
+                basis=self._basis(config),
                 stop=stop,
                 callback=callback,
             )
@@ -249,7 +253,7 @@ class DragEditor:
             steps=outcome.steps,
             seconds=outcome.seconds,
             reason=outcome.reason,
-            feature_block=config.feature_block,
+            feature_block=feature_block(self.generator, config),
         )
 
     def apply(
@@ -358,9 +362,10 @@ class DragEditor:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 
-    def _render(self, latent: Tensor) -> np.ndarray:
+    def render(self, latent: Float[Tensor, "1 L D"]) -> UInt8[np.ndarray, "H W 3"]:
+        """The image of any latent of this generator; the open image stays."""
         with torch.no_grad(), self._precision():
-            return to_uint8(self.generator(latent))[0]
+            return to_uint8(self.generator(latent.to(self.device)))[0]
 
     def _map(self, seed: int, psi: float, label: int | None) -> Tensor:
         classes = self.generator.config.c_dim
@@ -380,9 +385,18 @@ class DragEditor:
                 seed_z(seed, self.generator.config.z_dim).to(self.device), labels, psi=psi
             )
 
+    def _basis(self, config: RefineConfig) -> LatentBasis | None:
+        """Standard coordinates of the generator's latents, found at the first drag that needs them and kept."""
+        if config.objective != "locate":
+            return None
+        if self._latent_basis is None:
+            self._latent_basis = LatentBasis.of(self.generator)
+        return self._latent_basis
+
     def _config(self, parameters: Parameters) -> RefineConfig:
         try:
-            config = RefineConfig.preset(parameters.preset, image_size=self.image_size)
+            preset: Any = parameters.preset  # any name; the refiner refuses those that it does not know
+            config = RefineConfig.preset(preset, self.image_size)
             return dataclasses.replace(config, **parameters.overrides())
         except (ValueError, TypeError, KeyError) as error:
             raise AutodragError(f"the settings cannot be used: {str(error).rstrip('.')}") from error

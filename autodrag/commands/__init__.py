@@ -1,0 +1,1 @@
+"""The sub-commands. Each module has `arguments(parser)` and `run(args)`; importing one imports no torch."""

@@ -1,0 +1,59 @@
+"""`autodrag demo`: a real drag on the shipped generator, measured by the tracker and by the landmark net."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from autodrag.commands.options import add_checkpoint, add_machine, load_editor, progress
+from autodrag.commands.outcome import describe, run_edits, write_outcome
+from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit
+from autodrag.errors import AutodragError
+
+SEED = 7
+LANDMARK = "nose"
+SHIFT = 0.15  # of the image's width: far enough to turn the head, near enough to stay in the frame
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `autodrag demo`."""
+    add_checkpoint(parser)
+    parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the image (default: {SEED})")
+    parser.add_argument("--landmark", default=LANDMARK, help=f"what to take hold of (default: {LANDMARK})")
+    parser.add_argument(
+        "--out", default="out/demo", metavar="FOLDER", help="where to write (default: out/demo)"
+    )
+    add_machine(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find the landmark, drag it sideways, write everything and say how far it came."""
+    from autodrag.infer.measure import detect_landmarks
+
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    editor = load_editor(args.checkpoint or DEFAULT_CHECKPOINT, args)
+    if editor.landmarks is None:
+        raise AutodragError(
+            f"{editor.checkpoint!r} has no landmark net, which the demo needs; use autodrag drag"
+        )
+    names = editor.landmarks.config.names
+    if args.landmark not in names:
+        raise AutodragError(f"landmark {args.landmark!r} is not known; expected one of {', '.join(names)}")
+    x, y = (
+        detect_landmarks(editor.landmarks, editor.open(args.seed))[names.index(args.landmark)]
+        .round(1)
+        .tolist()
+    )
+    width = editor.image_size[1]
+    shift = SHIFT * width if x < width / 2 else -SHIFT * width  # toward the roomier side
+    drag = Drag((x, y), (round(x + shift, 1), y))
+    edit = Edit((drag,), checkpoint=editor.checkpoint, fingerprint=editor.fingerprint, seed=args.seed)
+    print(f"seed {args.seed}: dragging the {args.landmark} by {abs(shift):.1f} px of {width}")
+    with progress("dragging") as bar:
+        outcome = run_edits(editor, [edit], callback=lambda _: bar.update())
+    write_outcome(editor, outcome, out, animation=True, extra={})
+    print(
+        *describe(outcome), f"wrote {out}: see {out / 'annotated.png'} and {out / 'animation.gif'}", sep="\n"
+    )
+    return 0

@@ -1,0 +1,73 @@
+"""Options that several commands share, and the progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from autodrag.edits import DEFAULT_CHECKPOINT, Parameters
+from autodrag.errors import AutodragError
+
+if TYPE_CHECKING:
+    from autodrag.infer.editor import DragEditor
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """`--checkpoint FOLDER`; None means the default, or what an edit file names."""
+    parser.add_argument(
+        "--checkpoint", metavar="FOLDER", help=f"checkpoint folder (default: {DEFAULT_CHECKPOINT})"
+    )
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """`--device` and `--dtype`."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of convolutions")
+
+
+def add_parameters(parser: argparse.ArgumentParser) -> None:
+    """How to edit: what is not given is left to the edit file, then to the preset."""
+    group = parser.add_argument_group("how to edit")
+    group.add_argument("--preset", metavar="NAME", help="default, or draggan: the published method")
+    group.add_argument("--steps", type=int, help="most optimisation steps")
+    group.add_argument("--budget", type=float, dest="budget_s", metavar="SECONDS", help="most seconds")
+    group.add_argument("--lr", type=float, help="learning rate")
+    group.add_argument(
+        "--space", choices=("w", "w+"), help="one vector for all edited layers, or one for each"
+    )
+    group.add_argument(
+        "--edit-layers", type=int, metavar="N", help="how many layers may change, from the first"
+    )
+    group.add_argument("--feature-block", type=int, metavar="K", help="index of the block that is tracked")
+    group.add_argument("--stop-px", type=float, metavar="PX", help="distance at which a point has arrived")
+
+
+def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `Parameters` that the command line sets."""
+    given = {name: getattr(args, name, None) for name in Parameters.__dataclass_fields__}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def load_editor(checkpoint: str, args: argparse.Namespace) -> DragEditor:
+    """The editor of a checkpoint on the device that the options name."""
+    import torch
+
+    from autodrag.infer.editor import DragEditor
+
+    device = None
+    if args.device is not None:
+        try:
+            device = torch.device(args.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise AutodragError(f"device {args.device!r} cannot be used here; try --device cpu") from error
+    return DragEditor.load(checkpoint, device=device, dtype=getattr(torch, args.dtype))
+
+
+def progress(description: str, total: int | None = None, unit: str = "step") -> Any:
+    """A progress bar on a terminal, nothing in a pipe."""
+    from tqdm import tqdm
+
+    silent = not sys.stderr.isatty()
+    return tqdm(desc=description, total=total, unit=unit, disable=silent, leave=False, file=sys.stderr)

@@ -1,0 +1,178 @@
+"""Edits run for the command line, and the files that they leave: pictures, animation, latent, JSON result."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autodrag import __version__
+from autodrag.edits import Edit
+from autodrag.files import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from autodrag.infer.editor import DragEditor
+    from autodrag.infer.refine import StepState
+    from autodrag.infer.result import DragResult
+
+MAX_FRAMES = 48
+
+
+@dataclass
+class Outcome:
+    """What a list of edits did, in order."""
+
+    edits: list[Edit]
+    """The edits as they were run."""
+    before: np.ndarray
+    """The image that the first edit opened, HWC uint8."""
+    results: list[DragResult]
+    """One per edit."""
+    masks: list[np.ndarray | None]
+    """One per edit, None: everything may move."""
+    path: list[tuple[int, torch.Tensor, list[list[float]]]] = field(default_factory=list)
+    """Every step: number of the edit, latent (1, L, D), points."""
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds by part."""
+
+
+def run_edits(
+    editor: DragEditor,
+    edits: Sequence[Edit],
+    *,
+    record: bool = True,
+    callback: Callable[[StepState], None] | None = None,
+) -> Outcome:
+    """Apply edits one after another.
+
+    `record` keeps the latent of each step, from which the animation is drawn afterwards: drawing does not slow
+    the drag. `callback` sees each step, for a progress bar.
+    """
+    start = time.perf_counter()
+    before = _open(editor, edits[0])
+    outcome = Outcome(list(edits), before, [], [])
+    outcome.timing["open"] = time.perf_counter() - start
+    for number, edit in enumerate(edits):
+
+        def step(state: StepState, number: int = number) -> None:
+            if record:
+                outcome.path.append((number, state.latent.detach().clone(), state.points.tolist()))
+            if callback is not None:
+                callback(state)
+
+        outcome.masks.append(_mask(editor, edit))
+        follow = dataclasses.replace(edit, seed=None, latent=None) if number == 0 else edit
+        outcome.results.append(editor.apply(follow, callback=step))
+    outcome.timing["drag"] = sum(result.seconds for result in outcome.results)
+    outcome.timing["total"] = time.perf_counter() - start
+    return outcome
+
+
+def write_outcome(
+    editor: DragEditor, outcome: Outcome, folder: Path, *, animation: bool, extra: dict[str, Any]
+) -> None:
+    """Write everything that a drag leaves; result.json comes last, so that it vouches for the rest."""
+    from autodrag.checkpoint import save_latent
+    from autodrag.images import write_animation, write_png
+    from autodrag.infer.draw import annotate, contact_sheet
+
+    first, last, edit, mask = outcome.edits[0], outcome.results[-1], outcome.edits[-1], outcome.masks[-1]
+    origin = outcome.before if len(outcome.results) == 1 else outcome.results[-2].image
+    write_png(folder / "before.png", outcome.before)
+    write_png(folder / "after.png", last.image)
+    marks: dict[str, Any] = {"targets": last.targets, "anchors": edit.anchors or None}
+    pair = [
+        annotate(origin, handles=last.handles, mask=mask, **marks),
+        annotate(last.image, handles=last.handles, points=last.points, **marks),
+    ]
+    write_png(folder / "annotated.png", contact_sheet(pair, 2, gap=8))
+    if animation:
+        frames = _frames(editor, outcome)
+        write_animation(folder / "animation.mp4", frames)
+        write_animation(folder / "animation.gif", frames)
+    origin_of = {"seed": first.seed, "psi": first.psi, "label": first.label}
+    save_latent(folder / "latent.safetensors", last.latent, {"generator": editor.fingerprint, **origin_of})
+    editor.save_session(folder / "session.json")
+    height, width = editor.image_size
+    write_json(
+        folder / "result.json",
+        {
+            "checkpoint": editor.checkpoint,
+            "fingerprint": editor.fingerprint,
+            "image_size": {"width": width, "height": height},
+            **origin_of,
+            "noise": "const",
+            "edits": [
+                {"method": edit.method, "preset": edit.parameters.preset, **result.report()}
+                for edit, result in zip(outcome.edits, outcome.results, strict=True)
+            ],
+            "timing_s": {name: round(seconds, 4) for name, seconds in outcome.timing.items()},
+            "device": str(editor.device),
+            "versions": versions(),
+            **extra,
+        },
+    )
+
+
+def describe(outcome: Outcome) -> list[str]:
+    """Lines for a person: what became of each point, and how long it took."""
+    lines = []
+    for number, result in enumerate(outcome.results, start=1):
+        lead = "" if len(outcome.results) == 1 else f"edit {number}: "
+        for point in result.report()["points"]:
+            (hx, hy), (tx, ty) = point["handle"], point["target"]
+            seen = (
+                ""
+                if point["landmark_distance"] is None
+                else f", {point['landmark_distance']:.2f} by the landmark net"
+            )
+            state = "lost" if point["lost"] else f"confidence {point['confidence']:.2f}"
+            lines.append(
+                f"{lead}{hx:g},{hy:g} to {tx:g},{ty:g}: {point['distance']:.2f} px left "
+                f"by the tracker{seen}, {state}"
+            )
+        lines.append(f"{lead}{result.reason} after {result.steps} steps, {result.seconds:.2f} s")
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """What made a result."""
+    import torch
+
+    return {"autodrag": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def _open(editor: DragEditor, edit: Edit) -> np.ndarray:
+    from autodrag.errors import AutodragError
+
+    if edit.seed is None and edit.latent is None:
+        raise AutodragError("the first edit names neither a seed nor a latent; give one, such as --seed 7")
+    return editor.open(edit.seed, edit.psi, edit.label, edit.latent)
+
+
+def _mask(editor: DragEditor, edit: Edit) -> np.ndarray | None:
+    from autodrag.images import read_mask
+
+    return None if edit.mask is None else read_mask(edit.mask, editor.image_size)
+
+
+def _frames(editor: DragEditor, outcome: Outcome) -> list[np.ndarray]:
+    """At most about MAX_FRAMES annotated frames, resting on the first and the last."""
+    from autodrag.infer.draw import annotate
+
+    stride = -(-len(outcome.path) // MAX_FRAMES) or 1
+    first, last = outcome.results[0], outcome.results[-1]
+    frames = [annotate(outcome.before, handles=first.handles, targets=first.targets)] * 6
+    for number, latent, points in outcome.path[::stride]:
+        frames.append(
+            annotate(editor.render(latent), handles=points, targets=outcome.results[number].targets)
+        )
+    frames += [annotate(last.image, handles=last.points, targets=last.targets)] * 12
+    return frames
