@@ -1,0 +1,1 @@
+"""Training data: the critters renderer, noised latents, motion sequences."""
