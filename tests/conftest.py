@@ -10,7 +10,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("autodrag", "beartype.beartype")  # before anything imports the package
+install_import_hook("autodrag", "typechecker.check")  # before anything imports the package
 
 if TYPE_CHECKING:
     from autodrag.nets.stylegan2 import Generator

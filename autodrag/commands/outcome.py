@@ -52,8 +52,8 @@ def run_edits(
 ) -> Outcome:
     """Apply edits one after another.
 
-    `record` keeps the latent of each step, from which the animation is drawn afterwards: drawing does not slow
-    the drag. `callback` sees each step, for a progress bar.
+    `record` keeps the latent of each step, from which the animation is drawn afterwards, so that drawing
+    does not slow the drag. `callback` sees each step, for a progress bar.
     """
     start = time.perf_counter()
     before = _open(editor, edits[0])

@@ -386,7 +386,7 @@ class DragEditor:
             )
 
     def _basis(self, config: RefineConfig) -> LatentBasis | None:
-        """Standard coordinates of the generator's latents, found at the first drag that needs them and kept."""
+        """Standard coordinates of the generator's latents, found at the first drag that needs them."""
         if config.objective != "locate":
             return None
         if self._latent_basis is None:
