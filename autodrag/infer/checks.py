@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from torch import Tensor
 
 from autodrag.errors import AutodragError, NothingToDo
 from autodrag.points import Size
 
 MAX_POINTS = 1000
 
+PointsLike = Sequence[Sequence[float]] | np.ndarray | Tensor
+"""N points as [[x, y], ...] or an (N, 2) array or tensor, px of the output image."""
 
-def check_points(values: ArrayLike, image: Size, name: str) -> np.ndarray:
+
+def check_points(values: object, image: Size, name: str) -> np.ndarray:
     """`values` as (N, 2) float64 points inside an image (H, W); `name` is what errors call them."""
     try:
         points = np.array(values, dtype=np.float64)
@@ -42,7 +44,7 @@ def check_points(values: ArrayLike, image: Size, name: str) -> np.ndarray:
     return points
 
 
-def check_drags(handles: ArrayLike, targets: ArrayLike, image: Size) -> tuple[np.ndarray, np.ndarray]:
+def check_drags(handles: object, targets: object, image: Size) -> tuple[np.ndarray, np.ndarray]:
     """Handles and targets as (N, 2) arrays, N at least 1.
 
     Raises:
@@ -67,7 +69,7 @@ def check_drags(handles: ArrayLike, targets: ArrayLike, image: Size) -> tuple[np
     return start, end
 
 
-def check_anchors(anchors: ArrayLike | None, handles: np.ndarray, image: Size) -> np.ndarray | None:
+def check_anchors(anchors: object, handles: np.ndarray, image: Size) -> np.ndarray | None:
     """Anchors as (M, 2), None where there are none; an anchor may not share a pixel with a handle."""
     if anchors is None:
         return None
@@ -79,7 +81,7 @@ def check_anchors(anchors: ArrayLike | None, handles: np.ndarray, image: Size) -
     return points if len(points) else None
 
 
-def check_mask(mask: Any, image: Size) -> np.ndarray | None:
+def check_mask(mask: object, image: Size) -> np.ndarray | None:
     """A mask as (H, W) bool, True = may move; None stays None."""
     if mask is None:
         return None

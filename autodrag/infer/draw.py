@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from numpy.typing import ArrayLike
 
 from autodrag.errors import AutodragError
+from autodrag.infer.checks import PointsLike
 from autodrag.points import rescale
 
 RED, BLUE, GREEN, WHITE = (230, 40, 40), (40, 90, 240), (40, 200, 90), (255, 255, 255)
@@ -34,10 +34,10 @@ def enlarge(image: UInt8[np.ndarray, "H W 3"], least: int = DISPLAY_PX) -> UInt8
 def annotate(
     image: UInt8[np.ndarray, "H W 3"],
     *,
-    handles: ArrayLike,
-    targets: ArrayLike,
-    points: ArrayLike | None = None,
-    anchors: ArrayLike | None = None,
+    handles: PointsLike,
+    targets: PointsLike,
+    points: PointsLike | None = None,
+    anchors: PointsLike | None = None,
     mask: Bool[np.ndarray, "H W"] | None = None,
     least: int = DISPLAY_PX,
 ) -> UInt8[np.ndarray, "h w 3"]:
@@ -62,7 +62,7 @@ def annotate(
     size = canvas.shape[0], canvas.shape[1]
     radius = max(3, round(min(size) / 85))
 
-    def on_canvas(values: ArrayLike | None) -> list[tuple[float, float]]:
+    def on_canvas(values: PointsLike | None) -> list[tuple[float, float]]:
         if values is None:
             return []
         array = torch.as_tensor(np.asarray(values, dtype=np.float32)).reshape(-1, 2)

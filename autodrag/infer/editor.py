@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from autodrag.checkpoint import (
@@ -37,7 +36,7 @@ from autodrag.checkpoint import (
 from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Parameters, read_edits, write_session
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8, write_png
-from autodrag.infer.checks import check_anchors, check_drags, check_mask
+from autodrag.infer.checks import PointsLike, check_anchors, check_drags, check_mask
 from autodrag.infer.latent_space import LatentBasis
 from autodrag.infer.measure import NEAR, detect_landmarks, landmark_distances
 from autodrag.infer.refine import RefineConfig, StepState, feature_block
@@ -172,10 +171,10 @@ class DragEditor:
 
     def drag(
         self,
-        handles: ArrayLike,
-        targets: ArrayLike,
+        handles: PointsLike,
+        targets: PointsLike,
         mask: Bool[np.ndarray, "H W"] | None = None,
-        anchors: ArrayLike | None = None,
+        anchors: PointsLike | None = None,
         refine: bool | Literal["auto"] = "auto",
         preset: str = "default",
         budget_s: float | None = None,

@@ -1,0 +1,298 @@
+"""The editor object: opening, dragging, undo and redo, sessions, refusals. The optimiser is a fake."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from autodrag import DragEditor
+from autodrag.checkpoint import save_generator, save_tensors
+from autodrag.edits import Drag, Edit, Parameters
+from autodrag.errors import AutodragError, CheckpointError, NothingToDo
+from autodrag.images import to_uint8
+from autodrag.infer import editor as module
+from autodrag.infer.refine import RefineConfig, RefineResult
+from autodrag.infer.tracking import take_references
+from autodrag.nets.stylegan2 import Generator, seed_z
+
+DRAG: dict[str, Any] = {"handles": [[10, 12]], "targets": [[20, 14]]}
+
+
+class FakeRefiner:
+    """Moves the latent by a fixed amount a step and says that every point arrived half a pixel away."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(
+        self, generator: Generator, latent: Tensor, handles: Tensor, targets: Tensor, **options: Any
+    ) -> RefineResult:
+        config: RefineConfig = options["config"]
+        self.calls.append({"latent": latent, "handles": handles, "targets": targets, **options})
+        steps = min(config.steps, 5)
+        size = generator.config.image_size
+        with torch.no_grad():
+            maps = generator.features(latent, block=2).last
+        return RefineResult(
+            latent=latent + 0.1 * steps * float(handles.sum()) / 100,
+            points=targets + torch.tensor([0.5, 0.0]),
+            distances=torch.full((len(targets),), 0.5),
+            confidences=torch.full((len(targets),), 0.9),
+            lost=torch.zeros(len(targets), dtype=torch.bool),
+            steps=steps,
+            seconds=0.1,
+            reason="arrived",
+            references=take_references(maps, handles, size, offsets=torch.zeros(1, 2), norm="l2"),
+        )
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRefiner:
+    """The refiner, replaced by one that takes no time."""
+    refiner = FakeRefiner()
+    monkeypatch.setattr(module, "run_refiner", refiner)
+    return refiner
+
+
+@pytest.fixture
+def editor(tiny_checkpoint: Path, fake: FakeRefiner) -> DragEditor:
+    """An editor with the image of seed 7 open."""
+    editor = DragEditor.load(tiny_checkpoint, device="cpu")
+    editor.open(seed=7)
+    return editor
+
+
+def test_a_seed_gives_the_image_of_its_truncated_latent(editor: DragEditor) -> None:
+    image = editor.open(seed=3, psi=0.5)
+    with torch.no_grad():
+        latent = editor.generator.map(seed_z(3, 32), psi=0.5)
+        expected = to_uint8(editor.generator(latent))[0]
+    assert np.array_equal(image, expected)
+    assert image.shape == (32, 32, 3)
+    assert torch.equal(editor.latent, latent)
+
+
+def test_latents_can_be_opened(editor: DragEditor) -> None:
+    latent, image = editor.latent, editor.image
+    editor.open(seed=1)
+    assert np.array_equal(editor.open(latent=latent), image)
+    with pytest.raises(
+        AutodragError, match=r"latent has shape \(1, 2, 32\); expected finite values of \(1, 8, 32\)"
+    ):
+        editor.open(latent=latent[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either a seed or a latent"),
+        ({"seed": 1, "latent": "x"}, "give either a seed or a latent"),
+        ({"seed": -1}, "seed -1 is not usable"),
+        ({"seed": 2**32}, "seed 4294967296 is not usable"),
+        ({"seed": 1, "psi": float("nan")}, "psi nan is not finite"),
+        ({"seed": 1, "label": 0}, "label 0 is given, but this generator has no classes"),
+        ({"latent": "nowhere.safetensors"}, "does not exist"),
+    ],
+)
+def test_images_that_cannot_be_opened(editor: DragEditor, arguments: dict[str, Any], message: str) -> None:
+    before = editor.image
+    with pytest.raises(AutodragError, match=message):
+        editor.open(**arguments)
+    assert np.array_equal(editor.image, before)
+
+
+def test_classes(make_generator: Callable[..., Generator]) -> None:
+    editor = DragEditor(make_generator(c_dim=3), device="cpu")
+    with pytest.raises(AutodragError, match="label None is not a class of this generator; expected 0 to 2"):
+        editor.open(seed=1)
+    with pytest.raises(AutodragError, match="label 3 is not a class"):
+        editor.open(seed=1, label=3)
+    assert not np.array_equal(editor.open(seed=1, label=0), editor.open(seed=1, label=1))
+
+
+def test_results(editor: DragEditor) -> None:
+    before = editor.image
+    result = editor.drag(**DRAG)
+    assert np.array_equal(result.image, editor.image)
+    assert not np.array_equal(result.image, before)
+    assert torch.equal(result.latent, editor.latent)
+    assert (result.points.tolist(), result.distances.tolist()) == ([[20.5, 14.0]], [0.5])
+    assert (result.steps, result.reason, result.feature_block, result.landmark_distances) == (
+        5,
+        "arrived",
+        3,
+        None,
+    )
+    assert result.report() == {
+        "points": [
+            {
+                "handle": [10.0, 12.0],
+                "target": [20.0, 14.0],
+                "point": [20.5, 14.0],
+                "distance": 0.5,
+                "landmark_distance": None,
+                "confidence": 0.9,
+                "lost": False,
+            }
+        ],
+        "steps": 5,
+        "seconds": 0.1,
+        "reason": "arrived",
+        "feature_block": 3,
+    }
+
+
+def test_everything_reaches_the_refiner(editor: DragEditor, fake: FakeRefiner) -> None:
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[:, 5:] = True
+    stop = threading.Event()
+    editor.drag(
+        **DRAG,
+        mask=mask,
+        anchors=[[1, 1]],
+        preset="draggan",
+        budget_s=2.5,
+        steps=3,
+        stop=stop,
+        lr=0.1,
+        edit_layers=4,
+    )
+    call = fake.calls[-1]
+    assert call["mask"].tolist() == mask.tolist()
+    assert call["anchors"].tolist() == [[1.0, 1.0]]
+    assert call["stop"] is stop
+    assert call["handles"].tolist() == [[10.0, 12.0]]
+    config: RefineConfig = call["config"]
+    expected = RefineConfig.preset("draggan", (32, 32))
+    assert config == dataclasses.replace(expected, budget_s=2.5, steps=3, lr=0.1, edit_layers=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"handles": [], "targets": []}, "there are no points"),
+        ({"handles": [[99, 1]], "targets": [[1, 1]]}, "handle 99,1 lies outside"),
+        ({**DRAG, "mask": np.zeros((32, 32), dtype=bool)}, "all False"),
+        ({**DRAG, "mask": np.ones((16, 32), dtype=bool)}, r"the mask is \(16, 32\)"),
+        ({**DRAG, "anchors": [[10, 12]]}, "anchor 10,12 lies on a handle"),
+        ({**DRAG, "preset": "magic"}, "preset 'magic'"),
+        ({**DRAG, "lr": -1.0}, "the settings cannot be used"),
+        ({**DRAG, "speed": 3}, "drag has no setting 'speed'; expected one of"),
+        ({**DRAG, "refine": False}, "refine=False needs a predictor, which .* does not have yet"),
+        ({**DRAG, "keep_references": True}, "keep_references needs a drag before this one"),
+    ],
+)
+def test_drags_that_cannot_be(editor: DragEditor, arguments: dict[str, Any], message: str) -> None:
+    latent = editor.latent
+    with pytest.raises(AutodragError, match=message):
+        editor.drag(**arguments)
+    assert torch.equal(editor.latent, latent)
+
+
+def test_nothing_to_do(editor: DragEditor) -> None:
+    with pytest.raises(NothingToDo):
+        editor.drag([[1, 1]], [[1, 1]])
+
+
+def test_an_image_must_be_open(tiny_checkpoint: Path) -> None:
+    editor = DragEditor.load(tiny_checkpoint, device="cpu")
+    with pytest.raises(AutodragError, match=r"no image is open; call open\(seed=7\) first"):
+        editor.drag(**DRAG)
+
+
+def test_undo_and_redo(editor: DragEditor) -> None:
+    first = editor.image
+    second = editor.drag(**DRAG).image
+    third = editor.drag([[5, 5]], [[9, 9]]).image
+    assert np.array_equal(editor.undo(), second)
+    assert np.array_equal(editor.undo(), first)
+    with pytest.raises(AutodragError, match="nothing to undo"):
+        editor.undo()
+    assert np.array_equal(editor.redo(), second)
+    assert np.array_equal(editor.redo(), third)
+    with pytest.raises(AutodragError, match="nothing to redo"):
+        editor.redo()
+    editor.undo()
+    editor.drag([[7, 7]], [[9, 9]])
+    with pytest.raises(AutodragError, match="nothing to redo"):  # a new drag forgets what was undone
+        editor.redo()
+
+
+def test_references_are_kept_by_choice(editor: DragEditor, fake: FakeRefiner) -> None:
+    editor.drag(**DRAG)
+    editor.drag([[20, 14]], [[22, 16]])
+    assert fake.calls[-1]["references"] is None
+    editor.drag([[22, 16]], [[24, 18]], keep_references=True)
+    assert fake.calls[-1]["references"] is not None
+
+
+@pytest.mark.parametrize("opened_by", ["seed", "latent"])
+def test_a_session_replays_to_the_same_image(
+    tmp_path: Path, editor: DragEditor, tiny_checkpoint: Path, opened_by: str
+) -> None:
+    editor.open(seed=9, psi=0.6) if opened_by == "seed" else editor.open(latent=editor.latent * 0.9)
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[4:, :] = True
+    editor.drag(**DRAG, mask=mask, anchors=[[1, 2]], budget_s=60.0)
+    editor.drag([[20, 14]], [[22, 16]], keep_references=True, steps=2)
+    expected = editor.image
+    editor.drag([[5, 5]], [[9, 9]])
+    editor.undo()  # what was undone is not part of the session
+    editor.save_session(tmp_path / "s.json")
+
+    other = DragEditor.load(tiny_checkpoint, device="cpu")
+    assert np.array_equal(other.load_session(tmp_path / "s.json"), expected)
+    assert "budget_s" not in (tmp_path / "s.json").read_text()  # a clock cannot be replayed
+    other.save_session(tmp_path / "again" / "s.json")
+    assert np.array_equal(editor.load_session(tmp_path / "again" / "s.json"), expected)
+
+
+def test_a_session_without_edits(editor: DragEditor, tmp_path: Path) -> None:
+    with pytest.raises(AutodragError, match=r"session .*s\.json' would be empty"):
+        editor.save_session(tmp_path / "s.json")
+
+
+def test_edits_are_checked(editor: DragEditor) -> None:
+    edit = Edit((Drag((10.0, 12.0), (20.0, 14.0)),), seed=1, parameters=Parameters(steps=2))
+    assert editor.apply(edit).steps == 2
+    with pytest.raises(AutodragError, match="method 'predict' needs a predictor"):
+        editor.apply(dataclasses.replace(edit, method="predict"))
+    with pytest.raises(AutodragError, match="the edit was made for generator '0000000000000000'"):
+        editor.apply(dataclasses.replace(edit, fingerprint="0" * 16))
+
+
+def test_an_edit_without_a_source_needs_an_open_image(tiny_checkpoint: Path) -> None:
+    edit = Edit((Drag((10.0, 12.0), (20.0, 14.0)),))
+    with pytest.raises(AutodragError, match="names neither a seed nor a latent"):
+        DragEditor.load(tiny_checkpoint, device="cpu").apply(edit)
+
+
+def test_a_predictor_of_another_generator_is_refused(tmp_path: Path, tiny_generator: Generator) -> None:
+    save_generator(tmp_path, tiny_generator)
+    save_tensors(
+        tmp_path / "predictor.safetensors",
+        {"a": torch.ones(1)},
+        kind="predictor",
+        config={},
+        extra={"generator": "0" * 16},
+    )
+    with pytest.raises(
+        CheckpointError, match=r"predictor\.safetensors' was trained on generator '0000000000000000'"
+    ):
+        DragEditor.load(tmp_path)
+
+
+def test_dtypes(tiny_checkpoint: Path) -> None:
+    exact = DragEditor.load(tiny_checkpoint, device="cpu").open(seed=1).astype(int)
+    fast = DragEditor.load(tiny_checkpoint, device="cpu", dtype=torch.bfloat16).open(seed=1).astype(int)
+    assert 0 < np.abs(exact - fast).mean() < 8
+    with pytest.raises(AutodragError, match=r"dtype torch\.int8 is not supported"):
+        DragEditor.load(tiny_checkpoint, device="cpu", dtype=torch.int8)
