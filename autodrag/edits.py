@@ -19,6 +19,7 @@ from autodrag.errors import AutodragError
 from autodrag.files import read_bounded, write_json
 
 Point = tuple[float, float]
+Preset = Literal["default", "draggan"]
 Method = Literal["refine", "predict", "both"]
 
 MAX_BYTES = 2**20
@@ -40,8 +41,8 @@ class Drag:
 class Parameters:
     """How to edit. None leaves the preset's own value."""
 
-    preset: str = "default"
-    """Named settings of the refiner: "default" or "draggan"."""
+    preset: Preset = "default"
+    """Named settings of the refiner: ours, or the published ones."""
     steps: int | None = None
     """Most optimisation steps."""
     budget_s: float | None = None

@@ -29,7 +29,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 def add_parameters(parser: argparse.ArgumentParser) -> None:
     """How to edit: what is not given is left to the edit file, then to the preset."""
     group = parser.add_argument_group("how to edit")
-    group.add_argument("--preset", metavar="NAME", help="default, or draggan: the published method")
+    group.add_argument("--preset", choices=("default", "draggan"), help="our settings, or the published ones")
     group.add_argument("--steps", type=int, help="most optimisation steps")
     group.add_argument("--budget", type=float, dest="budget_s", metavar="SECONDS", help="most seconds")
     group.add_argument("--lr", type=float, help="learning rate")

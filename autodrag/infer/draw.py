@@ -53,10 +53,6 @@ def annotate(
     """
     height, width = image.shape[:2]
     if mask is not None and not mask.all():
-        if mask.shape != (height, width):
-            raise AutodragError(
-                f"mask is {mask.shape[1]}x{mask.shape[0]} px and the image is {width}x{height}"
-            )
         image = np.where(mask[:, :, None], image, (image * 0.45).astype(np.uint8))
     canvas = np.ascontiguousarray(enlarge(image, least)).copy()
     size = canvas.shape[0], canvas.shape[1]

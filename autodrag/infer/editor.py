@@ -33,7 +33,7 @@ from autodrag.checkpoint import (
     load_latent,
     save_latent,
 )
-from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Parameters, read_edits, write_session
+from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Parameters, Preset, read_edits, write_session
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8, write_png
 from autodrag.infer.checks import PointsLike, check_anchors, check_drags, check_mask
@@ -176,7 +176,7 @@ class DragEditor:
         mask: Bool[np.ndarray, "H W"] | None = None,
         anchors: PointsLike | None = None,
         refine: bool | Literal["auto"] = "auto",
-        preset: str = "default",
+        preset: Preset = "default",
         budget_s: float | None = None,
         steps: int | None = None,
         callback: Callable[[StepState], None] | None = None,
@@ -394,8 +394,7 @@ class DragEditor:
 
     def _config(self, parameters: Parameters) -> RefineConfig:
         try:
-            preset: Any = parameters.preset  # any name; the refiner refuses those that it does not know
-            config = RefineConfig.preset(preset, self.image_size)
+            config = RefineConfig.preset(parameters.preset, self.image_size)
             return dataclasses.replace(config, **parameters.overrides())
         except (ValueError, TypeError, KeyError) as error:
             raise AutodragError(f"the settings cannot be used: {str(error).rstrip('.')}") from error

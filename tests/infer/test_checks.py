@@ -23,8 +23,8 @@ def test_points_become_arrays() -> None:
     ("handles", "targets", "message"),
     [
         ([], [], "there are no points to drag; give at least one"),
-        ([[1, 2]], [], "1 handles and 0 targets: the numbers differ"),
-        ([[1, 2]], [[1, 2], [3, 4]], "1 handles and 2 targets: the numbers differ"),
+        ([[1, 2]], [], r"the numbers of handles \(1\) and targets \(0\) differ; give them in pairs"),
+        ([[1, 2]], [[1, 2], [3, 4]], r"the numbers of handles \(1\) and targets \(2\) differ"),
         ([[float("nan"), 2]], [[1, 2]], "handle nan,2 is not finite"),
         ([[1, 2]], [[1, float("inf")]], "target 1,inf is not finite"),
         ([[48, 2]], [[1, 2]], "handle 48,2 lies outside the image; x goes from 0 to 47, y from 0 to 31"),
@@ -66,7 +66,7 @@ def test_masks() -> None:
     assert check_mask(None, SIZE) is None
     with pytest.raises(AutodragError, match="the mask is all False, so that nothing may move"):
         check_mask(mask, SIZE)
-    with pytest.raises(AutodragError, match=r"the mask is \(48, 32\) and the image \(32, 48\)"):
+    with pytest.raises(AutodragError, match=r"the mask has shape \(48, 32\), and the image \(32, 48\)"):
         check_mask(mask.T, SIZE)
     with pytest.raises(AutodragError, match="the mask holds uint8; expected booleans"):
         check_mask(mask.astype(np.uint8), SIZE)

@@ -16,7 +16,8 @@ def test_distance_left() -> None:
     handles = np.array([[11.0, 10.0], [25.0, 25.0]])
     targets = np.array([[21.0, 17.0], [30.0, 30.0]])
     # The first handle lies 1 px right of its landmark, which should thus end at (20, 17).
-    assert landmark_distances(before, after, handles, targets, near=3.0) == (pytest.approx(4.0), None)
+    left = landmark_distances(before, after, handles, targets, near=3.0)
+    assert left == pytest.approx((4.0, None))
 
 
 def test_images_of_another_size_are_measured_in_their_own_pixels() -> None:
