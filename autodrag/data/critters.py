@@ -17,13 +17,29 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from autodrag.data.critters_factors import Factors, mirror, rotation, sample_factors
-from autodrag.data.critters_sdf import Shape, distance, join, mouth_corner, part_distances, settle, shape_of
+from autodrag.data.critters_sdf import Shape, distance, mouth_corner, part_distances, settle, shape_of
 from autodrag.data.critters_shading import (
-    PART, PARTS, background, body_albedo, develop, illuminate, light_direction, materials,
+    PART,
+    PARTS,
+    background,
+    body_albedo,
+    develop,
+    illuminate,
+    light_direction,
+    materials,
 )  # fmt: skip
 from autodrag.errors import AutodragError
 
-__all__ = ["LANDMARKS", "PARTS", "Factors", "Render", "mirror", "mirror_landmarks", "render", "sample_factors"]
+__all__ = [
+    "LANDMARKS",
+    "PARTS",
+    "Factors",
+    "Render",
+    "mirror",
+    "mirror_landmarks",
+    "render",
+    "sample_factors",
+]
 
 LANDMARKS: tuple[str, ...] = (
     "left_eye", "right_eye", "nose", "chin", "mouth_left", "mouth_right", "left_ear_tip", "right_ear_tip",
@@ -86,7 +102,9 @@ def _anchors(s: Shape) -> Float[Tensor, "B N 3"]:
         s.hinge_z + chin_w * s.jaw_cos + chin_v * s.jaw_sin,
     )
     ear = point(s.ear_x + s.ear_sin * s.ear_ry, s.ear_y + s.ear_cos * s.ear_ry, s.ear_z)
-    starts = torch.stack((point(1.4 * one, -0.34 * one, 0.75 * one), point(zero, 1.6 * one, 0.12 * one)), dim=1)
+    starts = torch.stack(
+        (point(1.4 * one, -0.34 * one, 0.75 * one), point(zero, 1.6 * one, 0.12 * one)), dim=1
+    )
     inward = torch.tensor([[-0.83, 0.0, -0.5578], [0.0, -1.0, 0.0]], device=starts.device).expand_as(starts)
     cheek, crown = settle(starts, inward, s, flesh_only=True).unbind(1)
     flip = torch.tensor([-1.0, 1.0, 1.0], device=eye.device)
@@ -103,7 +121,9 @@ def _project(points: Tensor, f: Factors, size: int) -> Tensor:
     return torch.stack((center_x + points[..., 0] * shrink, center_y - points[..., 1] * shrink), dim=-1)
 
 
-def _march(t: Tensor, origin: Tensor, ray: Tensor, s: Shape, steps: int, measure: DistanceFunction) -> tuple[Tensor, Tensor]:
+def _march(
+    t: Tensor, origin: Tensor, ray: Tensor, s: Shape, steps: int, measure: DistanceFunction
+) -> tuple[Tensor, Tensor]:
     """Advance t (B, R) along rays (B, 3, R) from origins (B, 3, 1): (t, last distance)."""
     gap = t
     for _ in range(steps):
@@ -144,8 +164,13 @@ def _rays(column: Tensor, row: Tensor, f: Factors, side: int) -> Tensor:
     return ray / ray.norm(dim=1, keepdim=True)
 
 
-def _head_rays(f: Factors, s: Shape, turn: Tensor, side: int, measure: DistanceFunction) -> tuple[Tensor, Tensor, Tensor]:
-    """March all rays: flat pixel index (B, R) of the samples near the head, world rays (B, 3, R), depth (B, R)."""
+def _head_rays(
+    f: Factors, s: Shape, turn: Tensor, side: int, measure: DistanceFunction
+) -> tuple[Tensor, Tensor, Tensor]:
+    """March all rays: flat pixel index (B, R) of the samples hit, their world rays (B, 3, R), depth (B, R).
+
+    Rows are padded to equal length with samples of infinite depth.
+    """
     device = f.yaw.device
     blocks = side // _BLOCK
     cells = torch.arange(blocks * blocks, device=device)
@@ -191,12 +216,12 @@ def _shade_head(
     light = (back @ light_direction(f)[:, :, None])[..., 0]
     albedo, gloss, part = materials(x, y, z, normal[:, 2], part_distances(x, y, z, s), s, f, light)
 
-    near = (point + 0.16 * normal).unbind(1)
-    open_sky = (measure(*near, s) / 0.16).clamp(0, 1) * 0.75 + 0.25
+    x, y, z = (point + 0.16 * normal).unbind(1)
+    open_sky = (measure(x, y, z, s) / 0.16).clamp(0, 1) * 0.75 + 0.25
     lit = torch.ones_like(open_sky)
     for far, sharpness in ((0.14, 3.0), (0.38, 2.2), (0.75, 1.6)):
-        lifted = (point + 0.03 * normal + far * light[:, :, None]).unbind(1)
-        lit = torch.minimum(lit, 0.5 + sharpness * measure(*lifted, s) / far)
+        x, y, z = (point + 0.03 * normal + far * light[:, :, None]).unbind(1)
+        lit = torch.minimum(lit, 0.5 + sharpness * measure(x, y, z, s) / far)
     lit = lit.clamp(0, 1) * 0.75 + 0.25
     return illuminate(albedo, turn @ normal, -world_ray, open_sky, lit, gloss, f), part
 
@@ -208,7 +233,9 @@ def _body(f: Factors, side: int) -> tuple[Tensor, Tensor, int]:
     cells = torch.arange(first * side, side * side, device=device)[None]
     ray = _rays(cells % side + 0.5, cells.div(side, rounding_mode="floor") + 0.5, f, side)
     radii = torch.tensor(_BODY_RADII, device=device)[:, None]
-    origin = (torch.tensor([0.0, 0.0, _CAMERA], device=device) - torch.tensor(_BODY_CENTER, device=device))[:, None]
+    origin = (torch.tensor([0.0, 0.0, _CAMERA], device=device) - torch.tensor(_BODY_CENTER, device=device))[
+        :, None
+    ]
     o, d = origin / radii, ray / radii
     a, b, c = (d * d).sum(1), (o * d).sum(1), (o * o).sum(0) - 1
     root = b * b - a * c
@@ -225,7 +252,9 @@ def _body(f: Factors, side: int) -> tuple[Tensor, Tensor, int]:
     return depth, illuminate(body_albedo(normal, f), normal, -ray, open_sky, open_sky, gloss, f), first
 
 
-def _draw(f: Factors, s: Shape, turn: Tensor, size: int, supersample: int, measure: DistanceFunction) -> tuple[Tensor, Tensor]:
+def _draw(
+    f: Factors, s: Shape, turn: Tensor, size: int, supersample: int, measure: DistanceFunction
+) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) and part ids (B, H, W) of one chunk."""
     side = size * supersample
     count = len(f)

@@ -13,20 +13,22 @@ from autodrag.errors import AutodragError
 
 BOKEH_DISCS = 7
 
-# (low, high) of the uniformly drawn factors; angles in degrees, lengths in skull radii unless the field says else.
+# (low, high) of the uniform draws; units as in Factors. Mane, stripes, ear_dark and mouth_open are then bent
+# towards zero, see sample_factors.
 RANGES: dict[str, tuple[float, float]] = {
     "yaw": (-40, 40), "pitch": (-16, 20), "roll": (-14, 14),
     "x": (-0.08, 0.08), "y": (-0.02, 0.12), "scale": (0.50, 0.62),
     "head_width": (0.94, 1.12), "head_height": (0.88, 1.04),
-    "cheek": (0.28, 0.48), "snout_length": (0.30, 0.80), "snout_width": (0.32, 0.46), "snout_y": (-0.30, -0.14),
+    "cheek": (0.28, 0.48),
+    "snout_length": (0.30, 0.80), "snout_width": (0.32, 0.46), "snout_y": (-0.30, -0.14),
     "mouth_open": (0, 1), "mouth_width": (0.85, 1.2), "smile": (0, 1), "jaw": (0.85, 1.2),
     "ear_length": (0.26, 0.80), "ear_width": (0.20, 0.33), "ear_spread": (22, 50), "ear_tilt": (-8, 22),
     "ear_point": (0.05, 0.6),
     "eye_size": (0.17, 0.25), "eye_open": (0.35, 1), "eye_spacing": (0.34, 0.46), "eye_y": (0.12, 0.27),
     "gaze_x": (-24, 24), "gaze_y": (-14, 14), "iris_size": (33, 46), "pupil_size": (0.4, 0.65),
     "nose_size": (0.13, 0.21), "mane": (0, 1),
-    "muzzle_light": (0.1, 0.95), "stripes": (0, 1), "stripe_count": (7, 12), "ear_dark": (0, 1), "eye_ring": (-0.7, 0.8),
-    "fur": (0.4, 1), "light_azimuth": (-60, 60), "light_elevation": (18, 62),
+    "muzzle_light": (0.1, 0.95), "stripes": (0, 1), "stripe_count": (7, 12), "ear_dark": (0, 1),
+    "eye_ring": (-0.7, 0.8), "fur": (0.4, 1), "light_azimuth": (-60, 60), "light_elevation": (18, 62),
 }  # fmt: skip
 
 # sRGB anchors; a fur colour lies between two of them, with jitter.
@@ -138,7 +140,7 @@ class Factors:
     bottom_color: Float[Tensor, "B 3"]
     """sRGB in [0, 1] of the background's lower edge."""
     bokeh: Float[Tensor, "B 7 4"]
-    """Out-of-focus discs: centre x, y (shares of the image from its centre), radius (share), signed brightness."""
+    """Out-of-focus discs: x, y from the image centre and radius (shares of the image), signed brightness."""
 
     def __len__(self) -> int:
         return self.yaw.shape[0]
@@ -152,7 +154,9 @@ class Factors:
         return Factors(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def _palette(anchors: tuple[tuple[float, float, float], ...], count: int, jitter: float, generator: torch.Generator) -> Tensor:
+def _palette(
+    anchors: tuple[tuple[float, float, float], ...], count: int, jitter: float, generator: torch.Generator
+) -> Tensor:
     table = torch.tensor(anchors)
     pick = torch.randint(len(anchors), (2, count), generator=generator)
     share = torch.rand(count, 1, generator=generator) ** 2 * 0.6
@@ -168,7 +172,7 @@ def sample_factors(count: int, generator: torch.Generator) -> Factors:
     """
     if count < 1:
         raise AutodragError(f"cannot draw {count} critters: pass a count of at least 1")
-    values = {}
+    values: dict[str, Tensor] = {}
     for name, (low, high) in RANGES.items():
         values[name] = low + (high - low) * torch.rand(count, generator=generator)
     # Most critters have neither mane nor stripes and half of them keep the mouth shut.
@@ -182,13 +186,13 @@ def sample_factors(count: int, generator: torch.Generator) -> Factors:
     values["top_color"] = _palette(_BACKDROP, count, 0.10, generator)
     values["bottom_color"] = 0.25 * values["top_color"] + 0.7 * _palette(_BACKDROP, count, 0.10, generator)
     uniform = torch.rand(count, BOKEH_DISCS, 4, generator=generator)
-    low, span = torch.tensor([-0.55, -0.55, 0.07, -0.16]), torch.tensor([1.1, 0.9, 0.15, 0.44])
-    values["bokeh"] = low + span * uniform
+    least, span = torch.tensor([-0.55, -0.55, 0.07, -0.16]), torch.tensor([1.1, 0.9, 0.15, 0.44])
+    values["bokeh"] = least + span * uniform
     return Factors(**values)
 
 
 def mirror(factors: Factors) -> Factors:
-    """The critters seen in a mirror: the image flips left to right, exactly, and left and right landmarks swap."""
+    """The critters seen in a mirror: the image flips left to right, left and right landmarks swap (exact)."""
     signed = {"yaw", "roll", "x", "gaze_x", "light_azimuth"}
     values = {f.name: getattr(factors, f.name) for f in fields(factors)}
     values |= {name: -values[name] for name in signed}
@@ -197,7 +201,7 @@ def mirror(factors: Factors) -> Factors:
 
 
 def rotation(factors: Factors) -> Float[Tensor, "B 3 3"]:
-    """Matrix from the head's frame to the world's (x image right, y up, z to the viewer): roll, yaw, pitch."""
+    """Matrices from the head's frame to the world's (x image right, y up, z to the viewer)."""
     yaw, pitch, roll = (v * (math.pi / 180) for v in (factors.yaw, factors.pitch, factors.roll))
     zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
 

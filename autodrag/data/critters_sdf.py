@@ -90,7 +90,7 @@ class Shape:
 
 
 class Distances(NamedTuple):
-    """Distances (B, R) to the parts that carry a material of their own; `skin` is the fur of head and muzzle."""
+    """Distances (B, R) to parts with a material of their own; `skin` is the fur of the head, joined."""
 
     skin: Tensor
     ear: Tensor
@@ -134,7 +134,9 @@ def mouth_frame(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> tuple[Tensor, Tens
 def jaw_frame(y: Tensor, z: Tensor, s: Shape) -> tuple[Tensor, Tensor]:
     """(y, z) of a point with the jaw's turn about its hinge undone, relative to the jaw's centre."""
     dy, dz = y - s.mouth_y, z - s.hinge_z
-    return dy * s.jaw_cos + dz * s.jaw_sin + (s.mouth_y - s.jaw_y), dz * s.jaw_cos - dy * s.jaw_sin + (s.hinge_z - s.jaw_z)
+    return dy * s.jaw_cos + dz * s.jaw_sin + (s.mouth_y - s.jaw_y), dz * s.jaw_cos - dy * s.jaw_sin + (
+        s.hinge_z - s.jaw_z
+    )
 
 
 def ear_frame(x: Tensor, y: Tensor, s: Shape) -> tuple[Tensor, Tensor]:
@@ -175,12 +177,16 @@ def part_distances(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> Distances:
 
     nose = _ellipsoid(x, y - s.nose_y, z - s.nose_z, s.nose_rx, s.nose_ry, s.nose_rz)
     jaw_v, jaw_w = jaw_frame(y, z, s)
-    tongue = _ellipsoid(x, jaw_v - 0.75 * s.jaw_ry, jaw_w - 0.15 * s.jaw_rz, 0.55 * s.jaw_rx, 0.3 * s.jaw_ry, 0.68 * s.jaw_rz)
+    tongue = _ellipsoid(
+        x, jaw_v - 0.75 * s.jaw_ry, jaw_w - 0.15 * s.jaw_rz, 0.55 * s.jaw_rx, 0.3 * s.jaw_ry, 0.68 * s.jaw_rz
+    )
     tooth_u = x - s.tooth_x
-    teeth = _ellipsoid(tooth_u, y - s.mouth_y, z - s.tooth_z, 0.55 * s.tooth_r, 1.25 * s.tooth_r, 0.5 * s.tooth_r)
+    teeth = _ellipsoid(
+        tooth_u, y - s.mouth_y, z - s.tooth_z, 0.55 * s.tooth_r, 1.25 * s.tooth_r, 0.5 * s.tooth_r
+    )
 
     mane_v = y - s.mane_y
-    # Tufts: the rim waves with the angle about z; 6 * angle by |x| keeps the mirror symmetry.
+    # Tufts: the rim waves with the angle about z.
     wave = torch.sin(13 * torch.atan2(mane_v, x + 1e-6))
     mane_r = s.mane_rx * (1 + 0.045 * wave)
     mane = _ellipsoid(x, mane_v, z - s.mane_z, mane_r, mane_r, s.mane_rz)
@@ -199,7 +205,9 @@ def distance(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> Tensor:
     return join(part_distances(x, y, z, s))
 
 
-def settle(start: Tensor, direction: Tensor, s: Shape, *, flesh_only: bool = False, steps: int = 24) -> Tensor:
+def settle(
+    start: Tensor, direction: Tensor, s: Shape, *, flesh_only: bool = False, steps: int = 24
+) -> Tensor:
     """Move points (B, N, 3) along directions (B, N, 3) until they lie on the surface; start outside of it."""
     t = torch.zeros_like(start[..., 0])
     for _ in range(steps):
@@ -246,10 +254,13 @@ def shape_of(factors: Factors) -> Shape:
     shape = Shape(
         head_rx=f["head_width"], head_ry=f["head_height"], head_rz=0.95 * one,
         cheek_x=f["head_width"] - 0.5, cheek_y=-0.34 * one, cheek_z=0.36 * one, cheek_r=f["cheek"],
-        snout_y=f["snout_y"], snout_z=snout_z, snout_rx=f["snout_width"], snout_ry=snout_ry, snout_rz=snout_rz,
-        pad_x=0.42 * f["snout_width"], pad_y=mouth_y + 0.09, pad_z=front - 0.17, pad_r=0.52 * f["snout_width"],
+        snout_y=f["snout_y"], snout_z=snout_z, snout_rx=f["snout_width"], snout_ry=snout_ry,
+        snout_rz=snout_rz,
+        pad_x=0.42 * f["snout_width"], pad_y=mouth_y + 0.09, pad_z=front - 0.17,
+        pad_r=0.52 * f["snout_width"],
         mouth_y=mouth_y, hinge_z=hinge_z, jaw_cos=turn.cos(), jaw_sin=turn.sin(),
-        jaw_y=mouth_y - 0.08, jaw_z=0.5 * one, jaw_rx=0.86 * f["snout_width"], jaw_ry=0.19 * one, jaw_rz=jaw_rz,
+        jaw_y=mouth_y - 0.08, jaw_z=0.5 * one, jaw_rx=0.86 * f["snout_width"],
+        jaw_ry=0.19 * one, jaw_rz=jaw_rz,
         cavity_cos=(turn * 0.6).cos(), cavity_sin=(turn * 0.6).sin(), cavity_z=0.5 * one,
         cavity_rx=f["snout_width"] * f["mouth_width"], cavity_ry=0.022 + 0.36 * turn.sin() * (0.6 + reach),
         cavity_rz=cavity_rz, smile=0.1 + 0.75 * f["smile"],
@@ -262,7 +273,8 @@ def shape_of(factors: Factors) -> Shape:
         lid_up=eye_r * (f["eye_open"] * 1.05 - 0.2), lid_low=eye_r * (-0.35 - 0.4 * f["eye_open"]),
         nose_y=f["snout_y"] + 0.5 * snout_ry, nose_z=snout_z + 0.88 * snout_rz,
         nose_rx=f["nose_size"], nose_ry=0.72 * f["nose_size"], nose_rz=0.75 * f["nose_size"],
-        mane_y=-0.12 * one, mane_z=-0.35 * one, mane_rx=0.3 + 1.2 * f["mane"].sqrt(), mane_rz=0.25 + 0.25 * f["mane"],
+        mane_y=-0.12 * one, mane_z=-0.35 * one, mane_rx=0.3 + 1.2 * f["mane"].sqrt(),
+        mane_rz=0.25 + 0.25 * f["mane"],
     )  # fmt: skip
     # Seat the eyeballs: two fifths of the radius below the flesh in front of which they lie.
     start = torch.stack((shape.eye_x, shape.eye_y, 2.2 * one), dim=-1)
