@@ -35,6 +35,7 @@ __all__ = [
     "PARTS",
     "Factors",
     "Render",
+    "locate",
     "mirror",
     "mirror_landmarks",
     "render",
@@ -102,9 +103,7 @@ def _anchors(s: Shape) -> Float[Tensor, "B N 3"]:
         s.hinge_z + chin_w * s.jaw_cos + chin_v * s.jaw_sin,
     )
     ear = point(s.ear_x + s.ear_sin * s.ear_ry, s.ear_y + s.ear_cos * s.ear_ry, s.ear_z)
-    starts = torch.stack(
-        (point(1.4 * one, -0.34 * one, 0.75 * one), point(zero, 1.6 * one, 0.12 * one)), dim=1
-    )
+    starts = torch.stack((point(1.4 * one, -0.34 * one, 0.75 * one), point(zero, 1.6 * one, 0.12 * one)), dim=1)
     inward = torch.tensor([[-0.83, 0.0, -0.5578], [0.0, -1.0, 0.0]], device=starts.device).expand_as(starts)
     cheek, crown = settle(starts, inward, s, flesh_only=True).unbind(1)
     flip = torch.tensor([-1.0, 1.0, 1.0], device=eye.device)
@@ -233,9 +232,7 @@ def _body(f: Factors, side: int) -> tuple[Tensor, Tensor, int]:
     cells = torch.arange(first * side, side * side, device=device)[None]
     ray = _rays(cells % side + 0.5, cells.div(side, rounding_mode="floor") + 0.5, f, side)
     radii = torch.tensor(_BODY_RADII, device=device)[:, None]
-    origin = (torch.tensor([0.0, 0.0, _CAMERA], device=device) - torch.tensor(_BODY_CENTER, device=device))[
-        :, None
-    ]
+    origin = (torch.tensor([0.0, 0.0, _CAMERA], device=device) - torch.tensor(_BODY_CENTER, device=device))[:, None]
     o, d = origin / radii, ray / radii
     a, b, c = (d * d).sum(1), (o * d).sum(1), (o * o).sum(0) - 1
     root = b * b - a * c
@@ -278,6 +275,18 @@ def _draw(
     return images, part.view(count, side, side)[:, ::supersample, ::supersample]
 
 
+def _locate(f: Factors, s: Shape, turn: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    anchors = _anchors(s)
+    landmarks = _project(anchors @ turn.transpose(1, 2), f, size)
+    return landmarks, _visible(anchors, landmarks, turn, s, size)
+
+
+@torch.no_grad()
+def locate(factors: Factors, *, size: int) -> tuple[Float[Tensor, "B N 2"], Bool[Tensor, "B N"]]:
+    """Landmarks (px) and their visibility, as in Render, of pictures of size x size px that are not drawn."""
+    return _locate(factors, shape_of(factors), rotation(factors), size)
+
+
 @torch.no_grad()
 def render(
     factors: Factors,
@@ -303,9 +312,7 @@ def render(
         )
     f = factors.to(device) if device is not None else factors
     s, turn = shape_of(f), rotation(f)
-    anchors = _anchors(s)
-    landmarks = _project(anchors @ turn.transpose(1, 2), f, size)
-    visible = _visible(anchors, landmarks, turn, s, size)
+    landmarks, visible = _locate(f, s, turn, size)
     if chunk is None:
         # On the CPU a chunk should stay in the cache; on a GPU it should fill it.
         chunk = max(1, (8 if f.yaw.device.type == "cpu" else 512) * 128 * 128 // (side * side))

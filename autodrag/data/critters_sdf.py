@@ -181,9 +181,7 @@ def part_distances(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> Distances:
         x, jaw_v - 0.75 * s.jaw_ry, jaw_w - 0.15 * s.jaw_rz, 0.55 * s.jaw_rx, 0.3 * s.jaw_ry, 0.68 * s.jaw_rz
     )
     tooth_u = x - s.tooth_x
-    teeth = _ellipsoid(
-        tooth_u, y - s.mouth_y, z - s.tooth_z, 0.55 * s.tooth_r, 1.25 * s.tooth_r, 0.5 * s.tooth_r
-    )
+    teeth = _ellipsoid(tooth_u, y - s.mouth_y, z - s.tooth_z, 0.55 * s.tooth_r, 1.25 * s.tooth_r, 0.5 * s.tooth_r)
 
     mane_v = y - s.mane_y
     # Tufts: the rim waves with the angle about z.
@@ -205,9 +203,7 @@ def distance(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> Tensor:
     return join(part_distances(x, y, z, s))
 
 
-def settle(
-    start: Tensor, direction: Tensor, s: Shape, *, flesh_only: bool = False, steps: int = 24
-) -> Tensor:
+def settle(start: Tensor, direction: Tensor, s: Shape, *, flesh_only: bool = False, steps: int = 24) -> Tensor:
     """Move points (B, N, 3) along directions (B, N, 3) until they lie on the surface; start outside of it."""
     t = torch.zeros_like(start[..., 0])
     for _ in range(steps):

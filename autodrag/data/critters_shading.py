@@ -44,9 +44,7 @@ def _column(color: Tensor) -> Tensor:
 def light_direction(f: Factors) -> Float[Tensor, "B 3"]:
     """Unit vector of the world's frame towards the key light."""
     azimuth, elevation = f.light_azimuth * (math.pi / 180), f.light_elevation * (math.pi / 180)
-    return torch.stack(
-        (azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()), dim=1
-    )
+    return torch.stack((azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()), dim=1)
 
 
 def materials(
@@ -58,9 +56,7 @@ def materials(
     """
     side, x = torch.sign(x), x.abs()
     fur, mark = _column(f.fur_color), _column(f.mark_color)
-    strand = torch.sin(31 * x + 4 * torch.sin(7 * y + 3 * z)) * torch.sin(
-        9 * y - 17 * z + 3 * torch.sin(11 * x)
-    )
+    strand = torch.sin(31 * x + 4 * torch.sin(7 * y + 3 * z)) * torch.sin(9 * y - 17 * z + 3 * torch.sin(11 * x))
     blotch = torch.sin(5 * x + 3 * y) * torch.sin(4 * z - 3 * y + 2 * x)
     texture = 1 + f.fur[:, None] * (0.13 * strand + 0.08 * blotch)
 
@@ -71,9 +67,7 @@ def materials(
     under_share = _smoothstep(-0.30, -0.62, y) * 0.7 * lightness
     skin = _mix(fur.expand(-1, -1, x.shape[1]), pale, torch.maximum(muzzle_share, under_share))
     slant = f.stripe_count[:, None] * (1.15 * y + 0.45 * x) + 1.2 * torch.sin(3 * x)
-    where = _smoothstep(0.1, 0.35, torch.maximum(x - 0.42, y - 0.38)) * (
-        1 - torch.maximum(muzzle_share, under_share)
-    )
+    where = _smoothstep(0.1, 0.35, torch.maximum(x - 0.42, y - 0.38)) * (1 - torch.maximum(muzzle_share, under_share))
     skin = skin * (1 - 0.75 * f.stripes[:, None] * _smoothstep(0.1, 0.6, torch.sin(slant)) * where)[:, None]
     ring = _smoothstep(0.14, 0.03, d.eye) * f.eye_ring[:, None]
     skin = skin * (1 - 0.8 * (-ring).clamp_min(0))[:, None]
@@ -96,10 +90,7 @@ def materials(
     ex = ex * torch.where(side < 0, -1.0, 1.0)
     towards = ex * (gaze_x.sin() * gaze_y.cos()) + ey * gaze_y.sin() + ez * (gaze_x.cos() * gaze_y.cos())
     angle = torch.acos(towards.clamp(-0.999, 0.999)) * (180 / math.pi) / f.iris_size[:, None]
-    iris = (
-        _column(f.iris_color)
-        * (0.75 + 0.9 * _smoothstep(0.4, 0.95, angle) * _smoothstep(0.5, -0.6, ey))[:, None]
-    )
+    iris = _column(f.iris_color) * (0.75 + 0.9 * _smoothstep(0.4, 0.95, angle) * _smoothstep(0.5, -0.6, ey))[:, None]
     eye = _mix(iris, 0 * iris + 0.012, torch.maximum(
         _smoothstep(0.08, -0.08, angle - f.pupil_size[:, None]), 0.85 * _smoothstep(0.82, 0.98, angle)
     ))  # fmt: skip
@@ -175,9 +166,7 @@ def body_albedo(normal: Tensor, f: Factors) -> Tensor:
     """Fur of the shoulders, with a lighter chest: (B, 3, R)."""
     fur = _column(f.fur_color)
     chest = _smoothstep(0.75, 0.98, normal[:, 2] + 0.15 * normal[:, 1]) * f.muzzle_light[:, None]
-    strand = torch.sin(34 * normal[:, 0].abs() + 3 * torch.sin(9 * normal[:, 1])) * torch.sin(
-        17 * normal[:, 1]
-    )
+    strand = torch.sin(34 * normal[:, 0].abs() + 3 * torch.sin(9 * normal[:, 1])) * torch.sin(17 * normal[:, 1])
     return _mix(fur, 1 - (1 - fur) * 0.3, chest) * (0.92 + 0.1 * f.fur[:, None] * strand)[:, None]
 
 
