@@ -101,8 +101,7 @@ def read_info(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dict[str,
     metadata = _read_header(path)
     if "autodrag_format" not in metadata:
         raise CheckpointError(
-            f"{str(path)!r} is a safetensors file, but not autodrag's; "
-            "convert its source with `autodrag convert`"
+            f"{str(path)!r} is a safetensors file, but not autodrag's; convert its source with `autodrag convert`"
         )
     if metadata["autodrag_format"] != str(FORMAT):
         raise CheckpointError(
@@ -135,11 +134,7 @@ def find_checkpoint(path: str | Path) -> Path:
     if not path.is_absolute() and (REPOSITORY / path).exists():
         return REPOSITORY / path
     known = sorted(
-        {
-            str(file.parent)
-            for root in (Path(), REPOSITORY)
-            for file in root.glob(f"checkpoints/*/{GENERATOR_FILE}")
-        }
+        {str(file.parent) for root in (Path(), REPOSITORY) for file in root.glob(f"checkpoints/*/{GENERATOR_FILE}")}
     )
     raise CheckpointError(
         f"checkpoint {str(path)!r} does not exist; there is {', '.join(known) or 'none here'}; "
@@ -157,12 +152,8 @@ def load_generator(path: str | Path) -> tuple[Generator, str]:
 
     file = _file_in(path, GENERATOR_FILE)
     tensors, values, _ = load_tensors(file, kind="generator")
-    if values.get("mapping_layers", 0) > len(
-        tensors
-    ):  # a config may not make us build more layers than are stored
-        raise CheckpointError(
-            f"{str(file)!r} names {values['mapping_layers']} mapping layers but does not hold them"
-        )
+    if values.get("mapping_layers", 0) > len(tensors):  # a config may not make us build more layers than are stored
+        raise CheckpointError(f"{str(file)!r} names {values['mapping_layers']} mapping layers but does not hold them")
     config = build_config(GeneratorConfig, values, file)
     with _building(file), torch.device("meta"):
         outline = Generator(config)
@@ -244,9 +235,7 @@ def load_latent(path: str | Path, *, layers: int, w_dim: int, generator: str) ->
     tensors, _, extra = load_tensors(path, kind="latent")
     latent = tensors.get("latent")
     if latent is None or len(tensors) != 1:
-        raise CheckpointError(
-            f"latent {str(path)!r} must hold one tensor named 'latent', not {sorted(tensors)}"
-        )
+        raise CheckpointError(f"latent {str(path)!r} must hold one tensor named 'latent', not {sorted(tensors)}")
     if latent.shape != (1, layers, w_dim):
         raise CheckpointError(
             f"latent {str(path)!r} has shape {tuple(latent.shape)}, this generator needs {(1, layers, w_dim)}"
@@ -265,16 +254,13 @@ def build_config(cls: type[ConfigT], values: Mapping[str, Any], path: str | Path
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise CheckpointError(
-            f"the config in {str(path)!r} has the unknown field {unknown[0]!r}; "
-            f"known are {', '.join(sorted(hints))}"
+            f"the config in {str(path)!r} has the unknown field {unknown[0]!r}; known are {', '.join(sorted(hints))}"
         )
     converted = {}
     for name, value in values.items():
         value = tuple(value) if isinstance(value, list) else value
         if not _fits(value, hints[name]):
-            raise CheckpointError(
-                f"the config in {str(path)!r} has {name} = {value!r}, expected {hints[name]}"
-            )
+            raise CheckpointError(f"the config in {str(path)!r} has {name} = {value!r}, expected {hints[name]}")
         converted[name] = value
     try:
         return cls(**converted)
@@ -327,9 +313,7 @@ def _read_header(path: Path) -> dict[str, str]:
             prefix = stream.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if size > MAX_FILE_BYTES:
-                raise CheckpointError(
-                    f"{str(path)!r} is {size} bytes, more than the limit of {MAX_FILE_BYTES}"
-                )
+                raise CheckpointError(f"{str(path)!r} is {size} bytes, more than the limit of {MAX_FILE_BYTES}")
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
             header = json.loads(stream.read(length))
@@ -347,16 +331,10 @@ def _read_header(path: Path) -> dict[str, str]:
     end = 0
     for name, entry in header.items():
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if (
-            not isinstance(offsets, list)
-            or len(offsets) != 2
-            or not all(type(offset) is int for offset in offsets)
-        ):
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
             raise _corrupt(path, f"tensor {name!r} has no extent")
         if entry.get("dtype") not in DTYPES:
-            raise CheckpointError(
-                f"{str(path)!r}: tensor {name!r} is {entry.get('dtype')}, expected F16, BF16 or F32"
-            )
+            raise CheckpointError(f"{str(path)!r}: tensor {name!r} is {entry.get('dtype')}, expected F16, BF16 or F32")
         end = max(end, offsets[1])
     if end != size - 8 - length:
         raise _corrupt(path, f"its header describes {end} bytes of tensors and {size - 8 - length} are there")
@@ -388,9 +366,7 @@ class _building:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, (RuntimeError, ValueError, TypeError, OverflowError)):
-            raise CheckpointError(
-                f"the config in {str(self.path)!r} describes no network: {error}"
-            ) from error
+            raise CheckpointError(f"the config in {str(self.path)!r} describes no network: {error}") from error
 
 
 def _fits(value: Any, hint: Any) -> bool:

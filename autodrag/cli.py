@@ -38,9 +38,7 @@ def delegate(package: str, choices: Sequence[str]) -> tuple[Arguments, Run]:
 
     def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("what", choices=choices)
-        parser.add_argument(
-            "rest", nargs=argparse.REMAINDER, help="its own options; see --help after its name"
-        )
+        parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see --help after its name")
 
     def run(args: argparse.Namespace) -> int:
         module = importlib.import_module(f"{package}.{args.what}")
@@ -71,9 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"autodrag {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        command.arguments(
-            subparsers.add_parser(name, help=command.help, description=command.help.capitalize() + ".")
-        )
+        command.arguments(subparsers.add_parser(name, help=command.help, description=command.help.capitalize() + "."))
     return parser
 
 
@@ -93,9 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _fail(
-            f"{str(error.filename or 'a file')!r}: {error.strerror or error}; check the path and its rights"
-        )
+        return _fail(f"{str(error.filename or 'a file')!r}: {error.strerror or error}; check the path and its rights")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -129,9 +129,7 @@ def parse_edits(text: str | bytes, *, folder: str | Path, where: str) -> list[Ed
 def read_edits(path: str | Path) -> list[Edit]:
     """Read an edit file or a saved session; paths in it are relative to its own folder."""
     path = Path(path)
-    return parse_edits(
-        read_bounded(path, MAX_BYTES, "edit file"), folder=path.parent, where=f"edit file {str(path)!r}"
-    )
+    return parse_edits(read_bounded(path, MAX_BYTES, "edit file"), folder=path.parent, where=f"edit file {str(path)!r}")
 
 
 def edit_document(edit: Edit, folder: str | Path) -> dict[str, Any]:
@@ -193,9 +191,7 @@ def parse_drag(text: str) -> Drag:
 
 @functools.cache
 def _schema() -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(
-        Path(__file__).with_name("edit.schema.json").read_text(encoding="utf-8")
-    )
+    value: dict[str, Any] = json.loads(Path(__file__).with_name("edit.schema.json").read_text(encoding="utf-8"))
     return value
 
 
@@ -299,9 +295,7 @@ def _inside(text: str, folder: Path, what: str) -> Path:
         raise AutodragError(f"{what} {text!r} is not a path")
     path = (folder / text).resolve()
     if Path(text).is_absolute() or not path.is_relative_to(folder.resolve()):
-        raise AutodragError(
-            f"{what} {text!r} leaves its file's folder; expected a relative path in {str(folder)!r}"
-        )
+        raise AutodragError(f"{what} {text!r} leaves its file's folder; expected a relative path in {str(folder)!r}")
     return path
 
 

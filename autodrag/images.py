@@ -90,9 +90,7 @@ def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
-def write_animation(
-    path: str | Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], *, fps: float = 20
-) -> None:
+def write_animation(path: str | Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], *, fps: float = 20) -> None:
     """Write frames of one size as MP4 or GIF, by the suffix of `path`, whole or not at all.
 
     MP4 is VP9, which browsers play, or MPEG-4 part 2 where OpenCV was built without VP9. Odd sizes are
@@ -102,9 +100,7 @@ def write_animation(
     if not frames:
         raise AutodragError(f"animation {str(path)!r} has no frames; at least one is needed")
     if any(frame.shape != frames[0].shape for frame in frames):
-        raise AutodragError(
-            f"animation {str(path)!r} has frames of several sizes; all must be {frames[0].shape}"
-        )
+        raise AutodragError(f"animation {str(path)!r} has frames of several sizes; all must be {frames[0].shape}")
     if path.suffix.lower() == ".gif":
         _write_gif(path, frames, fps)
     elif path.suffix.lower() == ".mp4":
@@ -116,11 +112,11 @@ def write_animation(
 def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     from PIL import Image
 
-    first, *rest = (Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames)
+    # An octree palette is within a grey level of median cut, which takes fifty times as long.
+    method, dither = Image.Quantize.FASTOCTREE, Image.Dither.NONE
+    first, *rest = (Image.fromarray(frame).quantize(256, method=method, dither=dither) for frame in frames)
     with replacing(path) as temporary:
-        first.save(
-            temporary, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0
-        )
+        first.save(temporary, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
 
 
 def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:

@@ -13,9 +13,11 @@ from jaxtyping import install_import_hook
 install_import_hook("autodrag", "typechecker.check")  # before anything imports the package
 
 if TYPE_CHECKING:
+    from fakes import FakeRefiner
+
     from autodrag.nets.stylegan2 import Generator
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)  # the nets are tiny: a second thread would only wait for the first
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +56,15 @@ def tiny_checkpoint(tiny_generator: Generator, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     save_generator(folder, tiny_generator)
     return folder
+
+
+@pytest.fixture
+def fake_refiner(monkeypatch: pytest.MonkeyPatch) -> FakeRefiner:
+    """The editor's refiner, replaced by one that takes no time."""
+    from fakes import FakeRefiner
+
+    from autodrag.infer import editor
+
+    refiner = FakeRefiner()
+    monkeypatch.setattr(editor, "run_refiner", refiner)
+    return refiner

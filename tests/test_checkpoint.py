@@ -34,9 +34,7 @@ from autodrag.nets.stylegan2 import Generator
 def file(tmp_path: Path) -> Path:
     """A small valid file of the kind "thing"."""
     path = tmp_path / "thing.safetensors"
-    save_tensors(
-        path, {"a": torch.arange(6.0).view(2, 3)}, kind="thing", config={"n": 1}, extra={"by": "test"}
-    )
+    save_tensors(path, {"a": torch.arange(6.0).view(2, 3)}, kind="thing", config={"n": 1}, extra={"by": "test"})
     return path
 
 
@@ -80,9 +78,7 @@ def test_another_kind(file: Path) -> None:
 
 def test_newer_format(file: Path) -> None:
     rewrite(file, lambda header: header["__metadata__"].update(autodrag_format="2"))
-    with pytest.raises(
-        CheckpointError, match="has format '2', and this version reads format 1; upgrade autodrag"
-    ):
+    with pytest.raises(CheckpointError, match="has format '2', and this version reads format 1; upgrade autodrag"):
         load_tensors(file, kind="thing")
 
 
@@ -162,14 +158,10 @@ def test_a_generator_comes_back_with_its_fingerprint(
 
 
 def test_fingerprints_differ(make_generator: Callable[..., Generator]) -> None:
-    assert fingerprint(make_generator(seed=0).state_dict()) != fingerprint(
-        make_generator(seed=1).state_dict()
-    )
+    assert fingerprint(make_generator(seed=0).state_dict()) != fingerprint(make_generator(seed=1).state_dict())
 
 
-def resave(
-    folder: Path, source: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
-) -> None:
+def resave(folder: Path, source: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> None:
     """Copy a generator file with changed tensors and config."""
     tensors, config, extra = load_tensors(source / "generator.safetensors", kind="generator")
     change(tensors, config)
@@ -207,9 +199,7 @@ def test_an_unknown_checkpoint_names_what_is_there_and_the_next_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_checkpoint, tmp_path / "checkpoints" / "mine")
-    with pytest.raises(
-        CheckpointError, match=r"'nope' does not exist; there is .*checkpoints/mine.*autodrag convert"
-    ):
+    with pytest.raises(CheckpointError, match=r"'nope' does not exist; there is .*checkpoints/mine.*autodrag convert"):
         find_checkpoint("nope")
 
 
@@ -235,18 +225,14 @@ def test_predictor_of_another_generator(tmp_path: Path) -> None:
     file = tmp_path / "predictor.safetensors"
     save_tensors(file, {"a": torch.ones(1)}, kind="predictor", config={}, extra={"generator": "0" * 16})
     assert has_predictor(tmp_path, "0" * 16)
-    with pytest.raises(
-        CheckpointError, match="was trained on generator '0000000000000000', and this one is 'ffff"
-    ):
+    with pytest.raises(CheckpointError, match="was trained on generator '0000000000000000', and this one is 'ffff"):
         has_predictor(tmp_path, "f" * 16)
 
 
 def test_latents(tmp_path: Path) -> None:
     latent = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
     save_latent(tmp_path / "l.safetensors", latent, {"generator": "a" * 16})
-    assert torch.equal(
-        load_latent(tmp_path / "l.safetensors", layers=8, w_dim=32, generator="a" * 16), latent
-    )
+    assert torch.equal(load_latent(tmp_path / "l.safetensors", layers=8, w_dim=32, generator="a" * 16), latent)
     with pytest.raises(CheckpointError, match=r"has shape \(1, 8, 32\), this generator needs \(1, 10, 32\)"):
         load_latent(tmp_path / "l.safetensors", layers=10, w_dim=32, generator="a" * 16)
     with pytest.raises(CheckpointError, match="belongs to generator 'aaaaaaaaaaaaaaaa'"):

@@ -32,9 +32,7 @@ def test_every_byte_survives_the_way_through_a_tensor() -> None:
 def test_range_and_clipping() -> None:
     values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).expand(1, 3, 1, 5)
     assert to_uint8(values)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
-    assert to_tensor(np.array([[[0, 255, 51]]], dtype=np.uint8))[0, :, 0, 0].tolist() == pytest.approx(
-        [-1, 1, -0.6]
-    )
+    assert to_tensor(np.array([[[0, 255, 51]]], dtype=np.uint8))[0, :, 0, 0].tolist() == pytest.approx([-1, 1, -0.6])
 
 
 def test_png_round_trip(tmp_path: Path, picture: np.ndarray) -> None:
@@ -153,9 +151,7 @@ def test_no_mp4_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             pass
 
     monkeypatch.setattr(cv2, "VideoWriter", Closed)
-    with pytest.raises(
-        AutodragError, match=r"no MP4 encoder; install opencv-python with FFmpeg, or write a \.gif"
-    ):
+    with pytest.raises(AutodragError, match=r"no MP4 encoder; install opencv-python with FFmpeg, or write a \.gif"):
         write_animation(tmp_path / "a.mp4", frames())
 
 

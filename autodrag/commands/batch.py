@@ -64,10 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if not summary:
         raise AutodragError(f"batch file {str(source)!r} holds no edits; expected one JSON object per line")
     write_json(out / "summary.json", summary)
-    counts = {
-        name: sum(entry["status"] == name for entry in summary)
-        for name in ("done", "kept", "nothing", "failed")
-    }
+    counts = {name: sum(entry["status"] == name for entry in summary) for name in ("done", "kept", "nothing", "failed")}
     print(
         f"{counts['done']} done, {counts['kept']} kept from before, {counts['nothing']} with nothing to do, "
         f"{counts['failed']} failed; wrote {out}"
@@ -116,9 +113,7 @@ def _run_line(
         return {"status": "failed", "error": str(error)}
     temporary = out / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
-        write_outcome(
-            editor, outcome, temporary, animation=args.animation, extra={"line": number, "digest": digest}
-        )
+        write_outcome(editor, outcome, temporary, animation=args.animation, extra={"line": number, "digest": digest})
         if (out / name).exists():
             shutil.rmtree(out / name)
         temporary.rename(out / name)
@@ -132,9 +127,7 @@ def _override(edits: list[Edit], args: argparse.Namespace) -> list[Edit]:
     given = parameters_of(args)
     if args.checkpoint is not None:
         edits = [dataclasses.replace(edit, checkpoint=args.checkpoint) for edit in edits]
-    return [
-        dataclasses.replace(edit, parameters=dataclasses.replace(edit.parameters, **given)) for edit in edits
-    ]
+    return [dataclasses.replace(edit, parameters=dataclasses.replace(edit.parameters, **given)) for edit in edits]
 
 
 def _digest_in(folder: Path) -> str | None:

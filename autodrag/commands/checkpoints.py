@@ -13,15 +13,9 @@ from autodrag.edits import schema as edit_schema
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag convert`."""
-    parser.add_argument(
-        "file", help="NVIDIA .pkl, rosinality .pt, legacy TensorFlow .pkl; told by its structure"
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="FOLDER", help="checkpoint folder, such as checkpoints/ffhq"
-    )
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of storage"
-    )
+    parser.add_argument("file", help="NVIDIA .pkl, rosinality .pt, legacy TensorFlow .pkl; told by its structure")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="checkpoint folder, such as checkpoints/ffhq")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of storage")
     parser.add_argument("--overwrite", action="store_true", help="replace a generator that is there")
 
 
@@ -37,9 +31,7 @@ def convert(args: argparse.Namespace) -> int:
 
 def info_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag info`."""
-    parser.add_argument(
-        "checkpoint", nargs="?", default=DEFAULT_CHECKPOINT, help="folder or .safetensors file"
-    )
+    parser.add_argument("checkpoint", nargs="?", default=DEFAULT_CHECKPOINT, help="folder or .safetensors file")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

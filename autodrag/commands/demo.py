@@ -20,9 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the image (default: {SEED})")
     parser.add_argument("--landmark", default=LANDMARK, help=f"what to take hold of (default: {LANDMARK})")
-    parser.add_argument(
-        "--out", default="out/demo", metavar="FOLDER", help="where to write (default: out/demo)"
-    )
+    parser.add_argument("--out", default="out/demo", metavar="FOLDER", help="where to write (default: out/demo)")
     add_machine(parser)
 
 
@@ -34,17 +32,11 @@ def run(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     editor = load_editor(args.checkpoint or DEFAULT_CHECKPOINT, args)
     if editor.landmarks is None:
-        raise AutodragError(
-            f"{editor.checkpoint!r} has no landmark net, which the demo needs; use autodrag drag"
-        )
+        raise AutodragError(f"{editor.checkpoint!r} has no landmark net, which the demo needs; use autodrag drag")
     names = editor.landmarks.config.names
     if args.landmark not in names:
         raise AutodragError(f"landmark {args.landmark!r} is not known; expected one of {', '.join(names)}")
-    x, y = (
-        detect_landmarks(editor.landmarks, editor.open(args.seed))[names.index(args.landmark)]
-        .round(1)
-        .tolist()
-    )
+    x, y = detect_landmarks(editor.landmarks, editor.open(args.seed))[names.index(args.landmark)].round(1).tolist()
     width = editor.image_size[1]
     shift = SHIFT * width if x < width / 2 else -SHIFT * width  # toward the roomier side
     drag = Drag((x, y), (round(x + shift, 1), y))
@@ -53,7 +45,5 @@ def run(args: argparse.Namespace) -> int:
     with progress("dragging") as bar:
         outcome = run_edits(editor, [edit], callback=lambda _: bar.update())
     write_outcome(editor, outcome, out, animation=True, extra={})
-    print(
-        *describe(outcome), f"wrote {out}: see {out / 'annotated.png'} and {out / 'animation.gif'}", sep="\n"
-    )
+    print(*describe(outcome), f"wrote {out}: see {out / 'annotated.png'} and {out / 'animation.gif'}", sep="\n")
     return 0

@@ -22,9 +22,7 @@ from autodrag.errors import AutodragError
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag drag`."""
     add_checkpoint(parser)
-    parser.add_argument(
-        "--edit", metavar="FILE", help="edit or session file (autodrag schema); options override it"
-    )
+    parser.add_argument("--edit", metavar="FILE", help="edit or session file (autodrag schema); options override it")
     parser.add_argument("--seed", type=int, help="seed of the image")
     parser.add_argument("--latent", metavar="FILE", help="latent.safetensors to start from instead of a seed")
     parser.add_argument("--psi", type=float, help=f"truncation (default: {Edit.psi})")
@@ -39,15 +37,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--anchor", action="append", default=[], metavar="X,Y", help="a point that stays; may be repeated"
     )
-    parser.add_argument(
-        "--mask", metavar="FILE", help="image of the same size: what is brighter than 127 may move"
-    )
-    parser.add_argument(
-        "--out", default="out/drag", metavar="FOLDER", help="where to write (default: out/drag)"
-    )
-    parser.add_argument(
-        "--no-animation", action="store_true", help="do not draw animation.mp4 and animation.gif"
-    )
+    parser.add_argument("--mask", metavar="FILE", help="image of the same size: what is brighter than 127 may move")
+    parser.add_argument("--out", default="out/drag", metavar="FOLDER", help="where to write (default: out/drag)")
+    parser.add_argument("--no-animation", action="store_true", help="do not draw animation.mp4 and animation.gif")
     add_parameters(parser)
     add_machine(parser)
 
@@ -73,10 +65,7 @@ def edits_of(args: argparse.Namespace) -> list[Edit]:
             f"{args.edit!r} is a session of {len(edits)} edits; --drag, --anchor and --mask need one edit"
         )
     parameters = parameters_of(args)
-    edits = [
-        dataclasses.replace(edit, parameters=dataclasses.replace(edit.parameters, **parameters))
-        for edit in edits
-    ]
+    edits = [dataclasses.replace(edit, parameters=dataclasses.replace(edit.parameters, **parameters)) for edit in edits]
     first = edits[0]
     if args.checkpoint is not None:
         first = dataclasses.replace(first, checkpoint=args.checkpoint)

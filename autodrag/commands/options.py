@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """`--checkpoint FOLDER`; None means the default, or what an edit file names."""
-    parser.add_argument(
-        "--checkpoint", metavar="FOLDER", help=f"checkpoint folder (default: {DEFAULT_CHECKPOINT})"
-    )
+    parser.add_argument("--checkpoint", metavar="FOLDER", help=f"checkpoint folder (default: {DEFAULT_CHECKPOINT})")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -33,12 +31,8 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=int, help="most optimisation steps")
     group.add_argument("--budget", type=float, dest="budget_s", metavar="SECONDS", help="most seconds")
     group.add_argument("--lr", type=float, help="learning rate")
-    group.add_argument(
-        "--space", choices=("w", "w+"), help="one vector for all edited layers, or one for each"
-    )
-    group.add_argument(
-        "--edit-layers", type=int, metavar="N", help="how many layers may change, from the first"
-    )
+    group.add_argument("--space", choices=("w", "w+"), help="one vector for all edited layers, or one for each")
+    group.add_argument("--edit-layers", type=int, metavar="N", help="how many layers may change, from the first")
     group.add_argument("--feature-block", type=int, metavar="K", help="index of the block that is tracked")
     group.add_argument("--stop-px", type=float, metavar="PX", help="distance at which a point has arrived")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from autodrag.infer.result import DragResult
 
 MAX_FRAMES = 48
+GIF_PX = 320  # least side: a GIF grows with its area far more than an MP4
 
 
 @dataclass
@@ -95,8 +96,8 @@ def write_outcome(
     write_png(folder / "annotated.png", contact_sheet(pair, 2, gap=8))
     if animation:
         frames = _frames(editor, outcome)
-        write_animation(folder / "animation.mp4", frames)
-        write_animation(folder / "animation.gif", frames)
+        write_animation(folder / "animation.mp4", [annotate(**frame) for frame in frames])
+        write_animation(folder / "animation.gif", [annotate(**frame, least=GIF_PX) for frame in frames])
     origin_of = {"seed": first.seed, "psi": first.psi, "label": first.label}
     save_latent(folder / "latent.safetensors", last.latent, {"generator": editor.fingerprint, **origin_of})
     editor.save_session(folder / "session.json")
@@ -129,14 +130,11 @@ def describe(outcome: Outcome) -> list[str]:
         for point in result.report()["points"]:
             (hx, hy), (tx, ty) = point["handle"], point["target"]
             seen = (
-                ""
-                if point["landmark_distance"] is None
-                else f", {point['landmark_distance']:.2f} by the landmark net"
+                "" if point["landmark_distance"] is None else f", {point['landmark_distance']:.2f} by the landmark net"
             )
             state = "lost" if point["lost"] else f"confidence {point['confidence']:.2f}"
             lines.append(
-                f"{lead}{hx:g},{hy:g} to {tx:g},{ty:g}: {point['distance']:.2f} px left "
-                f"by the tracker{seen}, {state}"
+                f"{lead}{hx:g},{hy:g} to {tx:g},{ty:g}: {point['distance']:.2f} px left by the tracker{seen}, {state}"
             )
         lines.append(f"{lead}{result.reason} after {result.steps} steps, {result.seconds:.2f} s")
     return lines
@@ -163,16 +161,14 @@ def _mask(editor: DragEditor, edit: Edit) -> np.ndarray | None:
     return None if edit.mask is None else read_mask(edit.mask, editor.image_size)
 
 
-def _frames(editor: DragEditor, outcome: Outcome) -> list[np.ndarray]:
-    """At most about MAX_FRAMES annotated frames, resting on the first and the last."""
-    from autodrag.infer.draw import annotate
-
+def _frames(editor: DragEditor, outcome: Outcome) -> list[dict[str, Any]]:
+    """What `annotate` needs for about MAX_FRAMES frames and a rest on the first and on the last."""
     stride = -(-len(outcome.path) // MAX_FRAMES) or 1
     first, last = outcome.results[0], outcome.results[-1]
-    frames = [annotate(outcome.before, handles=first.handles, targets=first.targets)] * 6
-    for number, latent, points in outcome.path[::stride]:
-        frames.append(
-            annotate(editor.render(latent), handles=points, targets=outcome.results[number].targets)
-        )
-    frames += [annotate(last.image, handles=last.points, targets=last.targets)] * 12
-    return frames
+    moving = [
+        {"image": editor.render(latent), "handles": points, "targets": outcome.results[number].targets}
+        for number, latent, points in outcome.path[::stride]
+    ]
+    start = {"image": outcome.before, "handles": first.handles, "targets": first.targets}
+    end = {"image": last.image, "handles": last.points, "targets": last.targets}
+    return [start] * 6 + moving + [end] * 12

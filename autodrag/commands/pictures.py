@@ -43,17 +43,13 @@ def sample(args: argparse.Namespace) -> int:
 
 def render_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag render`."""
-    parser.add_argument(
-        "--out", default="out/critters.png", help="FILE.png for a grid, or a folder for samples"
-    )
+    parser.add_argument("--out", default="out/critters.png", help="FILE.png for a grid, or a folder for samples")
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--size", type=int, default=128, help="px (default: 128)")
     parser.add_argument("--supersample", type=int, default=2, help="rays per pixel and axis (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--columns", type=int, default=8, help="of the grid")
-    parser.add_argument(
-        "--parts", action="store_true", help="also write each sample's part ids as NUMBER.parts.png"
-    )
+    parser.add_argument("--parts", action="store_true", help="also write each sample's part ids as NUMBER.parts.png")
     parser.add_argument("--device", help="cpu, cuda, ...")
 
 
@@ -70,18 +66,14 @@ def render(args: argparse.Namespace) -> int:
     out = Path(args.out)
     grid = out.suffix.lower() == ".png"
     if args.count < 1 or (grid and args.count > MAX_IMAGES):
-        raise AutodragError(
-            f"count {args.count} is not usable; a grid takes 1 to {MAX_IMAGES}, a folder 1 or more"
-        )
+        raise AutodragError(f"count {args.count} is not usable; a grid takes 1 to {MAX_IMAGES}, a folder 1 or more")
     factors = sample_factors(args.count, torch.Generator().manual_seed(args.seed))
     images: list[np.ndarray] = []
     samples = []
     with progress("rendering", total=args.count, unit="image") as bar:
         for start in range(0, args.count, 32):
             stop = min(start + 32, args.count)
-            batch = draw(
-                factors[start:stop], size=args.size, supersample=args.supersample, device=args.device
-            )
+            batch = draw(factors[start:stop], size=args.size, supersample=args.supersample, device=args.device)
             for offset, image in enumerate(to_uint8(batch.images)):
                 bar.update()
                 if grid:

@@ -21,15 +21,11 @@ def check_points(values: object, image: Size, name: str) -> np.ndarray:
     try:
         points = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise AutodragError(
-            f"the {name}s are not numbers ({error}); expected [[x, y], ...] in pixels"
-        ) from error
+        raise AutodragError(f"the {name}s are not numbers ({error}); expected [[x, y], ...] in pixels") from error
     if points.size == 0:
         return np.zeros((0, 2))
     if points.ndim != 2 or points.shape[1] != 2:
-        raise AutodragError(
-            f"the {name}s have shape {points.shape}; expected (N, 2), a list of [x, y] in pixels"
-        )
+        raise AutodragError(f"the {name}s have shape {points.shape}; expected (N, 2), a list of [x, y] in pixels")
     if len(points) > MAX_POINTS:
         raise AutodragError(f"{len(points)} {name}s are more than the limit of {MAX_POINTS}; give fewer")
     height, width = image
@@ -38,8 +34,7 @@ def check_points(values: object, image: Size, name: str) -> np.ndarray:
             raise AutodragError(f"{name} {_text((x, y))} is not finite; expected x,y in pixels")
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
             raise AutodragError(
-                f"{name} {_text((x, y))} lies outside the image; "
-                f"x goes from 0 to {width - 1}, y from 0 to {height - 1}"
+                f"{name} {_text((x, y))} lies outside the image; x goes from 0 to {width - 1}, y from 0 to {height - 1}"
             )
     return points
 
@@ -89,13 +84,9 @@ def check_mask(mask: object, image: Size) -> np.ndarray | None:
     if array.dtype != np.bool_:
         raise AutodragError(f"the mask holds {array.dtype}; expected booleans, True = may move")
     if array.shape != image:
-        raise AutodragError(
-            f"the mask has shape {array.shape}, and the image {image} (height, width); resize the mask"
-        )
+        raise AutodragError(f"the mask has shape {array.shape}, and the image {image} (height, width); resize the mask")
     if not array.any():
-        raise AutodragError(
-            "the mask is all False, so that nothing may move; set True where the image may change"
-        )
+        raise AutodragError("the mask is all False, so that nothing may move; set True where the image may change")
     return array.copy()
 
 

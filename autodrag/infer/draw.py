@@ -83,18 +83,14 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Images of one size in rows of `columns`, white between them."""
     if not images or columns < 1:
-        raise AutodragError(
-            f"a contact sheet of {len(images)} images in {columns} columns; both must be at least 1"
-        )
+        raise AutodragError(f"a contact sheet of {len(images)} images in {columns} columns; both must be at least 1")
     height, width = images[0].shape[:2]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
     for index, image in enumerate(images):
         if image.shape != images[0].shape:
-            raise AutodragError(
-                f"image {index} is {image.shape}, the first is {images[0].shape}; sizes must agree"
-            )
+            raise AutodragError(f"image {index} is {image.shape}, the first is {images[0].shape}; sizes must agree")
         row, column = divmod(index, columns)
         top, left = row * (height + gap), column * (width + gap)
         sheet[top : top + height, left : left + width] = image
@@ -130,6 +126,4 @@ def _arrow(canvas: np.ndarray, start: tuple[float, float], end: tuple[float, flo
     tip = tuple(np.asarray(end) - vector / length * (radius + 1))
     thickness = max(1, radius // 3)
     tip_length = min(0.5, 2 * radius / length)
-    cv2.arrowedLine(
-        canvas, _fixed(start), _fixed((tip[0], tip[1])), WHITE, thickness, cv2.LINE_AA, _SHIFT, tip_length
-    )
+    cv2.arrowedLine(canvas, _fixed(start), _fixed((tip[0], tip[1])), WHITE, thickness, cv2.LINE_AA, _SHIFT, tip_length)

@@ -111,9 +111,7 @@ class DragEditor:
         """
         generator, identity = load_generator(folder)
         has_predictor(folder, identity)  # refuses one of another generator; running it is not supported yet
-        return cls(
-            generator, landmarks=load_landmarks(folder), checkpoint=str(folder), device=device, dtype=dtype
-        )
+        return cls(generator, landmarks=load_landmarks(folder), checkpoint=str(folder), device=device, dtype=dtype)
 
     @property
     def image_size(self) -> Size:
@@ -153,14 +151,10 @@ class DragEditor:
         if isinstance(latent, Tensor):
             if latent.shape != (1, config.latent_layers, config.w_dim) or not torch.isfinite(latent).all():
                 expected = (1, config.latent_layers, config.w_dim)
-                raise AutodragError(
-                    f"latent has shape {tuple(latent.shape)}; expected finite values of {expected}"
-                )
+                raise AutodragError(f"latent has shape {tuple(latent.shape)}; expected finite values of {expected}")
             start = latent.detach().float()
         elif latent is not None:
-            start = load_latent(
-                latent, layers=config.latent_layers, w_dim=config.w_dim, generator=self.fingerprint
-            )
+            start = load_latent(latent, layers=config.latent_layers, w_dim=config.w_dim, generator=self.fingerprint)
         else:
             assert seed is not None
             start = self._map(seed, psi, label)
@@ -231,9 +225,7 @@ class DragEditor:
             )
         before = self.image
         edit = Edit(
-            drags=tuple(
-                Drag((a[0], a[1]), (b[0], b[1])) for a, b in zip(start.tolist(), end.tolist(), strict=True)
-            ),
+            drags=tuple(Drag((a[0], a[1]), (b[0], b[1])) for a, b in zip(start.tolist(), end.tolist(), strict=True)),
             anchors=() if fixed is None else tuple((x, y) for x, y in fixed.tolist()),
             # A clock cannot be replayed, a number of steps can.
             parameters=dataclasses.replace(parameters, steps=max(1, outcome.steps), budget_s=None),
@@ -273,9 +265,7 @@ class DragEditor:
         if edit.seed is not None or edit.latent is not None:
             self.open(edit.seed, edit.psi, edit.label, edit.latent)
         elif not self._states:
-            raise AutodragError(
-                "the edit names neither a seed nor a latent, and no image is open; give it a seed"
-            )
+            raise AutodragError("the edit names neither a seed nor a latent, and no image is open; give it a seed")
         parameters = edit.parameters
         return self.drag(
             edit.handles,
@@ -309,9 +299,7 @@ class DragEditor:
             if state.mask is not None:
                 mask = path.with_name(f"{path.stem}.mask-{number}.png")
                 write_png(mask, np.repeat(state.mask[:, :, None], 3, axis=2).astype(np.uint8) * 255)
-            edits.append(
-                dataclasses.replace(state.edit, checkpoint=self.checkpoint, mask=mask, psi=self._source.psi)
-            )
+            edits.append(dataclasses.replace(state.edit, checkpoint=self.checkpoint, mask=mask, psi=self._source.psi))
         if edits:
             latent = None
             if self._source.seed is None:
@@ -375,14 +363,10 @@ class DragEditor:
         if classes == 0 and label is not None:
             raise AutodragError(f"label {label} is given, but this generator has no classes; leave it out")
         if classes and (label is None or not 0 <= label < classes):
-            raise AutodragError(
-                f"label {label} is not a class of this generator; expected 0 to {classes - 1}"
-            )
+            raise AutodragError(f"label {label} is not a class of this generator; expected 0 to {classes - 1}")
         labels = None if label is None else torch.eye(classes, device=self.device)[label][None]
         with torch.no_grad():
-            return self.generator.map(
-                seed_z(seed, self.generator.config.z_dim).to(self.device), labels, psi=psi
-            )
+            return self.generator.map(seed_z(seed, self.generator.config.z_dim).to(self.device), labels, psi=psi)
 
     def _basis(self, config: RefineConfig) -> LatentBasis | None:
         """Standard coordinates of the generator's latents, found at the first drag that needs them."""
@@ -417,6 +401,4 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _no_predictor(what: str, checkpoint: str) -> str:
-    return (
-        f"{what} needs a predictor, which {checkpoint!r} does not have yet; use the refiner (method 'refine')"
-    )
+    return f"{what} needs a predictor, which {checkpoint!r} does not have yet; use the refiner (method 'refine')"

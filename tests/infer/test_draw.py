@@ -36,9 +36,7 @@ def test_enlarged_content_lies_under_its_mark() -> None:
     bright = enlarge(image)[:, :, 0].astype(float)
     rows, columns = np.mgrid[: bright.shape[0], : bright.shape[1]]
     total = bright.sum()
-    assert [(bright * columns).sum() / total, (bright * rows).sum() / total] == pytest.approx(
-        [83.5, 163.5], abs=0.6
-    )
+    assert [(bright * columns).sum() / total, (bright * rows).sum() / total] == pytest.approx([83.5, 163.5], abs=0.6)
 
 
 def test_the_tracked_point_is_a_white_dot_on_top() -> None:

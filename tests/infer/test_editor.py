@@ -11,59 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from fakes import FakeRefiner
 
 from autodrag import DragEditor
 from autodrag.checkpoint import save_generator, save_tensors
 from autodrag.edits import Drag, Edit, Parameters
 from autodrag.errors import AutodragError, CheckpointError, NothingToDo
 from autodrag.images import to_uint8
-from autodrag.infer import editor as module
-from autodrag.infer.refine import RefineConfig, RefineResult
-from autodrag.infer.tracking import take_references
+from autodrag.infer.refine import RefineConfig
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 DRAG: dict[str, Any] = {"handles": [[10, 12]], "targets": [[20, 14]]}
 
 
-class FakeRefiner:
-    """Moves the latent by a fixed amount a step and says that every point arrived half a pixel away."""
-
-    def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
-
-    def __call__(
-        self, generator: Generator, latent: Tensor, handles: Tensor, targets: Tensor, **options: Any
-    ) -> RefineResult:
-        config: RefineConfig = options["config"]
-        self.calls.append({"latent": latent, "handles": handles, "targets": targets, **options})
-        steps = min(config.steps, 5)
-        size = generator.config.image_size
-        with torch.no_grad():
-            maps = generator.features(latent, block=2).last
-        return RefineResult(
-            latent=latent + 0.1 * steps * float(handles.sum()) / 100,
-            points=targets + torch.tensor([0.5, 0.0]),
-            distances=torch.full((len(targets),), 0.5),
-            confidences=torch.full((len(targets),), 0.9),
-            lost=torch.zeros(len(targets), dtype=torch.bool),
-            steps=steps,
-            seconds=0.1,
-            reason="arrived",
-            references=take_references(maps, handles, size, offsets=torch.zeros(1, 2), norm="l2"),
-        )
-
-
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRefiner:
-    """The refiner, replaced by one that takes no time."""
-    refiner = FakeRefiner()
-    monkeypatch.setattr(module, "run_refiner", refiner)
-    return refiner
-
-
-@pytest.fixture
-def editor(tiny_checkpoint: Path, fake: FakeRefiner) -> DragEditor:
+def editor(tiny_checkpoint: Path, fake_refiner: FakeRefiner) -> DragEditor:
     """An editor with the image of seed 7 open."""
     editor = DragEditor.load(tiny_checkpoint, device="cpu")
     editor.open(seed=7)
@@ -84,9 +46,7 @@ def test_latents_can_be_opened(editor: DragEditor) -> None:
     latent, image = editor.latent, editor.image
     editor.open(seed=1)
     assert np.array_equal(editor.open(latent=latent), image)
-    with pytest.raises(
-        AutodragError, match=r"latent has shape \(1, 2, 32\); expected finite values of \(1, 8, 32\)"
-    ):
+    with pytest.raises(AutodragError, match=r"latent has shape \(1, 2, 32\); expected finite values of \(1, 8, 32\)"):
         editor.open(latent=latent[:, :2])
 
 
@@ -150,7 +110,7 @@ def test_results(editor: DragEditor) -> None:
     }
 
 
-def test_everything_reaches_the_refiner(editor: DragEditor, fake: FakeRefiner) -> None:
+def test_everything_reaches_the_refiner(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     mask = np.zeros((32, 32), dtype=bool)
     mask[:, 5:] = True
     stop = threading.Event()
@@ -165,7 +125,7 @@ def test_everything_reaches_the_refiner(editor: DragEditor, fake: FakeRefiner) -
         lr=0.1,
         edit_layers=4,
     )
-    call = fake.calls[-1]
+    call = fake_refiner.calls[-1]
     assert call["mask"].tolist() == mask.tolist()
     assert call["anchors"].tolist() == [[1.0, 1.0]]
     assert call["stop"] is stop
@@ -225,12 +185,12 @@ def test_undo_and_redo(editor: DragEditor) -> None:
         editor.redo()
 
 
-def test_references_are_kept_by_choice(editor: DragEditor, fake: FakeRefiner) -> None:
+def test_references_are_kept_by_choice(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     editor.drag(**DRAG)
     editor.drag([[20, 14]], [[22, 16]])
-    assert fake.calls[-1]["references"] is None
+    assert fake_refiner.calls[-1]["references"] is None
     editor.drag([[22, 16]], [[24, 18]], keep_references=True)
-    assert fake.calls[-1]["references"] is not None
+    assert fake_refiner.calls[-1]["references"] is not None
 
 
 @pytest.mark.parametrize("opened_by", ["seed", "latent"])
@@ -283,9 +243,7 @@ def test_a_predictor_of_another_generator_is_refused(tmp_path: Path, tiny_genera
         config={},
         extra={"generator": "0" * 16},
     )
-    with pytest.raises(
-        CheckpointError, match=r"predictor\.safetensors' was trained on generator '0000000000000000'"
-    ):
+    with pytest.raises(CheckpointError, match=r"predictor\.safetensors' was trained on generator '0000000000000000'"):
         DragEditor.load(tmp_path)
 
 

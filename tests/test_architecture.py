@@ -1,0 +1,109 @@
+"""Imports point one way, and importing does nothing but import."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import autodrag
+
+PACKAGE = Path(autodrag.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Each may import those to its left, and within itself: foundations, then nets, data and convert, ...
+FOUNDATIONS = ("__init__", "errors", "files", "points", "images", "checkpoint", "edits")
+ALLOWED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(FOUNDATIONS, FOUNDATIONS),
+    "nets": (*FOUNDATIONS, "nets"),
+    "data": (*FOUNDATIONS, "data"),
+    "convert": (*FOUNDATIONS, "nets", "convert"),
+    "train": (*FOUNDATIONS, "nets", "data", "convert", "train"),
+    "infer": (*FOUNDATIONS, "nets", "data", "convert", "infer"),
+    "eval": (*FOUNDATIONS, "nets", "data", "convert", "train", "infer", "eval"),
+    "app": (*FOUNDATIONS, "nets", "data", "convert", "train", "infer", "app"),
+}
+TOP = ("cli", "commands", "__main__")  # may import everything
+# The only arrows against the order, both inside functions: a checkpoint builds the network that it describes,
+# and the package exports the editor.
+DEFERRED = {("checkpoint", "nets"), ("__init__", "infer")}
+
+
+def part(module: Path) -> str:
+    """`nets` for autodrag/nets/stylegan2.py, `errors` for autodrag/errors.py."""
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The parts of autodrag that code imports, also within functions, but not for type checking only."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            names = (node.module or "").split(".")
+            if names[0] == "autodrag":
+                yield from [names[1]] if len(names) > 1 else ["__init__" for _ in node.names]
+        elif isinstance(node, ast.Import):
+            yield from [alias.name.split(".")[1] for alias in node.names if alias.name.startswith("autodrag.")]
+        else:
+            yield from imported(node)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(module: Path) -> None:
+    own = part(module)
+    if own in TOP:
+        return
+    for other in imported(ast.parse(module.read_text(encoding="utf-8"))):
+        assert other in ALLOWED[own] or (own, other) in DEFERRED, f"{own} imports {other}"
+
+
+def test_no_utils() -> None:
+    assert not [module for module in MODULES if module.stem in ("utils", "util", "helpers", "misc")]
+
+
+def run(code: str, folder: Path) -> str:
+    """Run code in a new interpreter, in an empty folder, with warnings as errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_package_and_the_command_line_are_imported_without_torch(tmp_path: Path) -> None:
+    heavy = ("torch", "cv2", "numpy")
+    code = f"import sys, autodrag, autodrag.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert run(code, tmp_path).strip() == "[]"
+
+
+def test_importing_has_no_side_effects(tmp_path: Path) -> None:
+    # Lightning warns about other packages at import, so its modules are left to the tests of training.
+    names = [
+        ".".join(("autodrag", *module.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        for module in MODULES
+        if part(module) not in ("train", "eval", "app")
+    ]
+    code = f"""
+import importlib, json, os, random
+import numpy, torch
+def state():
+    return [
+        hash(random.getstate()), numpy.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist(),
+        torch.get_num_threads(), torch.is_grad_enabled(), str(torch.get_default_dtype()), dict(os.environ),
+        torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(), os.getcwd(),
+    ]
+import cv2, kornia  # what they do at import is theirs
+before = state()
+for name in {names!r}:
+    importlib.import_module(name)
+print(json.dumps(state() == before))
+"""
+    assert json.loads(run(code, tmp_path))
+    assert list(tmp_path.iterdir()) == []

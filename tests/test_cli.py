@@ -1,0 +1,461 @@
+"""The command line: what it writes, what it says, and the exit code of everything that can go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeRefiner
+
+from autodrag import cli
+from autodrag.checkpoint import load_latent, save_tensors
+from autodrag.cli import main
+from autodrag.edits import parse_edits, schema
+from autodrag.errors import AutodragError
+from autodrag.images import read_image, write_png
+
+pytestmark = pytest.mark.usefixtures("fake_refiner")
+
+DRAG = ["--seed", "7", "--drag", "10,12:20,14"]
+FILES = ["after.png", "animation.gif", "animation.mp4", "annotated.png", "before.png"]
+FILES += ["latent.safetensors", "result.json", "session.json"]
+
+
+@pytest.fixture
+def drag(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., int]:
+    """Run `autodrag drag` on the tiny checkpoint into tmp_path/out."""
+
+    def run(*options: str) -> int:
+        out = ["--out", str(tmp_path / "out"), "--no-animation", "--device", "cpu"]
+        return main(["drag", "--checkpoint", str(tiny_checkpoint), *out, *options])
+
+    return run
+
+
+def edit(**changes: Any) -> str:
+    """One edit as a JSON line."""
+    return json.dumps({"seed": 7, "drags": [{"handle": [10, 12], "target": [20, 14]}], **changes})
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error, which must start with `error: `."""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# --- drag -----------------------------------------------------------------------------------------
+
+
+def test_drag_writes_everything(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    code = main(["drag", "--checkpoint", str(tiny_checkpoint), *DRAG, "--anchor", "1,1", "--out", str(out)])
+    assert code == 0
+    assert sorted(item.name for item in out.iterdir()) == FILES
+    captured = capsys.readouterr()
+    assert captured.err == ""  # no progress bar in a pipe
+    assert "10,12 to 20,14: 0.50 px left by the tracker, confidence 0.90" in captured.out
+    assert "arrived after 5 steps" in captured.out
+    result = json.loads((out / "result.json").read_text())
+    assert result["image_size"] == {"width": 32, "height": 32}
+    assert (result["seed"], result["psi"], result["noise"]) == (7, 0.7, "const")
+    assert set(result["versions"]) == {"autodrag", "python", "torch"}
+    assert set(result["timing_s"]) == {"open", "drag", "total"}
+    (outcome,) = result["edits"]
+    assert outcome["feature_block"] == 3
+    assert outcome["points"][0]["distance"] == 0.5
+    assert outcome["points"][0]["landmark_distance"] is None
+    assert read_image(out / "annotated.png").shape == (512, 1032, 3)
+    assert not np.array_equal(read_image(out / "before.png"), read_image(out / "after.png"))
+    latent = load_latent(out / "latent.safetensors", layers=8, w_dim=32, generator=result["fingerprint"])
+    assert torch.isfinite(latent).all()
+
+
+def test_a_written_session_can_be_dragged_again(drag: Callable[..., int], tmp_path: Path) -> None:
+    mask = np.full((32, 32, 3), 255, dtype=np.uint8)
+    mask[:4] = 0
+    write_png(tmp_path / "m.png", mask)
+    assert drag(*DRAG, "--mask", str(tmp_path / "m.png"), "--psi", "0.5") == 0
+    first = read_image(tmp_path / "out" / "after.png")
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    assert drag("--edit", str(tmp_path / "moved" / "session.json")) == 0
+    assert np.array_equal(read_image(tmp_path / "out" / "after.png"), first)
+
+
+def test_a_session_of_several_edits(drag: Callable[..., int], tmp_path: Path) -> None:
+    item = {"drags": [{"handle": [10, 12], "target": [20, 14]}]}
+    more = {"drags": [{"handle": [20, 14], "target": [5, 5]}], "parameters": {"keep_references": True}}
+    (tmp_path / "s.json").write_text(json.dumps({"autodrag_session": 1, "edits": [{"seed": 7, **item}, more]}))
+    assert drag("--edit", str(tmp_path / "s.json")) == 0
+    assert len(json.loads((tmp_path / "out" / "result.json").read_text())["edits"]) == 2
+
+
+def test_options_override_the_edit_file(drag: Callable[..., int], tmp_path: Path, fake_refiner: FakeRefiner) -> None:
+    (tmp_path / "e.json").write_text(edit(parameters={"steps": 2, "lr": 0.5}))
+    assert drag("--edit", str(tmp_path / "e.json"), "--steps", "3", "--drag", "1,1:2,2", "--budget", "9") == 0
+    call = fake_refiner.calls[-1]
+    assert (call["config"].steps, call["config"].lr, call["config"].budget_s) == (3, 0.5, 9.0)
+    assert call["handles"].tolist() == [[1.0, 1.0]]
+
+
+def test_latents_start_an_edit(drag: Callable[..., int], tmp_path: Path) -> None:
+    assert drag(*DRAG) == 0
+    shutil.move(tmp_path / "out", tmp_path / "first")
+    assert drag("--latent", str(tmp_path / "first" / "latent.safetensors"), "--drag", "3,3:5,5") == 0
+    after, before = (read_image(tmp_path / name) for name in ("first/after.png", "out/before.png"))
+    assert np.array_equal(after, before)
+
+
+# --- bad input: one sentence, exit code 2 ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--seed", "7"], "there are no points to drag; give at least one as --drag 60,70:80,66"),
+        (["--drag", "32,5:1,1"], "handle 32,5 lies outside the image; x goes from 0 to 31, y from 0 to 31"),
+        (["--drag", "5,5:-9,1"], "target -9,1 lies outside the image"),
+        (["--drag", "nan,5:1,1"], "point 'nan,5' is not finite"),
+        (["--drag", "1,2"], "'1,2' is not a drag; expected handle:target as x,y:x,y"),
+        (["--drag", "1,2:3"], "'3' is not a point"),
+        (
+            ["--drag", "5,5:1,1", "--drag", "5.2,4.9:8,8"],
+            "two handles lie on the pixel 5,5; remove one of them",
+        ),
+        (["--drag", "5,5:1,1", "--anchor", "5,5"], "anchor 5,5 lies on a handle"),
+        (
+            ["--drag", "5,5:1,1", "--mask", "{tmp}/small.png"],
+            "is 16x16 px, and the image is 32x32; resize the mask",
+        ),
+        (
+            ["--drag", "5,5:1,1", "--mask", "{tmp}/black.png"],
+            "the mask is all False, so that nothing may move",
+        ),
+        (["--drag", "5,5:1,1", "--mask", "{tmp}/none.png"], "none.png' does not exist"),
+        (["--drag", "5,5:1,1", "--checkpoint", "nope"], "checkpoint 'nope' does not exist; there is"),
+        (["--drag", "5,5:1,1", "--checkpoint", "{tmp}/broken"], "is corrupt or truncated"),
+        (
+            ["--drag", "5,5:1,1", "--checkpoint", "{tmp}/foreign"],
+            "was trained on generator '0000000000000000'",
+        ),
+        (["--drag", "5,5:1,1", "--out", "{tmp}/black.png/out"], "Not a directory"),
+        (["--drag", "5,5:1,1", "--seed", "-1"], "seed -1 is not usable; expected a whole number from 0"),
+        (["--drag", "5,5:1,1", "--seed", "1", "--latent", "x"], "--seed and --latent are both given"),
+        (["--drag", "5,5:1,1", "--latent", "{tmp}/none.safetensors"], "none.safetensors' does not exist"),
+        (["--drag", "5,5:1,1", "--psi", "nan"], "psi nan is not finite"),
+        (["--drag", "5,5:1,1", "--label", "1"], "label 1 is given, but this generator has no classes"),
+        (["--drag", "5,5:1,1", "--lr", "-1"], "the settings cannot be used"),
+        (["--drag", "5,5:1,1", "--device", "warp"], "device 'warp' cannot be used here; try --device cpu"),
+        (["--edit", "{tmp}/none.json"], "none.json' does not exist"),
+        (["--edit", "{tmp}/bad.json"], r"bad.json': at $.drags[0]: 'target' is a required property"),
+        (["--edit", "{tmp}/predict.json"], "method 'predict' needs a predictor"),
+    ],
+)
+def test_bad_input(
+    drag: Callable[..., int],
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    sentence: str,
+) -> None:
+    write_png(tmp_path / "small.png", np.full((16, 16, 3), 255, dtype=np.uint8))
+    write_png(tmp_path / "black.png", np.zeros((32, 32, 3), dtype=np.uint8))
+    (tmp_path / "bad.json").write_text('{"seed": 1, "drags": [{"handle": [1, 2]}]}')
+    (tmp_path / "predict.json").write_text(edit(method="predict"))
+    shutil.copytree(tiny_checkpoint, tmp_path / "broken")
+    raw = (tmp_path / "broken" / "generator.safetensors").read_bytes()
+    (tmp_path / "broken" / "generator.safetensors").write_bytes(raw[:-7])
+    shutil.copytree(tiny_checkpoint, tmp_path / "foreign")
+    save_tensors(
+        tmp_path / "foreign" / "predictor.safetensors",
+        {"a": torch.ones(1)},
+        kind="predictor",
+        config={},
+        extra={"generator": "0" * 16},
+    )
+    assert drag(*(option.replace("{tmp}", str(tmp_path)) for option in options)) == 2
+    assert sentence in said(capsys)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_numbers_of_handles_and_targets_differ(drag: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line a drag is a pair, so a lonely handle is not a drag at all."""
+    assert drag("--drag", "1,2:") == 2
+    assert said(capsys) == "error: '' is not a point; expected x,y in pixels, such as 60,70"
+
+
+def test_target_on_handle_is_nothing_to_do(drag: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert drag("--drag", "5,5:5,5") == 0
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("nothing to do: every handle already lies on its target\n", "")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_write_permission(
+    drag: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert drag(*DRAG, "--out", str(tmp_path / "closed" / "out")) == 2
+    assert "Permission denied" in said(capsys)
+
+
+def test_the_disk_is_full(
+    drag: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "after.png")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert drag(*DRAG) == 2
+    assert said(capsys).startswith("error: 'after.png': No space left on device")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_interruption(
+    drag: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    assert drag(*DRAG) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_unknown_words_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["fly"], ["drag", "--seed", "x"], ["drag", "--preset", "magic"], ["train", "nothing"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2
+        assert "error:" in capsys.readouterr().err
+
+
+# --- batch ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., int]:
+    """Write lines to a JSONL file and run `autodrag batch` on it into tmp_path/out."""
+
+    def run(lines: list[str], *options: str) -> int:
+        (tmp_path / "edits.jsonl").write_text("\n".join(lines))
+        words = ["batch", str(tmp_path / "edits.jsonl"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+        return main([*words, "--checkpoint", str(tiny_checkpoint), *options])
+
+    return run
+
+
+def statuses(folder: Path) -> list[str]:
+    """What became of each line, by summary.json."""
+    return [entry["status"] for entry in json.loads((folder / "summary.json").read_text())]
+
+
+def test_a_bad_line_does_not_stop_the_rest(
+    batch: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    still = {"drags": [{"handle": [1, 1], "target": [1, 1]}]}
+    lines = [
+        edit(),
+        "not json",
+        "",
+        edit(drags=[{"handle": [99, 1], "target": [1, 1]}]),
+        edit(**still),
+        edit(seed=8),
+    ]
+    lines.append('{"seed": ' + "1" * 2_000_000 + "}")
+    lines.append(edit(mask="../m.png"))
+    assert batch(lines) == 1
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "line 2: the edit is not JSON: Expecting value at line 1, column 1",
+        "line 4: handle 99,1 lies outside the image; x goes from 0 to 31, y from 0 to 31",
+        "line 7: the edit is larger than the limit of 1048576 bytes",
+        f"line 8: the edit: mask '../m.png' leaves its file's folder; expected a relative path in {str(tmp_path)!r}",
+    ]
+    assert captured.out == f"2 done, 0 kept from before, 1 with nothing to do, 4 failed; wrote {tmp_path / 'out'}\n"
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["00001", "00006", "summary.json"]
+    assert json.loads((tmp_path / "out" / "00006" / "result.json").read_text())["seed"] == 8
+    assert statuses(tmp_path / "out") == ["done", "failed", "failed", "nothing", "done", "failed", "failed"]
+
+
+def test_an_interrupted_batch_goes_on(
+    batch: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_refiner: FakeRefiner
+) -> None:
+    lines = [edit(seed=seed) for seed in range(4)]
+    from autodrag.commands import batch as module
+
+    real = module.write_outcome
+
+    def stop_at_the_third(editor: Any, outcome: Any, folder: Path, **options: Any) -> None:
+        real(editor, outcome, folder, **options)
+        if options["extra"]["line"] == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_outcome", stop_at_the_third)
+    assert batch(lines) == 130
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["00001", "00002"]
+    monkeypatch.setattr(module, "write_outcome", real)
+    (tmp_path / "out" / ".00003.deadbeef.tmp").mkdir()  # what a kill would leave
+    assert len(fake_refiner.calls) == 3
+    assert batch(lines) == 0
+    assert len(fake_refiner.calls) == 5  # only lines 3 and 4
+    assert statuses(tmp_path / "out") == ["kept", "kept", "done", "done"]
+    assert sorted(item.name for item in (tmp_path / "out").iterdir())[:2] == ["00001", "00002"]
+
+
+def test_a_changed_line_or_setting_is_run_again(batch: Callable[..., int], tmp_path: Path) -> None:
+    assert batch([edit(), edit(seed=2)]) == 0
+    assert batch([edit(), edit(seed=3)]) == 0
+    assert statuses(tmp_path / "out") == ["kept", "done"]
+    assert json.loads((tmp_path / "out" / "00002" / "result.json").read_text())["seed"] == 3
+    assert batch([edit(), edit(seed=3)], "--steps", "2") == 0
+    assert statuses(tmp_path / "out") == ["done", "done"]
+
+
+def test_batches_that_do_nothing(batch: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert batch(["x", "y"]) == 2
+    capsys.readouterr()
+    assert batch(["", "  "]) == 2
+    assert "holds no edits" in said(capsys)
+    assert main(["batch", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert "none.jsonl' does not exist" in said(capsys)
+
+
+# --- the other commands ---------------------------------------------------------------------------
+
+
+def test_sample(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", "--checkpoint", str(tiny_checkpoint), "--columns", "2"]
+    assert main([*words, "--seeds", "0-2,9", "--out", str(tmp_path / "s.png")]) == 0
+    assert read_image(tmp_path / "s.png").shape == (66, 66, 3)
+    capsys.readouterr()
+    for seeds in ("", "a", "3-1", "0-99999", "1-", "-1"):
+        assert main([*words, f"--seeds={seeds}", "--out", str(tmp_path / "s.png")]) == 2
+        assert "expected such as 0-31" in said(capsys)
+    assert main([*words, "--out", str(tmp_path / "s.gif")]) == 2
+    assert "does not end in .png" in said(capsys)
+
+
+def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["render", "--size", "16", "--supersample", "1"]
+    assert main([*words, "--count", "2", "--out", str(tmp_path / "grid.png")]) == 0
+    assert read_image(tmp_path / "grid.png").shape == (16, 34, 3)
+    assert main([*words, "--count", "2", "--parts", "--out", str(tmp_path / "samples")]) == 0
+    truth = json.loads((tmp_path / "samples" / "landmarks.json").read_text())
+    assert [sample["file"] for sample in truth["samples"]] == ["000000.png", "000001.png"]
+    assert np.array(truth["samples"][0]["landmarks"]).shape == (len(truth["names"]), 2)
+    assert read_image(tmp_path / "samples" / "000001.parts.png").max() < len(truth["parts"])
+    grid = read_image(tmp_path / "grid.png")
+    assert np.array_equal(grid[:, :16], read_image(tmp_path / "samples" / "000000.png"))
+    capsys.readouterr()
+    assert main([*words, "--count", "0", "--out", str(tmp_path / "grid.png")]) == 2
+    assert "count 0 is not usable" in said(capsys)
+
+
+def test_info(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(tiny_checkpoint), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["image_size"], facts["latent"], facts["landmarks"]) == (
+        {"width": 32, "height": 32},
+        [8, 32],
+        None,
+    )
+    assert main(["info", str(tiny_checkpoint)]) == 0
+    assert "images       32x32 px, no classes" in capsys.readouterr().out
+    assert main(["info", "nope"]) == 2
+    assert "checkpoint 'nope' does not exist" in said(capsys)
+
+
+def test_schema_is_what_edits_are_checked_against(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == schema()
+
+
+def test_convert(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.pkl").write_bytes(b"no pickle")
+    assert main(["convert", str(tmp_path / "x.pkl"), "--out", str(tmp_path / "c")]) == 2
+    assert "x.pkl" in said(capsys)
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_delegation(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    heard: list[list[str]] = []
+
+    class Module:
+        @staticmethod
+        def main(argv: list[str]) -> int:
+            heard.append(argv)
+            return 3
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: heard.append([name]) or Module)
+    assert main([command, "landmarks", "--config", "x.yaml", "--steps=3", "--help"]) == 3
+    assert heard == [[f"autodrag.{command}.landmarks"], ["--config", "x.yaml", "--steps=3", "--help"]]
+
+
+def test_demo_needs_a_landmark_net(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path)]) == 2
+    assert "has no landmark net, which the demo needs; use autodrag drag" in said(capsys)
+
+
+def test_demo(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+
+    from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
+
+    net = LandmarkNet(LandmarkConfig(resolution=32, width=8, depth=2, names=("nose", "chin")))
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = dataclasses.asdict(net.config)
+    save_tensors(folder / "landmarks.safetensors", net.state_dict(), kind="landmarks", config=config)
+    assert main(["demo", "--checkpoint", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(item.name for item in (tmp_path / "out").iterdir()) == FILES
+    assert "by the landmark net" in capsys.readouterr().out
+    (point,) = json.loads((tmp_path / "out" / "result.json").read_text())["edits"][0]["points"]
+    assert point["landmark_distance"] is not None
+    assert main(["demo", "--checkpoint", str(folder), "--landmark", "tail", "--out", str(tmp_path / "out")]) == 2
+    assert "landmark 'tail' is not known; expected one of nose, chin" in said(capsys)
+
+
+def test_help_is_fast_and_pipes_may_close() -> None:
+    listing = subprocess.run(
+        [sys.executable, "-m", "autodrag.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    assert all(name in listing.stdout for name in cli.COMMANDS)
+    piped = f"{sys.executable} -m autodrag.cli schema | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", piped], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_an_error_is_one_line_whatever_its_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: object) -> int:
+        raise AutodragError("two\nlines")
+
+    monkeypatch.setitem(cli.COMMANDS, "schema", cli.Command("x", lambda parser: None, fail))
+    assert main(["schema"]) == 2
+    assert said(capsys) == "error: two lines"
+
+
+def test_the_edits_of_the_help_are_edits() -> None:
+    assert parse_edits(edit(), folder=".", where="the edit")
