@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -19,6 +20,8 @@ from fakes import FakeRefiner
 from autodrag import cli
 from autodrag.checkpoint import load_latent, save_tensors
 from autodrag.cli import main
+from autodrag.commands import batch as batch_command
+from autodrag.commands.outcome import write_outcome
 from autodrag.edits import parse_edits, schema
 from autodrag.errors import AutodragError
 from autodrag.images import read_image, write_png
@@ -302,19 +305,16 @@ def test_an_interrupted_batch_goes_on(
     batch: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_refiner: FakeRefiner
 ) -> None:
     lines = [edit(seed=seed) for seed in range(4)]
-    from autodrag.commands import batch as module
-
-    real = module.write_outcome
 
     def stop_at_the_third(editor: Any, outcome: Any, folder: Path, **options: Any) -> None:
-        real(editor, outcome, folder, **options)
+        write_outcome(editor, outcome, folder, **options)
         if options["extra"]["line"] == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_outcome", stop_at_the_third)
+    monkeypatch.setattr(batch_command, "write_outcome", stop_at_the_third)
     assert batch(lines) == 130
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["00001", "00002"]
-    monkeypatch.setattr(module, "write_outcome", real)
+    monkeypatch.setattr(batch_command, "write_outcome", write_outcome)
     (tmp_path / "out" / ".00003.deadbeef.tmp").mkdir()  # what a kill would leave
     assert len(fake_refiner.calls) == 3
     assert batch(lines) == 0
@@ -407,7 +407,11 @@ def test_delegation(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
             heard.append(argv)
             return 3
 
-    monkeypatch.setattr(cli.importlib, "import_module", lambda name: heard.append([name]) or Module)
+    def import_module(name: str) -> type[Module]:
+        heard.append([name])
+        return Module
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
     assert main([command, "landmarks", "--config", "x.yaml", "--steps=3", "--help"]) == 3
     assert heard == [[f"autodrag.{command}.landmarks"], ["--config", "x.yaml", "--steps=3", "--help"]]
 
