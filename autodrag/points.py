@@ -32,14 +32,15 @@ def sample(maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"], image
     The same as resizing the maps to the image (bilinear, corners on corners) and reading them there, up to the second
     interpolation that reading between pixels would add; nothing of the size of the image is made.
     """
-    height, width = maps.shape[2:]
     extent = points.new_tensor([image[1], image[0]])
     grid = (points + 0.5) * (2.0 / extent) - 1.0  # corners of the image at -1 and 1
     grid = grid.to(maps.dtype)[:, None]  # (B, 1, N, 2)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
 
 
-def sample_resized(maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"], image: Size) -> Float[Tensor, "B C N"]:
+def sample_resized(
+    maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"], image: Size
+) -> Float[Tensor, "B C N"]:
     """Bilinear values at `points` (px) of the maps resized to the image (bilinear), exactly, without resizing them.
 
     The published DragGAN reads between the pixels of a resized map: an interpolation of an interpolation. The four
@@ -50,7 +51,15 @@ def sample_resized(maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"
     low = inside.floor()
     high = (low + 1).minimum(limit)
     share = (inside - low)[:, None]  # (B, 1, N, 2)
-    corners = torch.stack([low, torch.stack([high[..., 0], low[..., 1]], -1), torch.stack([low[..., 0], high[..., 1]], -1), high], 1)
+    corners = torch.stack(
+        [
+            low,
+            torch.stack([high[..., 0], low[..., 1]], -1),
+            torch.stack([low[..., 0], high[..., 1]], -1),
+            high,
+        ],
+        1,
+    )
     values = sample(maps, corners.flatten(1, 2), image).unflatten(2, (4, -1))  # (B, C, 4, N)
     top = values[:, :, 0].lerp(values[:, :, 1], share[..., 0])
     bottom = values[:, :, 2].lerp(values[:, :, 3], share[..., 0])
@@ -67,7 +76,7 @@ def resize_mask(mask: Bool[Tensor, "H W"], size: Size) -> Float[Tensor, "h w"]:
 
 
 def disk(radius: float, step: float = 1.0) -> Float[Tensor, "K 2"]:
-    """Offsets (x, y) on a grid of spacing `step` whose distance from the centre is below `radius`; the centre at least."""
+    """Offsets (x, y) on a grid of spacing `step` less than `radius` from the centre; the centre at least."""
     count = int(radius / step) + 1
     axis = torch.arange(-count, count + 1, dtype=torch.float32) * step
     offsets = torch.cartesian_prod(axis, axis).flip(1)

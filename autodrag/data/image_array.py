@@ -30,7 +30,7 @@ def open_array(path: Path) -> UInt8[np.ndarray, "N 3 H W"]:
     """Maps a finished array; raises AutodragError where the file is not one."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, EOFError) as problem:
         raise AutodragError(f"{path} is not an image array ({problem}); delete it and run again.") from None
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1] != 3:
         raise AutodragError(f"{path} holds {array.dtype} {array.shape}; expected uint8 (N, 3, H, W).")
@@ -55,7 +55,9 @@ def _fill(
     for path, (shape, dtype) in arrays.items():
         array = np.lib.format.open_memmap(partial[path], mode="r+" if done else "w+", dtype=dtype, shape=shape)
         if array.shape != shape:
-            raise AutodragError(f"{partial[path]} holds {array.shape}, but {shape} is asked for; delete it and run again.")
+            raise AutodragError(
+                f"{partial[path]} holds {array.shape}, but {shape} is asked for; delete it and run again."
+            )
         maps.append(array)
     total = len(maps[0])
     for start in range(done, total, _CHUNK):
@@ -166,9 +168,6 @@ class ImageStream(IterableDataset[Tensor]):
     ) -> None:
         self.array, self.batch, self.first, self.total = array, batch, first, total
         self.seed, self.mirror, self.rank, self.world = seed, mirror, rank, world
-
-    def __len__(self) -> int:
-        return max(0, self.total - self.first)
 
     def __iter__(self) -> Iterator[Tensor]:
         current, order = -1, np.empty(0, dtype=np.int64)

@@ -6,7 +6,6 @@ differentiable tracker, through which the distance to the target itself can be m
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -78,9 +77,7 @@ def locate(
     """
     candidates = points[:, None] + window  # (N, P, 2)
     around = candidates[:, :, None] + references.offsets  # (N, P, K, 2)
-    features = sample(maps, around.flatten(0, 2)[None], image)[0].unflatten(
-        1, around.shape[:3]
-    )  # (C, N, P, K)
+    features = sample(maps, around.flatten(0, 2)[None], image)[0].unflatten(1, around.shape[:3])  # (C, N, P, K)
     wanted = references.features.permute(1, 0, 2)[:, :, None]  # (C, N, 1, K)
     distance = (features - wanted).square().sum(dim=0).add(1e-12).sqrt().mean(dim=2)  # (N, P)
     relative = distance / references.scale[:, None]

@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.infer.latent_space import LatentBasis
-from autodrag.infer.motion import fixed_region, held_points, locate, motion_supervision, movable_share
+from autodrag.infer.motion import fixed_region, held_points, motion_supervision, movable_share
 from autodrag.infer.tracking import Norm, References, take_references, track
-from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.nets.stylegan2 import Generator
 from autodrag.points import Size, square
 
 Reason = Literal["arrived", "steps", "budget", "stopped", "stalled", "lost"]
@@ -69,7 +69,11 @@ class RefineConfig:
     """`locate`: stop after so many steps without progress."""
 
     def __post_init__(self) -> None:
-        if self.objective not in ("draggan", "locate") or self.space not in ("w", "w+") or self.norm not in ("l1", "l2"):
+        if (
+            self.objective not in ("draggan", "locate")
+            or self.space not in ("w", "w+")
+            or self.norm not in ("l1", "l2")
+        ):
             raise ValueError(f"objective {self.objective!r}, space {self.space!r} or norm {self.norm!r} is unknown.")
         if self.steps < 0 or self.lr <= 0 or self.stop_px <= 0:
             raise ValueError("expected steps >= 0, lr > 0 and stop_px > 0.")
@@ -170,16 +174,55 @@ class _Variable:
 
     def latent(self) -> Float[Tensor, "1 L D"]:
         """The latent of the present value, differentiable in it."""
-        if self.basis is None:
-            edited = self.value.expand_as(self.start)
-        else:
-            edited = self.start + self.basis.offset(self.value)
-        return torch.cat([edited, self.kept], dim=1)
+        moved = self.value if self.basis is None else self.start + self.basis.offset(self.value)
+        return torch.cat([moved.expand_as(self.start), self.kept], dim=1)
 
 
 def feature_block(generator: Generator, config: RefineConfig) -> int:
     """The block that features are taken from: the configured one, or the last of a small generator."""
     return min(config.feature_block, len(generator.config.block_resolutions) - 1)
+
+
+WINDOW = 3
+"""Half width of the soft tracker's window in cells of the feature map: 7 x 7 positions."""
+
+
+class _Progress:
+    """The best state so far and how long ago it was found; sums only points that are still followed."""
+
+    def __init__(self) -> None:
+        self.best: RefineResult | None = None
+        self.score = float("inf")
+        self.age = 0
+
+    def offer(self, result: RefineResult, always: bool) -> None:
+        """Takes a state if it is better, or anyway with `always`."""
+        followed = result.distances[~result.lost]
+        score = float(followed.square().mean()) if len(followed) else float("inf")
+        if always or self.best is None or score < self.score:
+            self.best, self.score, self.age = result, score, 0
+        else:
+            self.age += 1
+
+
+def _state(generator: Generator, result: RefineResult, features: Features, loss: float) -> StepState:
+    kept = Features(tuple(output.detach() for output in features.outputs))
+
+    @torch.no_grad()
+    def render() -> Tensor:
+        return generator.image(result.latent, kept)
+
+    return StepState(
+        step=result.steps,
+        points=result.points,
+        distances=result.distances,
+        confidences=result.confidences,
+        lost=result.lost,
+        loss=loss,
+        seconds=result.seconds,
+        latent=result.latent,
+        render=render,
+    )
 
 
 def refine(
@@ -204,82 +247,92 @@ def refine(
     callback: called before every step and at the end, in this thread.
     """
     started = time.monotonic()
-    device = latent.device
-    image = generator.config.image_size
+    device, image = latent.device, generator.config.image_size
     block = feature_block(generator, config)
-    points, targets = handles.to(device, torch.float32), targets.to(device, torch.float32)
     latent = latent.detach()
-    if config.objective == "locate":
+    points, targets = handles.to(device, torch.float32), targets.to(device, torch.float32)
+    published = config.objective == "draggan"
+    if not published:
         basis = basis or LatentBasis.of(generator)
-        cell = image[0] / generator.config.block_resolutions[block]
-        around = square(1, cell)
-    else:
-        around = torch.zeros(1, 2)
-    with torch.no_grad():
-        features = generator.features(latent, block=block)
     if references is None:
-        start = points.round() if config.objective == "draggan" else points
-        references = take_references(features.last, start, image, offsets=around, norm=config.norm)
-    movable = movable_share(mask, features.last.shape[2:])
-    variable = _Variable(latent, config, basis if config.objective == "locate" else None)
-    optimizer = torch.optim.Adam([variable.value], lr=config.lr)
+        references = _references(generator, latent, points, config, block)
+    movable = movable_share(mask, references.maps.shape[2:])
+    variable = _Variable(latent, config, None if published else basis)
+    optimizer = torch.optim.Adam([variable.value], lr=config.lr) if published else None
     lost = torch.zeros(len(points), dtype=torch.bool, device=device)
-    best: RefineResult | None = None
-    since_best, loss_value = 0, 0.0
+    progress, loss_value = _Progress(), 0.0
 
     for step in range(config.steps + 1):
         current = variable.latent()
         features = generator.features(current, block=block)
         maps = features.last
-        if config.objective == "draggan":
+        if published:
             with torch.no_grad():
-                points, confidence = track(
-                    maps, references, points, image, radius=config.tracking_radius, norm=config.norm
-                )
-            soft = points
+                points, sure = track(maps, references, points, image, radius=config.tracking_radius, norm=config.norm)
+            found = points
         else:
-            points, confidence, soft = _follow(maps, references, points, image, config)
-        lost = lost | (confidence < config.lost_confidence)
+            window = square(WINDOW, image[0] / maps.shape[2]).to(points)
+            found, sure = locate(maps, references, points, image, window=window, sharpness=config.sharpness)
+            points = found.detach()
+        lost = lost | (sure < config.lost_confidence)
         distances = (points - targets).norm(dim=1)
         seconds = time.monotonic() - started
-        result = RefineResult(
-            current.detach(), points, distances, confidence, lost, step, seconds, "steps", references
-        )
+        result = RefineResult(current.detach(), points, distances, sure, lost, step, seconds, "steps", references)
         if callback is not None:
             callback(_state(generator, result, features, loss_value))
-        # The only waits for the device: one for the distances, one for the loss.
-        active = distances[~lost]
-        if best is None or config.objective == "draggan" or _score(result) < _score(best):
-            best, since_best = result, 0
-        else:
-            since_best += 1
-        reason: Reason | None = None
-        if not len(active):
-            reason = "lost"
-        elif bool((active <= config.stop_px).all()):
-            reason = "arrived"
-        elif stop is not None and stop.is_set():
-            reason = "stopped"
-        elif config.budget_s is not None and seconds >= config.budget_s:
-            reason = "budget"
-        elif step == config.steps:
-            reason = "steps"
-        elif config.objective == "locate" and since_best >= config.patience:
-            reason = "stalled"
+        progress.offer(result, always=published)
+        reason = _reason(result, config, stop, progress.age)
         if reason is not None:
-            return replace(best, reason=reason, steps=step, seconds=time.monotonic() - started)
+            assert progress.best is not None
+            return replace(progress.best, reason=reason, steps=step, seconds=time.monotonic() - started)
 
-        if config.objective == "draggan":
+        if published:
             loss = motion_supervision(maps, points, targets, image, radius=config.supervision_radius)
         else:
-            loss = _distance_loss(soft, targets, lost, config) + config.prior * variable.size()
+            loss = ((found - targets).square().sum(dim=1) * ~lost).sum() / 2
+        pull = loss
         if movable is not None:
             loss = loss + config.mask_weight * fixed_region(maps, references.maps, movable)
         if anchors is not None and len(anchors):
             near = max(1, config.supervision_radius)
             loss = loss + config.anchor_weight * held_points(maps, references.maps, anchors.to(device), image, near)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        if optimizer is not None:
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        else:
+            variable.descend(loss, pull, distances, config)
         loss_value = float(loss.detach())
-    raise AssertionError("unreachable: the loop ends by a reason")
+    raise AssertionError("the loop ends by a reason")
+
+
+def _references(
+    generator: Generator,
+    latent: Float[Tensor, "1 L D"],
+    handles: Float[Tensor, "N 2"],
+    config: RefineConfig,
+    block: int,
+) -> References:
+    """What the handles look like in the image of `latent`: one feature each (published), or a patch (ours)."""
+    with torch.no_grad():
+        maps = generator.features(latent, block=block).last
+    image = generator.config.image_size
+    if config.objective == "draggan":
+        return take_references(maps, handles.round(), image, offsets=torch.zeros(1, 2), norm=config.norm)
+    return take_references(maps, handles, image, offsets=square(1, image[0] / maps.shape[2]), norm="l2")
+
+
+def _reason(result: RefineResult, config: RefineConfig, stop: threading.Event | None, age: int) -> Reason | None:
+    """Why to end here, if at all."""
+    followed = result.distances[~result.lost]
+    if not len(followed):
+        return "lost"
+    if bool((followed <= config.stop_px).all()):
+        return "arrived"
+    if stop is not None and stop.is_set():
+        return "stopped"
+    if config.budget_s is not None and result.seconds >= config.budget_s:
+        return "budget"
+    if result.steps == config.steps:
+        return "steps"
+    return "stalled" if age >= config.patience else None

@@ -78,9 +78,7 @@ def track(
     window = square(radius).to(points)  # (P, 2)
     candidates = (points.round()[:, None] + window).clamp_min(0).minimum(limit)  # (N, P, 2)
     around = candidates[:, :, None] + references.offsets  # (N, P, K, 2)
-    features = sample(maps, around.flatten(0, 2)[None], image)[0].unflatten(
-        1, around.shape[:3]
-    )  # (C, N, P, K)
+    features = sample(maps, around.flatten(0, 2)[None], image)[0].unflatten(1, around.shape[:3])  # (C, N, P, K)
     wanted = references.features.permute(1, 0, 2)[:, :, None]  # (C, N, 1, K)
     distances = feature_distance(features, wanted, norm, 0).mean(dim=2)  # (N, P)
     best, index = distances.min(dim=1)

@@ -53,6 +53,8 @@ class Landmarks:
     """Mass of the heat map within two cells of the point, in [0, 1]."""
     heat: Float[Tensor, "B N h w"]
     """Normalised heat maps; each sums to one."""
+    features: Float[Tensor, "B C"]
+    """Mean of the coarsest map: a description of the whole image, for distances between sets of images."""
 
 
 class _Stage(nn.Module):
@@ -94,6 +96,7 @@ class LandmarkNet(nn.Module):
         for level, stage in enumerate(self.down):
             x = stage(x if level == 0 else F.avg_pool2d(x, 2))
             maps.append(x)
+        features = x.float().mean(dim=(2, 3))
         for level in range(self.config.depth - 1, 0, -1):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = self.up[level - 1](torch.cat([x, maps[level]], dim=1))
@@ -110,4 +113,5 @@ class LandmarkNet(nn.Module):
             points=rescale(points, (cells, cells), (side, side)),
             confidence=confidence,
             heat=heat.unflatten(2, (height, height)),
+            features=features,
         )

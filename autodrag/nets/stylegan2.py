@@ -175,7 +175,9 @@ class Mapping(nn.Module):
         if self.config.c_dim:
             if labels is None or labels.shape != (len(z), self.config.c_dim):
                 got = "none" if labels is None else str(tuple(labels.shape))
-                raise ValueError(f"labels {got}: this network is conditional, expected ({len(z)}, {self.config.c_dim}).")
+                raise ValueError(
+                    f"labels {got}: this network is conditional, expected ({len(z)}, {self.config.c_dim})."
+                )
             x = torch.cat([x, _normalise_2nd_moment(self.embed(labels.to(x.dtype)))], dim=1)
         for i in range(self.config.mapping_layers):
             x = F.leaky_relu(self.get_submodule(f"fc{i}")(x), _SLOPE) * _GAIN

@@ -113,7 +113,6 @@ class AdversarialModule(L.LightningModule):
         self.register_buffer("mean_length", torch.zeros([]))
         self.grid_z = torch.randn(48, net.z_dim, generator=torch.Generator().manual_seed(config.run.seed))
         self.step = 0
-        self._rng_state: Tensor | None = None
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for both; a lazily regularised network takes more steps in all, so its lr and betas shrink with it."""
@@ -131,7 +130,12 @@ class AdversarialModule(L.LightningModule):
         array = prepare_data(self.config)
         total = math.ceil(self.hp.images / self.hp.batch)
         stream = ImageStream(
-            array, batch=self.hp.batch, first=self.step, total=total, seed=self.config.run.seed, mirror=self.config.data.mirror
+            array,
+            batch=self.hp.batch,
+            first=self.step,
+            total=total,
+            seed=self.config.run.seed,
+            mirror=self.config.data.mirror,
         )
         return DataLoader(stream, batch_size=None)
 
@@ -151,6 +155,8 @@ class AdversarialModule(L.LightningModule):
     def training_step(self, batch: Float[Tensor, "B 3 H W"], batch_idx: int) -> None:
         optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
         real = batch.contiguous(memory_format=torch.channels_last)
+        # Codes and noise depend on (seed, step) alone, so that a resumed run repeats an unbroken one.
+        torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)
 
         # One pass of the generator serves both players: the discriminator sees the images detached first.
         latent = self.latents(len(real))
@@ -175,7 +181,7 @@ class AdversarialModule(L.LightningModule):
         self.move_average(len(real))
         if not (torch.isfinite(loss_d) and torch.isfinite(loss_g)):
             raise AutodragError(
-                f"the loss is not finite at step {self.step}; the state saved before it is kept. Resume with a lower lr."
+                f"the loss is not finite at step {self.step}; the state saved before is kept. Resume with a lower lr."
             )
         self.log_dict({"loss/generator": loss_g.detach(), "loss/discriminator": loss_d.detach()})
 
@@ -234,15 +240,9 @@ class AdversarialModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["step"] = self.step
-        checkpoint["rng"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.step = int(checkpoint["step"])
-        self._rng_state = checkpoint["rng"]
-
-    def on_train_start(self) -> None:
-        if self._rng_state is not None:
-            torch.set_rng_state(self._rng_state.cpu())
 
     def export(self, path: Path) -> None:
         """Writes the average as a release file, fp16, with the images it has seen in its metadata."""
@@ -259,7 +259,12 @@ def prepare_data(config: GeneratorTraining) -> Any:
         raise AutodragError("critters are square; set generator.base_width to 4 or train on a folder of pictures.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return critters_array(
-        data.cache, count=data.count, size=config.generator.resolution, seed=data.seed, device=device, progress=print_progress
+        data.cache,
+        count=data.count,
+        size=config.generator.resolution,
+        seed=data.seed,
+        device=device,
+        progress=print_progress,
     )
 
 
@@ -270,7 +275,10 @@ def train(config: GeneratorTraining) -> Path:
     module = AdversarialModule(config)
     state = SaveState(config.run)
     trainer = make_trainer(
-        config.run, [state], batch=config.training.batch, total_steps=math.ceil(config.training.images / config.training.batch)
+        config.run,
+        [state],
+        batch=config.training.batch,
+        total_steps=math.ceil(config.training.images / config.training.batch),
     )
     with contextlib.suppress(KeyboardInterrupt):
         trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)

@@ -99,7 +99,14 @@ class LandmarkStream(IterableDataset[tuple[Tensor, Tensor]]):
         self.batch, self.first, self.total, self.seed = batch, first, total, seed
         same = dict(same_on_batch=False)
         self.place = K.AugmentationSequential(
-            K.RandomAffine(degrees=12, translate=(0.08, 0.08), scale=(0.85, 1.15), padding_mode="reflection", p=0.8, **same),
+            K.RandomAffine(
+                degrees=12,
+                translate=(0.08, 0.08),
+                scale=(0.85, 1.15),
+                padding_mode="reflection",
+                p=0.8,
+                **same,
+            ),
             data_keys=["input", "keypoints"],
         )
         self.look = K.AugmentationSequential(
@@ -107,9 +114,6 @@ class LandmarkStream(IterableDataset[tuple[Tensor, Tensor]]):
             K.RandomGaussianBlur((5, 5), (0.3, 1.2), p=0.4, **same),
             data_keys=["input"],
         )
-
-    def __len__(self) -> int:
-        return max(0, self.total - self.first)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for k in range(self.first, self.total):
@@ -134,6 +138,8 @@ class LandmarkModule(L.LightningModule):
     def __init__(self, config: LandmarkTraining) -> None:
         super().__init__()
         self.config, self.hp = config, config.training
+        # Manual, so that weights, average and step are saved together whenever a state is saved.
+        self.automatic_optimization = False
         self.net = LandmarkNet(config.net)
         self.average = LandmarkNet(config.net).requires_grad_(False)
         self.average.load_state_dict(self.net.state_dict())
@@ -147,26 +153,28 @@ class LandmarkModule(L.LightningModule):
         def factor(step: int) -> float:
             return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.hp.steps)))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """The stream of distorted renders from this run's step on."""
         stream = LandmarkStream(
             self.config.data.cache, batch=self.hp.batch, first=self.step, total=self.hp.steps, seed=self.config.run.seed
         )
         return DataLoader(stream, batch_size=None)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         images, truth = batch
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()  # type: ignore[no-untyped-call]
         loss = landmark_loss(self.net(images), truth, self.hp.spread_weight)
-        self.log("loss", loss.detach())
-        return loss
-
-    @torch.no_grad()
-    def on_train_batch_end(self, *_: Any) -> None:
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(loss)
+        optimizer.step()  # type: ignore[union-attr]
+        schedule.step()  # type: ignore[union-attr,call-arg]
         self.step += 1
-        for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
-            mean.lerp_(value, 1 - min(self.hp.average_decay, self.step / (self.step + 10)))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(value, 1 - min(self.hp.average_decay, self.step / (self.step + 10)))
+        self.log("loss", loss.detach())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["step"] = self.step
@@ -215,7 +223,12 @@ def train(config: LandmarkTraining) -> Path:
     out = config.run.folder / "landmarks.safetensors"
     extra = {"steps": module.step, "held_out": error}
     save_tensors(
-        out, module.average.state_dict(), kind="landmarks", config=asdict(config.net), extra=extra, dtype=torch.float16
+        out,
+        module.average.state_dict(),
+        kind="landmarks",
+        config=asdict(config.net),
+        extra=extra,
+        dtype=torch.float16,
     )
     print(error)
     return out

@@ -1,4 +1,4 @@
-"""What every training run shares: typed configs from YAML and the command line, progress lines, resumable checkpoints."""
+"""What every training run shares: typed configs from YAML and the command line, progress, resumable states."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
+from tqdm import tqdm
 
 from autodrag.errors import AutodragError
 
@@ -49,7 +50,7 @@ class RunConfig:
 
 
 def parse_config(config: type[Config], command: str, argv: list[str]) -> Config:
-    """`--config file.yaml` and `--group.field value` overrides to a config dataclass; unknown keys and types are errors.
+    """`--config file.yaml` and `--group.field value` overrides to a config dataclass; unknown keys are errors.
 
     Exits with code 2 and one sentence on bad input, as every command does.
     """
@@ -115,41 +116,69 @@ class SaveState(Callback):
         self.save(trainer)
 
 
-class ProgressLines(Callback):
-    """One line every `log_steps` steps with throughput and ETA, where no terminal shows a bar."""
+class Progress(Callback):
+    """A bar with throughput and ETA on a terminal, a line every `log_steps` steps elsewhere; ends the run when done.
+
+    The module counts its own steps in `step`, which a resumed run goes on from; Lightning's epochs mean nothing here.
+    """
 
     def __init__(self, log_steps: int, batch: int, total_steps: int) -> None:
         self.log_steps, self.batch, self.total_steps = log_steps, batch, total_steps
-        self.count, self.started = 0, time.monotonic()
+        self.bar: tqdm[Any] | None = None
+        self.first, self.started = 0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first, self.started = _step(pl_module), time.monotonic()
+        if sys.stdout.isatty():
+            self.bar = tqdm(total=self.total_steps * self.batch, initial=self.first * self.batch, unit="image")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self.count += 1
-        if self.count % self.log_steps:
-            return
-        rate = self.count / (time.monotonic() - self.started)
-        step = int(getattr(pl_module, "step", self.count))
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in trainer.logged_metrics.items())
-        eta = (self.total_steps - step) / rate / 60
-        print(f"step {step}/{self.total_steps}  {rate * self.batch:.1f} images/s  {eta:.0f} min left  {numbers}", flush=True)
+        step = _step(pl_module)
+        if step >= self.total_steps:
+            trainer.should_stop = True
+        numbers = {name: f"{float(value):.4g}" for name, value in trainer.logged_metrics.items()}
+        if self.bar is not None:
+            self.bar.update(self.batch)
+            if step % self.log_steps == 0:
+                self.bar.set_postfix(numbers)
+        elif step % self.log_steps == 0:
+            rate = (step - self.first) / (time.monotonic() - self.started)
+            left = (self.total_steps - step) / rate / 60
+            text = "  ".join(f"{name} {value}" for name, value in numbers.items())
+            print(
+                f"step {step}/{self.total_steps}  {rate * self.batch:.1f} images/s  {left:.0f} min left  {text}",
+                flush=True,
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _step(module: L.LightningModule) -> int:
+    step = module.step
+    assert isinstance(step, int)
+    return step
 
 
 def make_trainer(config: RunConfig, callbacks: list[Callback], *, batch: int, total_steps: int) -> L.Trainer:
-    """A Lightning trainer for a single pass over a stream: TensorBoard, a bar on a terminal or lines elsewhere."""
+    """A Lightning trainer for a stream that knows its own length: TensorBoard, progress, the given callbacks.
+
+    The module must count its steps in `step`, before callbacks run.
+    """
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    terminal = sys.stdout.isatty()
-    if not terminal:
-        callbacks = [*callbacks, ProgressLines(config.log_steps, batch, total_steps)]
+    callbacks = [Progress(config.log_steps, batch, total_steps), *callbacks]
     return L.Trainer(
         accelerator=config.accelerator,
         devices=1,
         precision=config.precision,  # type: ignore[arg-type]
-        max_epochs=1,
+        max_epochs=-1,
         callbacks=callbacks,
         logger=TensorBoardLogger(config.folder, name=None, version="logs"),
         log_every_n_steps=config.log_steps,
         enable_checkpointing=False,
-        enable_progress_bar=terminal,
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
