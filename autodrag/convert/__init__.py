@@ -54,8 +54,8 @@ class ConversionReport:
         height, width = self.config.image_size
         labels = f", {self.config.c_dim} labels" if self.config.c_dim else ""
         return (
-            f"{self.source}: {self.format}, {height}×{width} px (h×w), {self.config.architecture}{labels}, "
-            f"{self.parameters / 1e6:.1f} M parameters → {self.path} "
+            f"{self.source}: {self.format}, {width}x{height} px, {self.config.architecture}{labels}, "
+            f"{self.parameters / 1e6:.1f} M parameters -> {self.path} "
             f"({self.tensors} tensors, {self.bytes / 2**20:.1f} MiB)"
         )
 
@@ -81,7 +81,7 @@ def convert(
     if Path(out).is_file():
         raise CheckpointError(f"{str(out)!r} is a file; give a folder to write {GENERATOR_FILE} into")
     if path.exists() and not overwrite:
-        raise CheckpointError(f"{str(path)!r} exists already; give another folder or allow overwriting")
+        raise CheckpointError(f"{str(path)!r} exists already; give another folder or --overwrite")
     try:
         with source.open("rb") as stream:
             size = source.stat().st_size

@@ -115,14 +115,10 @@ def read_config(foreign: Foreign) -> GeneratorConfig:
         raise CheckpointError("it holds no synthesis blocks, so it is not a StyleGAN2 generator")
 
     def size(pattern: str, axis: int, default: int) -> int:
-        found = [
-            s[axis] for name, s in shapes.items() if re.fullmatch(pattern, name) and -len(s) <= axis < len(s)
-        ]
+        found = [s[axis] for name, s in shapes.items() if re.fullmatch(pattern, name) and -len(s) <= axis < len(s)]
         return Counter(found).most_common(1)[0][0] if found else default
 
-    channels = {
-        r: size(rf"synthesis\.b{r}\.(conv1\.(weight|bias|affine\.bias)|conv0\.bias)", 0, 0) for r in blocks
-    }
+    channels = {r: size(rf"synthesis\.b{r}\.(conv1\.(weight|bias|affine\.bias)|conv0\.bias)", 0, 0) for r in blocks}
     channel_max = max(channels.values())
     channel_base = max(count * r for r, count in channels.items())
     fitting = {r: min(channel_base // r, channel_max) for r in blocks}
@@ -184,9 +180,7 @@ def match(foreign: Foreign, config: GeneratorConfig, *, available: int, dtype: t
     missing = sorted(set(shapes) - set(readers))
     surplus = sorted(set(foreign.weights) - set(shapes))
     wrong = [
-        _shape_error(weight, name, shapes[name])
-        for name, weight in present.items()
-        if weight.shape != shapes[name]
+        _shape_error(weight, name, shapes[name]) for name, weight in present.items() if weight.shape != shapes[name]
     ]
     if missing:
         raise CheckpointError(

@@ -66,9 +66,7 @@ def read(network: Record) -> Foreign:
     return Foreign(
         format=_format(stored),
         weights={
-            name: Weight(name, tensor)
-            for name, tensor in stored.items()
-            if not name.endswith(".resample_filter")
+            name: Weight(name, tensor) for name, tensor in stored.items() if not name.endswith(".resample_filter")
         },
         z_dim=z_dim if type(z_dim) is int and 0 < z_dim < 2**20 else None,
         conv_clamp=clamps.pop(),

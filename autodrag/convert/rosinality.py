@@ -7,6 +7,7 @@ Convolutions carry a leading 1 and have the same orientation as NVIDIA's; style.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
@@ -33,9 +34,7 @@ def _names() -> dict[str, str]:
         block = f"synthesis.b{size}"
         layers = {f"convs.{2 * k - 2}": "conv0", f"convs.{2 * k - 1}": "conv1"} if k else {"conv1": "conv1"}
         for source, layer in layers.items():
-            for part, our_part in (
-                modulated | {"noise.weight": "noise_strength", "activate.bias": "bias"}
-            ).items():
+            for part, our_part in (modulated | {"noise.weight": "noise_strength", "activate.bias": "bias"}).items():
                 names[f"{source}.{part}"] = f"{block}.{layer}.{our_part}"
         for part, our_part in (modulated | {"bias": "bias"}).items():
             names[f"{f'to_rgbs.{k - 1}' if k else 'to_rgb1'}.{part}"] = f"{block}.torgb.{our_part}"
@@ -78,9 +77,16 @@ def read(table: dict[str, Any]) -> Foreign:
     average = as_tensor(table.get("latent_avg"))
     if average is not None:
         weights["mapping.w_avg"] = Weight("latent_avg", average, _flat)
+    # z is as long as w here.
+    widths = Counter(
+        weight.stored.shape[-1]
+        for name, weight in weights.items()
+        if name.endswith(".affine.weight") and weight.stored.shape
+    )
     return Foreign(
         format="rosinality",
         weights=weights,
+        z_dim=widths.most_common(1)[0][0] if widths else None,
         average_missing=average is None,
         source_names={ours: name for name, ours in NAMES.items()},
     )

@@ -98,8 +98,7 @@ def _torch_tensor(args: tuple[Any, ...]) -> StoredTensor:
             needed = storage.count * storage.dtype.itemsize
             if needed > data.length:
                 raise CheckpointError(
-                    f"a storage of {storage.count} numbers in {data.length} bytes; "
-                    "the file is truncated or damaged"
+                    f"a storage of {storage.count} numbers in {data.length} bytes; the file is truncated or damaged"
                 )
             return StoredTensor(storage.dtype, _sizes(size), _sizes(stride), offset, data.part(0, needed))
     raise CheckpointError("damaged tensor: torch's description of it is incomplete; download the file again")
@@ -137,7 +136,7 @@ def _array(data: Range, dtype: Any, shape: tuple[Any, ...], fortran: bool) -> St
     described = dtype.state if isinstance(dtype, Record) and isinstance(dtype.state, tuple) else ()
     order = described[1] if len(described) > 1 else "="
     if not isinstance(code, str) or code not in _NUMPY_DTYPES or order not in ("<", "=", "|"):
-        shown = repr(code[:20]) if isinstance(code, str) else "that is no name"
+        shown = repr(f"{order:.1}{code:.20}") if isinstance(code, str) and isinstance(order, str) else "unknown"
         raise CheckpointError(f"an array of NumPy type {shown}; little-endian f2, f4 or f8 was expected")
     sizes = _sizes(shape)
     strides, step = [0] * len(sizes), 1

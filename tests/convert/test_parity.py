@@ -1,0 +1,179 @@
+"""Converted networks give their source's images.
+
+The truth here is tests/convert/reference.py: a plain NumPy implementation in double precision that works on
+each format's own tensors, names and layouts and shares nothing with autodrag. Weights are random, so that a
+transposed, turned or swapped tensor shows at once. The converter was also compared with the public
+implementations themselves, on files that they wrote: stylegan2-ada-pytorch, stylegan3, StyleGAN-Human, NVIDIA's
+own reading of TensorFlow's pickles (legacy.py) and rosinality's; the largest difference was 2e-5.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from autodrag.checkpoint import load_generator, load_tensors
+from autodrag.convert import ConversionReport, convert
+from autodrag.nets.stylegan2 import seed_z
+from convert.reference import Array, nvidia_image, rosinality_image, tensorflow_image
+from convert.sources import (
+    TRAP,
+    nvidia_tensors,
+    rosinality_tensors,
+    tensorflow_tensors,
+    write_nvidia,
+    write_rosinality,
+    write_tensorflow,
+)
+
+TOLERANCE = 1e-4
+PSI = 0.7
+
+
+def check(source: Path, tmp_path: Path, expected: Any, c_dim: int = 0) -> ConversionReport:
+    """Convert `source` and compare the images of two latents with `expected(z, label)`."""
+    report = convert(source, tmp_path / "out")
+    generator, _ = load_generator(tmp_path / "out")
+    for seed in (1, 2):
+        z = seed_z(seed, generator.config.z_dim)
+        label = torch.eye(c_dim)[None, seed] if c_dim else None
+        with torch.no_grad():
+            image = generator(generator.map(z, label, psi=PSI))[0].numpy()
+        truth: Array = expected(z[0].double().numpy(), None if label is None else label[0].double().numpy())
+        assert image.shape == truth.shape
+        assert np.abs(truth).max() > 0.5  # an image to speak of
+        assert np.abs(image - truth).max() < TOLERANCE
+    assert not Path(TRAP).exists()
+    return report
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trap in the files' source code would be sprung in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("c_dim", [0, 5])
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+@pytest.mark.parametrize(("resolution", "clamp"), [(8, None), (32, 1.5), (64, 256.0)])
+def test_nvidia(tmp_path: Path, architecture: str, c_dim: int, resolution: int, clamp: float | None) -> None:
+    tensors = nvidia_tensors(resolution, architecture=architecture, c_dim=c_dim)
+    source = write_nvidia(tmp_path / "network.pkl", tensors, clamp=clamp)
+
+    def expected(z: Array, label: Array | None) -> Array:
+        return nvidia_image(tensors, z, label, psi=PSI, architecture=architecture, clamp=clamp)
+
+    report = check(source, tmp_path, expected, c_dim)
+    assert report.format == "NVIDIA StyleGAN2 pickle"
+    assert (report.config.architecture, report.config.c_dim) == (architecture, c_dim)
+    assert report.config.conv_clamp == clamp
+    assert report.config.image_size == (resolution, resolution)
+    assert report.tensors == len(tensors)
+    assert report.parameters == sum(tensor.size for tensor in tensors.values())
+    assert report.bytes == report.path.stat().st_size
+    assert f"{resolution}x{resolution}" in str(report)
+
+
+@pytest.mark.parametrize("resolution", [16, 32])
+@pytest.mark.parametrize("c_dim", [0, 3])
+def test_stylegan_human(tmp_path: Path, resolution: int, c_dim: int) -> None:
+    tensors = nvidia_tensors(resolution, base_width=2, c_dim=c_dim)
+    source = write_nvidia(tmp_path / "network.pkl", tensors)
+    report = check(source, tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI), c_dim)
+    assert report.format == "StyleGAN-Human (NVIDIA pickle)"
+    assert report.config.image_size == (resolution, resolution // 2)
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_nvidia_pickle_protocols(tmp_path: Path, protocol: int) -> None:
+    tensors = nvidia_tensors()
+    source = write_nvidia(tmp_path / "network.pkl", tensors, protocol=protocol)
+    check(source, tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
+
+
+def test_nvidia_module_saved_by_torch(tmp_path: Path) -> None:
+    tensors = nvidia_tensors()
+    source = write_nvidia(tmp_path / "network.pt", tensors, bare=True)
+    check(source, tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
+
+
+def test_nvidia_mapping_multiplier_is_read(tmp_path: Path) -> None:
+    tensors = nvidia_tensors(multiplier=0.02)
+    source = write_nvidia(tmp_path / "network.pkl", tensors, multiplier=0.02)
+    report = check(source, tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI, multiplier=0.02))
+    assert report.config.mapping_lr_multiplier == 0.02
+
+
+def test_nvidia_without_noise_inputs(tmp_path: Path) -> None:
+    tensors = nvidia_tensors()
+    silent = {name: t * (0 if "noise" in name else 1) for name, t in tensors.items()}
+    names = [name for name in tensors if name.endswith("noise_const")]
+    off = {name.removesuffix(".noise_const"): {"use_noise": False} for name in names}
+    kept = {name: t for name, t in tensors.items() if "noise" not in name}
+    source = write_nvidia(tmp_path / "network.pkl", kept, attributes=off)
+    check(source, tmp_path, lambda z, label: nvidia_image(silent, z, label, psi=PSI))
+
+
+@pytest.mark.parametrize("c_dim", [0, 5])
+@pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
+@pytest.mark.parametrize(("resolution", "clamp"), [(8, None), (32, 1.5), (64, None)])
+def test_tensorflow(tmp_path: Path, architecture: str, c_dim: int, resolution: int, clamp: float | None) -> None:
+    tensors = tensorflow_tensors(resolution, architecture=architecture, c_dim=c_dim)
+    source = write_tensorflow(
+        tmp_path / "network.pkl",
+        tensors,
+        resolution=resolution,
+        label_size=c_dim,
+        conv_clamp=clamp,
+        resample_kernel=[1, 3, 3, 1],
+    )
+
+    def expected(z: Array, label: Array | None) -> Array:
+        return tensorflow_image(tensors, z, label, psi=PSI, architecture=architecture, clamp=clamp)
+
+    report = check(source, tmp_path, expected, c_dim)
+    assert report.format == "TensorFlow StyleGAN2 pickle"
+    assert (report.config.architecture, report.config.c_dim) == (architecture, c_dim)
+
+
+@pytest.mark.parametrize("protocol", [3, 5])
+def test_tensorflow_pickle_protocols(tmp_path: Path, protocol: int) -> None:
+    tensors = tensorflow_tensors()
+    source = write_tensorflow(tmp_path / "network.pkl", tensors, protocol=protocol)
+    check(source, tmp_path, lambda z, label: tensorflow_image(tensors, z, label, psi=PSI))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("resolution", [8, 16, 64])
+def test_rosinality(tmp_path: Path, resolution: int, legacy: bool) -> None:
+    tensors = rosinality_tensors(resolution)
+    average = np.random.default_rng(1).standard_normal(8).astype(np.float32)
+    source = write_rosinality(tmp_path / "network.pt", tensors, average, legacy=legacy)
+    report = check(source, tmp_path, lambda z, label: rosinality_image(tensors, average, z, psi=PSI))
+    assert report.format == "rosinality"
+
+
+def test_rosinality_training_checkpoint_gets_a_mean_latent(tmp_path: Path) -> None:
+    tensors = rosinality_tensors()
+    convert(write_rosinality(tmp_path / "network.pt", tensors, None, training=True), tmp_path / "out")
+    generator, _ = load_generator(tmp_path / "out")
+    z = torch.cat([seed_z(seed, 8) for seed in range(10_000, 14_000)])
+    other = generator.map(z)[:, 0]
+    average = generator.mapping.w_avg
+    # Two means over some 4,000 latents each: they differ by a few percent of the spread.
+    assert float((average - other.mean(0)).abs().max()) < 0.1 * float(other.std(0).max())
+    assert float(average.abs().max()) > 0
+
+
+def test_half_precision_output(tmp_path: Path) -> None:
+    tensors = nvidia_tensors()
+    report = convert(write_nvidia(tmp_path / "n.pkl", tensors), tmp_path / "half", dtype=torch.float16)
+    full = convert(tmp_path / "n.pkl", tmp_path / "full")
+    assert report.bytes < 0.6 * full.bytes
+    stored, _, extra = load_tensors(report.path, kind="generator")
+    assert extra == {"source": "n.pkl", "source_format": "NVIDIA StyleGAN2 pickle"}
+    assert torch.equal(stored["mapping.fc0.weight"], torch.tensor(tensors["mapping.fc0.weight"]).half().float())
