@@ -13,7 +13,7 @@ help:
 	@echo "make test    run the test suite"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite the code"
-	@echo "make bench   time the refiner, write benchmarks/results/"
+	@echo "make bench   time a refiner step against a plain synthesis"
 	@echo "make clean   remove .venv and caches"
 
 $(STAMP): pyproject.toml
@@ -38,7 +38,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python benchmarks/refiner.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

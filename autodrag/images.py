@@ -7,8 +7,10 @@ True = may move. -1 is 0 and +1 is 255; values outside are clipped.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,9 +20,12 @@ from torch import Tensor
 from autodrag.errors import AutodragError
 from autodrag.files import read_bounded, replacing
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 2**20
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
 def to_uint8(images: Float[Tensor, "B 3 H W"]) -> UInt8[np.ndarray, "B H W 3"]:
@@ -35,40 +40,43 @@ def to_tensor(image: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Read a PNG, JPEG, WebP, BMP or TIFF file as HWC uint8 RGB, turned as its EXIF says; alpha is dropped.
+    """Read a PNG, JPEG, WebP or BMP file as HWC uint8 RGB, turned as its EXIF says; alpha is dropped.
 
     The file's size, format and number of pixels are checked before anything is decoded.
 
     Raises:
         AutodragError: no such file, not an image of these formats, too large, or truncated.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     data = read_bounded(path, MAX_FILE_BYTES, "image")
+    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise AutodragError(
-                    f"image {str(path)!r} has {image.width}x{image.height} px, "
-                    f"more than the limit of {MAX_PIXELS} pixels"
-                )
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 8
-                grey = (np.asarray(turned, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8)
-                return np.repeat(grey[:, :, None], 3, axis=2)
-            return np.array(turned.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise AutodragError(
+                        f"image {str(path)!r} has {image.width}x{image.height} px, "
+                        f"more than the limit of {MAX_PIXELS} pixels"
+                    )
+                return _rgb(image)
+    except AutodragError:
+        raise
     except UnidentifiedImageError as error:
         raise AutodragError(f"{str(path)!r} is not an image; expected {', '.join(FORMATS)}") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
-        if isinstance(error, AutodragError):
-            raise
+    except (OSError, SyntaxError, ValueError, *bombs) as error:
         raise AutodragError(f"image {str(path)!r} cannot be decoded ({error}); save it again") from error
+
+
+def _rgb(image: Image) -> np.ndarray:
+    from PIL import ImageOps
+
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 8
+        grey = (np.asarray(turned, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    return np.array(turned.convert("RGB"))
 
 
 def read_mask(path: str | Path, image_size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from autodrag.nets.stylegan2 import Generator
 
+hypothesis.settings.register_profile("loaded machine", deadline=None)
+hypothesis.settings.load_profile("loaded machine")
 torch.set_num_threads(1)  # the nets are tiny: a second thread would only wait for the first
 
 
