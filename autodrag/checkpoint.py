@@ -65,12 +65,19 @@ def save_tensors(
         "config": json.dumps(dict(config), allow_nan=False),
         "extra": json.dumps(dict(extra or {}), allow_nan=False),
     }
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous().clone() for name, tensor in tensors.items()}
-    for name, tensor in stored.items():
-        if tensor.dtype not in DTYPES.values():
-            raise AutodragError(f"tensor {name!r} is {tensor.dtype}; only fp16, bf16 and fp32 can be stored")
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        kept = tensor.detach().to("cpu", dtype).contiguous()
+        if kept.dtype not in DTYPES.values():
+            raise AutodragError(f"tensor {name!r} is {kept.dtype}; only fp16, bf16 and fp32 can be stored")
+        if kept.untyped_storage().nbytes() != kept.nbytes:  # a part of something larger; safetensors wants it whole
+            kept = kept.clone()
+        stored[name] = kept
     with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors would leave it readable by its owner alone
         save_file(stored, temporary, metadata=metadata)
+        temporary.chmod(mode)
 
 
 def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:

@@ -61,6 +61,17 @@ def test_fp16_storage_is_read_as_fp32(tmp_path: Path) -> None:
     assert tensors["a"].dtype == torch.float32
 
 
+def test_parts_of_a_tensor_and_file_modes(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"row": whole[1], "column": whole[:, 1]}, kind="x", config={})
+    tensors, _, _ = load_tensors(path, kind="x")
+    assert torch.equal(tensors["row"], whole[1])
+    assert torch.equal(tensors["column"], whole[:, 1])
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_integers_are_not_stored(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match=r"tensor 'a' is torch\.int64; only fp16, bf16 and fp32"):
         save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2, dtype=torch.int64)}, kind="x", config={})

@@ -48,7 +48,7 @@ edits = st.fixed_dictionaries(
         "parameters": st.fixed_dictionaries(
             {
                 "preset": st.sampled_from(["default", "draggan"]),
-                "steps": st.none() | st.integers(1, 1000),
+                "steps": st.none() | st.integers(0, 1000),
                 "budget_s": optional_float,
                 "lr": optional_float,
                 "space": st.sampled_from([None, "w", "w+"]),
@@ -148,7 +148,7 @@ def test_points_that_are_not_finite(text: str) -> None:
         ({"drags": [DRAG], "seed": 1, "latent": "a"}, r"at \$: seed and latent are both given"),
         ({"drags": [DRAG], "method": "magic"}, r"at \$\.method: 'magic' is not one of"),
         ({"drags": [DRAG], "typo": 1}, r"at \$: .*'typo' was unexpected"),
-        ({"drags": [DRAG], "parameters": {"steps": 0}}, r"at \$\.parameters\.steps: 0 is less than"),
+        ({"drags": [DRAG], "parameters": {"steps": -1}}, r"at \$\.parameters\.steps: -1 is less than"),
         ({"drags": [DRAG], "fingerprint": "xyz"}, r"at \$\.fingerprint: 'xyz' does not match"),
         ({"autodrag_session": 1, "edits": []}, r"at \$\.edits: "),
         ({"autodrag_session": 2, "edits": [{"drags": [DRAG]}]}, r"at \$\.autodrag_session: 1 was expected"),

@@ -228,7 +228,7 @@ class DragEditor:
             drags=tuple(Drag((a[0], a[1]), (b[0], b[1])) for a, b in zip(start.tolist(), end.tolist(), strict=True)),
             anchors=() if fixed is None else tuple((x, y) for x, y in fixed.tolist()),
             # A clock cannot be replayed, a number of steps can.
-            parameters=dataclasses.replace(parameters, steps=max(1, outcome.steps), budget_s=None),
+            parameters=dataclasses.replace(parameters, steps=outcome.steps, budget_s=None),
         )
         self._push(_State(outcome.latent.detach(), edit, free, outcome.references))
         return DragResult(

@@ -18,7 +18,7 @@ from autodrag.checkpoint import save_generator, save_tensors
 from autodrag.edits import Drag, Edit, Parameters
 from autodrag.errors import AutodragError, CheckpointError, NothingToDo
 from autodrag.images import to_uint8
-from autodrag.infer.refine import RefineConfig
+from autodrag.infer.refine import RefineConfig, StepState
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 DRAG: dict[str, Any] = {"handles": [[10, 12]], "targets": [[20, 14]]}
@@ -253,3 +253,23 @@ def test_dtypes(tiny_checkpoint: Path) -> None:
     assert 0 < np.abs(exact - fast).mean() < 8
     with pytest.raises(AutodragError, match=r"dtype torch\.int8 is not supported"):
         DragEditor.load(tiny_checkpoint, device="cpu", dtype=torch.int8)
+
+
+def test_the_real_refiner(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """All pieces together: a random network, a few steps, a stop from another thread, and the replay."""
+    editor = DragEditor.load(tiny_checkpoint, device="cpu")
+    before = editor.open(seed=7)
+    states: list[StepState] = []
+    result = editor.drag(**DRAG, steps=4, callback=states.append)
+    assert result.steps <= 4
+    assert not np.array_equal(result.image, before)
+    assert states[-1].latent.shape == result.latent.shape
+    assert states[0].render().shape == (1, 3, 32, 32)
+    assert np.array_equal(editor.render(result.latent), result.image)
+
+    stop = threading.Event()
+    stop.set()
+    assert editor.drag([[20, 14]], [[8, 8]], preset="draggan", stop=stop).reason == "stopped"
+    editor.save_session(tmp_path / "s.json")
+    expected = editor.image
+    assert np.array_equal(DragEditor.load(tiny_checkpoint, device="cpu").load_session(tmp_path / "s.json"), expected)
