@@ -100,7 +100,7 @@ def write_outcome(
         write_animation(folder / "animation.gif", [annotate(**frame, least=GIF_PX) for frame in frames])
     origin_of = {"seed": first.seed, "psi": first.psi, "label": first.label}
     save_latent(folder / "latent.safetensors", last.latent, {"generator": editor.fingerprint, **origin_of})
-    editor.save_session(folder / "session.json")
+    editor.save_session(folder / "edit.json")
     height, width = editor.image_size
     write_json(
         folder / "result.json",
