@@ -21,7 +21,7 @@ Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
 TRAINING = ("generator", "landmarks")
-EVALUATIONS = ("landmarks",)
+EVALUATIONS = ("landmarks", "samples")
 
 
 @dataclass(frozen=True)

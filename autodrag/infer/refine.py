@@ -1,11 +1,12 @@
 """The refiner: optimise a latent until the handles arrive at their targets (DragGAN, Pan et al. 2023, and beyond).
 
-One step: synthesise up to the feature block, find the handles there, descend a loss that moves them on. The image is
+One step: synthesise up to the feature block, find the handles there, move the code so that they move on. The image is
 made only when somebody looks. A result always belongs together: its latent is the one its points were found in.
 
-Two objectives. `draggan` is the published one: a shifted-patch loss that pulls every handle one pixel on, with a
-hard tracker. `locate` is ours: the distance of a differentiable tracker's position to the target, minimised in
-coordinates in which the generator's latents have unit variance, with a step length taken from the distance left.
+Two loops. `draggan` is the published one: a hard tracker, and Adam on a loss that pulls every handle one pixel on.
+`locate` is ours: the distance of a differentiable tracker's position to the target is itself the loss; it is minimised
+in coordinates in which the generator's latents have unit variance, with a step as long as the distance left asks for,
+and a step that does not help is taken back.
 """
 
 from __future__ import annotations
@@ -21,97 +22,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.infer.latent_space import LatentBasis
-from autodrag.infer.motion import fixed_region, held_points, motion_supervision, movable_share
-from autodrag.infer.tracking import Norm, References, take_references, track
-from autodrag.nets.stylegan2 import Generator
-from autodrag.points import Size, square
+from autodrag.infer.motion import fixed_region, held_points, locate, motion_supervision, movable_share
+from autodrag.infer.settings import RefineConfig
+from autodrag.infer.tracking import References, take_references, track
+from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.points import square
+
+__all__ = ["References", "RefineConfig", "RefineResult", "StepState", "feature_block", "refine"]
 
 Reason = Literal["arrived", "steps", "budget", "stopped", "stalled", "lost"]
 
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """How to drag. Lengths are pixels of the output image; use `preset` to get them for an image size."""
-
-    objective: Literal["draggan", "locate"] = "locate"
-    """The published loss, or ours."""
-    steps: int = 100
-    """Most optimisation steps."""
-    budget_s: float | None = None
-    """Wall-clock limit in seconds; None for none."""
-    lr: float = 0.05
-    """Adam's learning rate; for `locate` in units of standard deviations of a latent direction."""
-    space: Literal["w", "w+"] = "w+"
-    """Move the edited layers together (W) or each on its own (W+)."""
-    edit_layers: int = 6
-    """The first so many latent vectors may change; the rest keep the appearance."""
-    feature_block: int = 5
-    """Block whose output is the feature map, from 0; the last one where a generator has fewer."""
-    supervision_radius: int = 3
-    """Radius r1 of the supervised disk, px."""
-    tracking_radius: int = 12
-    """Half width r2 of the tracker's window, px."""
-    stop_px: float = 2.0
-    """A point has arrived at this distance from its target."""
-    mask_weight: float = 20.0
-    """Weight of the change where nothing may move."""
-    anchor_weight: float = 1.0
-    """Weight of the change around points that must stay."""
-    norm: Norm = "l2"
-    """Feature distance of the tracker."""
-    sharpness: float = 30.0
-    """`locate`: sharpness of the soft tracker."""
-    prior: float = 0.0
-    """`locate`: weight of the squared distance from the start, in standard deviations per coordinate."""
-    lost_confidence: float = 0.2
-    """A point whose confidence is below this is lost: reported, and no longer followed or pulled."""
-    patience: int = 30
-    """`locate`: stop after so many steps without progress."""
-
-    def __post_init__(self) -> None:
-        if (
-            self.objective not in ("draggan", "locate")
-            or self.space not in ("w", "w+")
-            or self.norm not in ("l1", "l2")
-        ):
-            raise ValueError(f"objective {self.objective!r}, space {self.space!r} or norm {self.norm!r} is unknown.")
-        if self.steps < 0 or self.lr <= 0 or self.stop_px <= 0:
-            raise ValueError("expected steps >= 0, lr > 0 and stop_px > 0.")
-        if self.budget_s is not None and not self.budget_s > 0:
-            raise ValueError(f"budget_s {self.budget_s}: expected a positive number of seconds, or none.")
-        if self.edit_layers < 1 or self.feature_block < 0:
-            raise ValueError("expected edit_layers >= 1 and feature_block >= 0.")
-        if self.supervision_radius < 0 or self.tracking_radius < 1:
-            raise ValueError("expected supervision_radius >= 0 and tracking_radius >= 1.")
-
-    @staticmethod
-    def preset(name: Literal["default", "draggan"], image_size: Size) -> RefineConfig:
-        """The named settings for images of (H, W) px; raises ValueError for another name.
-
-        `draggan` runs as the official code does where that and the paper differ: L2 tracking (paper: L1), a square
-        window clipped at the border, mean instead of sum in the motion loss, the 128 x 128 features, radii and stop
-        distance r1 = 3, r2 = 12, 2 px at 512 px scaled by the height, the last at least 2 px, Adam at 1e-3, mask
-        weight 20 (what both of its interfaces send). Pixels are exact where its disk uses a grid stretched by
-        h / (h - 1). Where a radius would round to 0 (images under 128 px) it is 1.
-        """
-        scale = image_size[0] / 512
-        if name == "draggan":
-            return RefineConfig(
-                objective="draggan",
-                steps=300,
-                lr=1e-3,
-                supervision_radius=max(1, round(3 * scale)),
-                tracking_radius=max(1, round(12 * scale)),
-                stop_px=max(2 * scale, 2.0),
-                lost_confidence=0.0,
-            )
-        if name == "default":
-            return RefineConfig(
-                supervision_radius=max(1, round(3 * scale)),
-                tracking_radius=max(3, round(12 * scale)),
-                stop_px=max(scale, 0.5),
-            )
-        raise ValueError(f"preset {name!r}: expected default or draggan.")
+WINDOW = 3
+"""Half width of the soft tracker's window in cells of the feature map: 7 x 7 positions."""
 
 
 @dataclass(frozen=True)
@@ -157,72 +79,9 @@ class RefineResult:
 Callback = Callable[[StepState], None]
 
 
-class _Variable:
-    """What is optimised, and the latent it stands for."""
-
-    def __init__(self, latent: Float[Tensor, "1 L D"], config: RefineConfig, basis: LatentBasis | None) -> None:
-        layers = min(config.edit_layers, latent.shape[1])
-        self.kept = latent[:, layers:]
-        self.start = latent[:, :layers]
-        self.basis = basis
-        if basis is None:
-            # DragGAN: the codes themselves; in W one vector stands for all edited layers.
-            self.value = (self.start if config.space == "w+" else self.start[:, :1]).clone().requires_grad_(True)
-        else:
-            rows = layers if config.space == "w+" else 1
-            self.value = torch.zeros(1, rows, latent.shape[2], device=latent.device).requires_grad_(True)
-
-    def latent(self) -> Float[Tensor, "1 L D"]:
-        """The latent of the present value, differentiable in it."""
-        moved = self.value if self.basis is None else self.start + self.basis.offset(self.value)
-        return torch.cat([moved.expand_as(self.start), self.kept], dim=1)
-
-
 def feature_block(generator: Generator, config: RefineConfig) -> int:
     """The block that features are taken from: the configured one, or the last of a small generator."""
     return min(config.feature_block, len(generator.config.block_resolutions) - 1)
-
-
-WINDOW = 3
-"""Half width of the soft tracker's window in cells of the feature map: 7 x 7 positions."""
-
-
-class _Progress:
-    """The best state so far and how long ago it was found; sums only points that are still followed."""
-
-    def __init__(self) -> None:
-        self.best: RefineResult | None = None
-        self.score = float("inf")
-        self.age = 0
-
-    def offer(self, result: RefineResult, always: bool) -> None:
-        """Takes a state if it is better, or anyway with `always`."""
-        followed = result.distances[~result.lost]
-        score = float(followed.square().mean()) if len(followed) else float("inf")
-        if always or self.best is None or score < self.score:
-            self.best, self.score, self.age = result, score, 0
-        else:
-            self.age += 1
-
-
-def _state(generator: Generator, result: RefineResult, features: Features, loss: float) -> StepState:
-    kept = Features(tuple(output.detach() for output in features.outputs))
-
-    @torch.no_grad()
-    def render() -> Tensor:
-        return generator.image(result.latent, kept)
-
-    return StepState(
-        step=result.steps,
-        points=result.points,
-        distances=result.distances,
-        confidences=result.confidences,
-        lost=result.lost,
-        loss=loss,
-        seconds=result.seconds,
-        latent=result.latent,
-        render=render,
-    )
 
 
 def refine(
@@ -246,93 +105,181 @@ def refine(
     when `locate` needs them and none are given. stop: set it from any thread to end after the current step.
     callback: called before every step and at the end, in this thread.
     """
-    started = time.monotonic()
-    device, image = latent.device, generator.config.image_size
-    block = feature_block(generator, config)
-    latent = latent.detach()
-    points, targets = handles.to(device, torch.float32), targets.to(device, torch.float32)
-    published = config.objective == "draggan"
-    if not published:
-        basis = basis or LatentBasis.of(generator)
-    if references is None:
-        references = _references(generator, latent, points, config, block)
-    movable = movable_share(mask, references.maps.shape[2:])
-    variable = _Variable(latent, config, None if published else basis)
-    optimizer = torch.optim.Adam([variable.value], lr=config.lr) if published else None
-    lost = torch.zeros(len(points), dtype=torch.bool, device=device)
-    progress, loss_value = _Progress(), 0.0
+    drag = _Drag(generator, latent.detach(), handles, targets, config, mask, anchors, references, stop, callback)
+    if config.objective == "draggan":
+        return _published(drag, config)
+    return _located(drag, config, basis or LatentBasis.of(generator))
 
+
+class _Drag:
+    """What both loops share: the task, the features of a latent, what must stay, and when to end."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        latent: Tensor,
+        handles: Tensor,
+        targets: Tensor,
+        config: RefineConfig,
+        mask: Tensor | None,
+        anchors: Tensor | None,
+        references: References | None,
+        stop: threading.Event | None,
+        callback: Callback | None,
+    ) -> None:
+        self.started = time.monotonic()
+        self.generator, self.config, self.stop, self.callback = generator, config, stop, callback
+        self.image = generator.config.image_size
+        self.block = feature_block(generator, config)
+        layers = min(config.edit_layers, latent.shape[1])
+        self.start, self.kept = latent[:, :layers], latent[:, layers:]
+        device = latent.device
+        self.handles, self.targets = handles.to(device, torch.float32), targets.to(device, torch.float32)
+        self.anchors = None if anchors is None or not len(anchors) else anchors.to(device, torch.float32)
+        self.references = references or self._look(latent)
+        self.movable = movable_share(mask, self.references.maps.shape[2:])
+        self.lost = torch.zeros(len(handles), dtype=torch.bool, device=device)
+        self.loss = 0.0
+
+    @torch.no_grad()
+    def _look(self, latent: Tensor) -> References:
+        """What the handles look like: one feature each at whole pixels (published), or 3 x 3 cells (ours)."""
+        maps = self.generator.features(latent, block=self.block).last
+        if self.config.objective == "draggan":
+            spot = torch.zeros(1, 2)
+            return take_references(maps, self.handles.round(), self.image, offsets=spot, norm=self.config.norm)
+        patch = square(1, self.image[0] / maps.shape[2])
+        return take_references(maps, self.handles, self.image, offsets=patch, norm="l2")
+
+    def features(self, edited: Float[Tensor, "1 E D"]) -> tuple[Tensor, Features]:
+        """The whole latent of edited first layers, and its features."""
+        latent = torch.cat([edited.expand_as(self.start), self.kept], dim=1)
+        return latent, self.generator.features(latent, block=self.block)
+
+    def keep(self, maps: Tensor) -> Tensor | None:
+        """The loss on what must stay: outside the mask, and at anchors. None where everything may move."""
+        loss = None
+        if self.movable is not None:
+            loss = self.config.mask_weight * fixed_region(maps, self.references.maps, self.movable)
+        if self.anchors is not None:
+            near = max(1, self.config.supervision_radius)
+            held = held_points(maps, self.references.maps, self.anchors, self.image, near)
+            loss = self.config.anchor_weight * held + (0 if loss is None else loss)
+        return loss
+
+    def result(self, latent: Tensor, points: Tensor, sure: Tensor, step: int) -> RefineResult:
+        """The state in which `points` were found."""
+        distances = (points - self.targets).norm(dim=1)
+        seconds = time.monotonic() - self.started
+        latent, points = latent.detach(), points.detach()
+        return RefineResult(
+            latent, points, distances.detach(), sure, self.lost, step, seconds, "steps", self.references
+        )
+
+    def tell(self, result: RefineResult, features: Features) -> None:
+        """Calls the callback."""
+        if self.callback is None:
+            return
+        kept = Features(tuple(output.detach() for output in features.outputs))
+
+        @torch.no_grad()
+        def render() -> Tensor:
+            return self.generator.image(result.latent, kept)
+
+        r = result
+        self.callback(
+            StepState(r.steps, r.points, r.distances, r.confidences, r.lost, self.loss, r.seconds, r.latent, render)
+        )
+
+    def reason(self, result: RefineResult) -> Reason | None:
+        """Why to end with this state, if at all."""
+        followed = result.distances[~result.lost]
+        if not len(followed):
+            return "lost"
+        if bool((followed <= self.config.stop_px).all()):
+            return "arrived"
+        if self.stop is not None and self.stop.is_set():
+            return "stopped"
+        if self.config.budget_s is not None and time.monotonic() - self.started >= self.config.budget_s:
+            return "budget"
+        return "steps" if result.steps == self.config.steps else None
+
+    def end(self, result: RefineResult, steps: int, reason: Reason) -> RefineResult:
+        """The result with what the whole drag took."""
+        return replace(result, steps=steps, reason=reason, seconds=time.monotonic() - self.started)
+
+
+def _published(drag: _Drag, config: RefineConfig) -> RefineResult:
+    """DragGAN's loop: track, supervise, Adam step; the codes themselves are the variables, in W one for all layers."""
+    value = (drag.start if config.space == "w+" else drag.start[:, :1]).clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([value], lr=config.lr)
+    points = drag.handles
     for step in range(config.steps + 1):
-        current = variable.latent()
-        features = generator.features(current, block=block)
+        latent, features = drag.features(value)
         maps = features.last
-        if published:
-            with torch.no_grad():
-                points, sure = track(maps, references, points, image, radius=config.tracking_radius, norm=config.norm)
-            found = points
-        else:
-            window = square(WINDOW, image[0] / maps.shape[2]).to(points)
-            found, sure = locate(maps, references, points, image, window=window, sharpness=config.sharpness)
-            points = found.detach()
-        lost = lost | (sure < config.lost_confidence)
-        distances = (points - targets).norm(dim=1)
-        seconds = time.monotonic() - started
-        result = RefineResult(current.detach(), points, distances, sure, lost, step, seconds, "steps", references)
-        if callback is not None:
-            callback(_state(generator, result, features, loss_value))
-        progress.offer(result, always=published)
-        reason = _reason(result, config, stop, progress.age)
+        with torch.no_grad():
+            points, sure = track(
+                maps, drag.references, points, drag.image, radius=config.tracking_radius, norm=config.norm
+            )
+        drag.lost = drag.lost | (sure < config.lost_confidence)
+        result = drag.result(latent, points, sure, step)
+        drag.tell(result, features)
+        reason = drag.reason(result)
         if reason is not None:
-            assert progress.best is not None
-            return replace(progress.best, reason=reason, steps=step, seconds=time.monotonic() - started)
-
-        if published:
-            loss = motion_supervision(maps, points, targets, image, radius=config.supervision_radius)
-        else:
-            loss = ((found - targets).square().sum(dim=1) * ~lost).sum() / 2
-        pull = loss
-        if movable is not None:
-            loss = loss + config.mask_weight * fixed_region(maps, references.maps, movable)
-        if anchors is not None and len(anchors):
-            near = max(1, config.supervision_radius)
-            loss = loss + config.anchor_weight * held_points(maps, references.maps, anchors.to(device), image, near)
-        if optimizer is not None:
+            return drag.end(result, step, reason)
+        loss = motion_supervision(maps, points, drag.targets, drag.image, radius=config.supervision_radius)
+        keep = drag.keep(maps)
+        loss = loss if keep is None else loss + keep
+        if loss.requires_grad:
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        else:
-            variable.descend(loss, pull, distances, config)
-        loss_value = float(loss.detach())
+        drag.loss = float(loss.detach())
     raise AssertionError("the loop ends by a reason")
 
 
-def _references(
-    generator: Generator,
-    latent: Float[Tensor, "1 L D"],
-    handles: Float[Tensor, "N 2"],
-    config: RefineConfig,
-    block: int,
-) -> References:
-    """What the handles look like in the image of `latent`: one feature each (published), or a patch (ours)."""
-    with torch.no_grad():
-        maps = generator.features(latent, block=block).last
-    image = generator.config.image_size
-    if config.objective == "draggan":
-        return take_references(maps, handles.round(), image, offsets=torch.zeros(1, 2), norm=config.norm)
-    return take_references(maps, handles, image, offsets=square(1, image[0] / maps.shape[2]), norm="l2")
+def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineResult:
+    """Our loop: descend the squared distance of the soft tracker's positions, step by step, never uphill.
 
-
-def _reason(result: RefineResult, config: RefineConfig, stop: threading.Event | None, age: int) -> Reason | None:
-    """Why to end here, if at all."""
-    followed = result.distances[~result.lost]
-    if not len(followed):
-        return "lost"
-    if bool((followed <= config.stop_px).all()):
-        return "arrived"
-    if stop is not None and stop.is_set():
-        return "stopped"
-    if config.budget_s is not None and result.seconds >= config.budget_s:
-        return "budget"
-    if result.steps == config.steps:
-        return "steps"
-    return "stalled" if age >= config.patience else None
+    The step is Polyak's, 2 pull / |gradient|^2 along the gradient: for one point the shortest move of the code that
+    would close the distance, were the position linear in the code. That it is not, nor seen beyond the window, bounds
+    it to `reach` cells. A step that does not lower the loss, or loses a point, is taken back and tried at half the reach.
+    """
+    cell = drag.image[0] / drag.references.maps.shape[2]
+    window = square(WINDOW, cell).to(drag.handles)
+    rows = drag.start.shape[1] if config.space == "w+" else 1
+    value = drag.start.new_zeros(1, rows, drag.start.shape[2])
+    here, points, best, gradient = value, drag.handles, None, value
+    best_loss, pull, reach, failures = float("inf"), 0.0, config.reach * cell, 0
+    for step in range(config.steps + 1):
+        value = value.detach().requires_grad_(True)
+        latent, features = drag.features(drag.start + basis.offset(value))
+        found, sure = locate(
+            features.last, drag.references, points, drag.image, window=window, sharpness=config.sharpness
+        )
+        vanished = sure < config.lost_confidence
+        if best is None:
+            drag.lost = vanished
+        followed = ~drag.lost
+        distance = (found - drag.targets).square().sum(dim=1)[followed].sum() / 2
+        keep = drag.keep(features.last)
+        loss = distance if keep is None else distance + keep
+        result = drag.result(latent, found, sure, step)
+        drag.loss = float(loss.detach())
+        drag.tell(result, features)
+        if best is None or (drag.loss < best_loss and not bool((vanished & followed).any())):
+            best, best_loss, pull, failures = result, drag.loss, float(distance.detach()), 0
+            here, points = value.detach(), result.points
+            reach = min(reach * 1.5, config.reach * cell)
+        else:
+            failures += 1
+            reach /= 2
+        reason = drag.reason(replace(best, steps=step)) or ("stalled" if failures >= config.patience else None)
+        if reason is not None:
+            return drag.end(best, step, reason)
+        if failures == 0:
+            (gradient,) = torch.autograd.grad(loss, value)
+        share = min(1.0, reach / float(best.distances[followed].max()))
+        length = 2 * pull * share / max(float(gradient.square().sum()), 1e-12)
+        value = here - gradient * length
+    raise AssertionError("the loop ends by a reason")

@@ -1,0 +1,94 @@
+"""How the refiner works: its settings, and the two named sets of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from autodrag.infer.tracking import Norm
+from autodrag.points import Size
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How to drag. Lengths are pixels of the output image; use `preset` to get them for an image size."""
+
+    objective: Literal["draggan", "locate"] = "locate"
+    """The published loss, or ours."""
+    steps: int = 100
+    """Most optimisation steps."""
+    budget_s: float | None = None
+    """Wall-clock limit in seconds; None for none."""
+    lr: float = 0.05
+    """Adam's learning rate; for `locate` in units of standard deviations of a latent direction."""
+    space: Literal["w", "w+"] = "w+"
+    """Move the edited layers together (W) or each on its own (W+)."""
+    edit_layers: int = 6
+    """The first so many latent vectors may change; the rest keep the appearance."""
+    feature_block: int = 5
+    """Block whose output is the feature map, from 0; the last one where a generator has fewer."""
+    supervision_radius: int = 3
+    """Radius r1 of the supervised disk, px."""
+    tracking_radius: int = 12
+    """Half width r2 of the tracker's window, px."""
+    stop_px: float = 2.0
+    """A point has arrived at this distance from its target."""
+    mask_weight: float = 20.0
+    """Weight of the change where nothing may move."""
+    anchor_weight: float = 1.0
+    """Weight of the change around points that must stay."""
+    norm: Norm = "l2"
+    """Feature distance of the tracker."""
+    sharpness: float = 30.0
+    """`locate`: sharpness of the soft tracker."""
+    reach: float = 3.0
+    """`locate`: most cells of the feature map that one step tries to move a point; halved where a step fails."""
+    lost_confidence: float = 0.2
+    """A point whose confidence is below this is lost: reported, and no longer followed or pulled."""
+    patience: int = 6
+    """`locate`: stop after so many steps in a row that brought nothing."""
+
+    def __post_init__(self) -> None:
+        if (
+            self.objective not in ("draggan", "locate")
+            or self.space not in ("w", "w+")
+            or self.norm not in ("l1", "l2")
+        ):
+            raise ValueError(f"objective {self.objective!r}, space {self.space!r} or norm {self.norm!r} is unknown.")
+        if self.steps < 0 or self.lr <= 0 or self.stop_px <= 0:
+            raise ValueError("expected steps >= 0, lr > 0 and stop_px > 0.")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise ValueError(f"budget_s {self.budget_s}: expected a positive number of seconds, or none.")
+        if self.edit_layers < 1 or self.feature_block < 0:
+            raise ValueError("expected edit_layers >= 1 and feature_block >= 0.")
+        if self.supervision_radius < 0 or self.tracking_radius < 1:
+            raise ValueError("expected supervision_radius >= 0 and tracking_radius >= 1.")
+
+    @staticmethod
+    def preset(name: str, image_size: Size) -> RefineConfig:
+        """The named settings for images of (H, W) px; raises ValueError for another name.
+
+        `draggan` runs as the official code does where that and the paper differ: L2 tracking (paper: L1), a square
+        window clipped at the border, mean instead of sum in the motion loss, the 128 x 128 features, radii and stop
+        distance r1 = 3, r2 = 12, 2 px at 512 px scaled by the height, the last at least 2 px, Adam at 1e-3, mask
+        weight 20 (what both of its interfaces send). Pixels are exact where its disk uses a grid stretched by
+        h / (h - 1). Where a radius would round to 0 (images under 128 px) it is 1.
+        """
+        scale = image_size[0] / 512
+        if name == "draggan":
+            return RefineConfig(
+                objective="draggan",
+                steps=300,
+                lr=1e-3,
+                supervision_radius=max(1, round(3 * scale)),
+                tracking_radius=max(1, round(12 * scale)),
+                stop_px=max(2 * scale, 2.0),
+                lost_confidence=0.0,
+            )
+        if name == "default":
+            return RefineConfig(
+                supervision_radius=max(1, round(3 * scale)),
+                tracking_radius=max(3, round(12 * scale)),
+                stop_px=max(scale, 0.5),
+            )
+        raise ValueError(f"preset {name!r}: expected default or draggan.")

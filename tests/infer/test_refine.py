@@ -1,0 +1,244 @@
+"""The refiner: the published loop against a plain version of it, and what every drag must hold to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from autodrag.infer.latent_space import LatentBasis
+from autodrag.infer.refine import RefineConfig, StepState, feature_block, refine
+from autodrag.nets.stylegan2 import Generator, seed_z
+
+IMAGE = (32, 32)
+HANDLE, TARGET = torch.tensor([[12.0, 14.0]]), torch.tensor([[18.0, 11.0]])
+Make = Callable[..., Generator]
+
+
+@pytest.fixture(scope="module")
+def generator(make_generator: Make) -> Generator:
+    return make_generator().freeze()
+
+
+@pytest.fixture(scope="module")
+def latent(generator: Generator) -> torch.Tensor:
+    return generator.map(seed_z(3, generator.config.z_dim))
+
+
+def settings(name: str = "default", **changes: object) -> RefineConfig:
+    return replace(RefineConfig.preset(name, IMAGE), **changes)  # type: ignore[arg-type]
+
+
+def test_published_constants() -> None:
+    """r1, r2, stop in px at 256, 512, 1024: 2/6/2, 3/12/2, 6/24/4; Adam 1e-3; mask weight 20; six layers; block 5."""
+    for size, expected in ((256, (2, 6, 2.0)), (512, (3, 12, 2.0)), (1024, (6, 24, 4.0))):
+        c = RefineConfig.preset("draggan", (size, size))
+        assert (c.supervision_radius, c.tracking_radius, c.stop_px) == expected
+        assert (c.lr, c.mask_weight, c.edit_layers, c.feature_block, c.space) == (1e-3, 20.0, 6, 5, "w+")
+    with pytest.raises(ValueError, match="preset 'fast': expected default or draggan"):
+        RefineConfig.preset("fast", IMAGE)  # type: ignore[arg-type]
+
+
+def plain_draggan(
+    generator: Generator, latent: torch.Tensor, mask: torch.Tensor | None, steps: int, config: RefineConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The official loop, written down plainly: resize the features to the image, track, supervise, step."""
+    w = latent[:, :6].clone().requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=config.lr)
+    point, first, reference = HANDLE[0].clone(), None, torch.empty(0)
+    for step in range(steps + 1):
+        features = generator.features(torch.cat([w, latent[:, 6:]], dim=1), block=3).last
+        big = F.interpolate(features, IMAGE, mode="bilinear", align_corners=False)
+        if first is None:
+            first = features.detach()
+            reference = big[0, :, int(point[1]), int(point[0])].detach()
+        r2 = config.tracking_radius
+        x, y = int(point[0]), int(point[1])
+        patch = big.detach()[0, :, max(0, y - r2) : y + r2 + 1, max(0, x - r2) : x + r2 + 1]
+        index = int((patch - reference[:, None, None]).norm(dim=0).flatten().argmin())
+        row, column = divmod(index, patch.shape[2])
+        point = torch.tensor([max(0, x - r2) + column, max(0, y - r2) + row]).float()
+        if step == steps:
+            break
+        way = TARGET[0] - point
+        direction = way / (way.norm() + 1e-7)
+        terms = []
+        for py in range(32):
+            for px in range(32):
+                if (px - point[0]) ** 2 + (py - point[1]) ** 2 < config.supervision_radius**2:
+                    qx, qy = px + direction[0], py + direction[1]
+                    grid = torch.stack([qx / 31 * 2 - 1, qy / 31 * 2 - 1])[None, None, None]
+                    there = F.grid_sample(big, grid, align_corners=True)[0, :, 0, 0]
+                    terms.append((big[0, :, py, px].detach() - there).abs())
+        loss = torch.stack(terms).mean()
+        if mask is not None:
+            fixed = 1 - F.interpolate(mask[None, None].float(), features.shape[2:], mode="area")
+            loss = loss + config.mask_weight * ((features - first) * fixed).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return torch.cat([w.detach(), latent[:, 6:]], dim=1), point
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_draggan_is_the_published_loop(generator: Generator, latent: torch.Tensor, masked: bool) -> None:
+    mask = None
+    if masked:
+        mask = torch.zeros(32, 32, dtype=torch.bool)
+        mask[4:28, 4:28] = True
+    config = settings("draggan", steps=6, lr=0.01, supervision_radius=3, tracking_radius=4)
+    expected, point = plain_draggan(generator, latent, mask, 6, config)
+    result = refine(generator, latent, HANDLE, TARGET, config=config, mask=mask)
+    assert result.steps == 6 and result.reason == "steps"
+    assert torch.equal(result.points[0], point)
+    assert torch.allclose(result.latent, expected, atol=2e-4)
+    assert float((result.latent - latent).abs().max()) > 0.02  # it did move
+
+
+def test_our_objective_arrives(generator: Generator, latent: torch.Tensor) -> None:
+    result = refine(generator, latent, HANDLE, TARGET, config=settings())
+    assert result.reason == "arrived"
+    assert float(result.distances) <= settings().stop_px
+    # An independent look: the nearest neighbour of the handle's feature in the whole new map lies at the target.
+    block = feature_block(generator, settings())
+    before = generator.features(latent, block=block).last[0]
+    after = generator.features(result.latent, block=block).last[0]
+    index = int((after - before[:, 14, 12, None, None]).norm(dim=0).flatten().argmin())
+    assert (torch.tensor([index % 32, index // 32]) - TARGET[0]).norm() < 2.5
+
+
+@pytest.mark.parametrize("name", ["default", "draggan"])
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_only_the_edited_layers_change(generator: Generator, latent: torch.Tensor, name: str, space: str) -> None:
+    config = settings(name, steps=2, edit_layers=4, space=space, lr=0.01)
+    result = refine(generator, latent, HANDLE, TARGET, config=config)
+    change = (result.latent - latent)[0]
+    assert float(change[:4].abs().max()) > 0
+    assert float(change[4:].abs().max()) == 0
+    if space == "w":
+        assert torch.allclose(change[0], change[3], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["default", "draggan"])
+def test_points_and_latent_belong_together(generator: Generator, latent: torch.Tensor, name: str) -> None:
+    states: list[StepState] = []
+    result = refine(generator, latent, HANDLE, TARGET, config=settings(name, steps=5, lr=0.01), callback=states.append)
+    assert [s.step for s in states] == list(range(len(states)))
+    match = [s for s in states if torch.equal(s.latent, result.latent)]
+    assert len(match) == 1
+    assert torch.equal(match[0].points, result.points)
+    assert torch.allclose((result.points - TARGET).norm(dim=1), result.distances)
+    assert torch.allclose(match[0].render(), generator(result.latent), atol=1e-5)
+    assert torch.equal(states[0].latent, latent)
+
+
+def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> None:
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[6:22, 4:26] = True
+    block = feature_block(generator, settings())
+
+    def change(given: torch.Tensor | None) -> float:
+        config = settings(steps=25, mask_weight=100.0)
+        edited = refine(generator, latent, HANDLE, TARGET, config=config, mask=given).latent
+        maps = [generator.features(x, block=block).last for x in (latent, edited)]
+        return float((maps[1] - maps[0]).abs()[..., ~mask].mean())
+
+    assert change(mask) < 0.7 * change(None)
+    everything = torch.ones(32, 32, dtype=torch.bool)
+    assert change(everything) == change(None)
+
+
+def test_anchors_stay(generator: Generator, latent: torch.Tensor) -> None:
+    anchors = torch.tensor([[25.0, 25.0]])
+    block = feature_block(generator, settings())
+
+    def change(given: torch.Tensor | None) -> float:
+        config = settings(steps=25, anchor_weight=100.0)
+        edited = refine(generator, latent, HANDLE, TARGET, config=config, anchors=given).latent
+        maps = [generator.features(x, block=block).last for x in (latent, edited)]
+        return float((maps[1] - maps[0])[..., 25, 25].abs().mean())
+
+    assert change(anchors) < 0.7 * change(None)
+
+
+def test_stopping(generator: Generator, latent: torch.Tensor) -> None:
+    event = threading.Event()
+
+    def soon(state: StepState) -> None:
+        if state.step == 2:
+            event.set()
+
+    result = refine(generator, latent, HANDLE, TARGET, config=settings("draggan"), stop=event, callback=soon)
+    assert (result.reason, result.steps) == ("stopped", 2)
+
+
+def test_another_thread_can_stop_it(generator: Generator, latent: torch.Tensor) -> None:
+    event = threading.Event()
+    timer = threading.Timer(0.2, event.set)
+    timer.start()
+    config = settings("draggan", steps=100_000, lr=1e-9)
+    assert refine(generator, latent, HANDLE, TARGET, config=config, stop=event).reason == "stopped"
+
+
+def test_budget(generator: Generator, latent: torch.Tensor) -> None:
+    config = settings("draggan", budget_s=0.05, steps=100_000, lr=1e-9)
+    result = refine(generator, latent, HANDLE, TARGET, config=config, callback=lambda _: time.sleep(0.02))
+    assert result.reason == "budget"
+    assert result.steps < 100
+
+
+def test_steps_and_nothing_to_do(generator: Generator, latent: torch.Tensor) -> None:
+    assert refine(generator, latent, HANDLE, TARGET, config=settings("draggan", steps=1)).steps == 1
+    result = refine(generator, latent, HANDLE, HANDLE + 0.2, config=settings())
+    assert (result.reason, result.steps) == ("arrived", 0)
+    assert torch.equal(result.latent, latent)
+
+
+def test_a_point_that_cannot_be_found_is_lost(generator: Generator, latent: torch.Tensor) -> None:
+    other = generator.map(seed_z(99, generator.config.z_dim))
+    first = refine(generator, latent, HANDLE, TARGET, config=settings(steps=0))
+    references = replace(first.references, features=first.references.features + 100.0)
+    result = refine(generator, other, HANDLE, TARGET, config=settings(), references=references)
+    assert result.reason == "lost"
+    assert bool(result.lost.all()) and float(result.confidences) == 0.0
+
+
+def test_references_can_be_kept(generator: Generator, latent: torch.Tensor) -> None:
+    first = refine(generator, latent, HANDLE, TARGET, config=settings(steps=3))
+    kept = refine(generator, first.latent, first.points, TARGET, config=settings(steps=0), references=first.references)
+    anew = refine(generator, first.latent, first.points, TARGET, config=settings(steps=0))
+    assert kept.references is first.references
+    assert float(anew.confidences) > float(kept.confidences)  # anew: it looks exactly like itself
+
+
+@pytest.mark.parametrize("name", ["default", "draggan"])
+def test_the_order_of_points_does_not_matter(generator: Generator, latent: torch.Tensor, name: str) -> None:
+    handles = torch.tensor([[12.0, 14.0], [20.0, 20.0], [6.0, 24.0]])
+    targets = handles + torch.tensor([[3.0, -2.0], [-1.0, 2.5], [0.0, -3.0]])
+    order = torch.tensor([2, 0, 1])
+    config = settings(name, steps=3, lr=0.01)
+    a = refine(generator, latent, handles, targets, config=config)
+    b = refine(generator, latent, handles[order], targets[order], config=config)
+    assert torch.allclose(a.latent, b.latent, atol=1e-3)
+    assert torch.allclose(a.points[order], b.points, atol=1e-2)
+
+
+def test_basis_whitens_the_latents(generator: Generator) -> None:
+    basis = LatentBasis.of(generator)
+    w = generator.mapping(torch.randn(4000, generator.config.z_dim, generator=torch.Generator().manual_seed(5)))
+    coordinates = torch.linalg.solve(basis.directions, (w - basis.mean).t()).t()
+    assert torch.allclose(coordinates.std(dim=0)[:8], torch.ones(8), atol=0.1)
+    assert torch.allclose(basis.offset(coordinates) + basis.mean, w, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(lr=0.0), dict(steps=-1), dict(budget_s=0.0), dict(edit_layers=0), dict(tracking_radius=0)]
+)
+def test_wrong_configs(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        RefineConfig(**wrong)  # type: ignore[arg-type]
