@@ -1,6 +1,6 @@
 """Draws the curves of a training run from its TensorBoard logs.
 
-    python benchmarks/curves.py runs/critters/generator checkpoints/critters/curves.png
+python benchmarks/curves.py runs/critters/generator checkpoints/critters/curves.png
 """
 
 from __future__ import annotations

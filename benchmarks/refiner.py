@@ -30,10 +30,11 @@ def measure(size: int, preset: str, rounds: int, steps: int, channel_base: int) 
     generator = Generator(GeneratorConfig(resolution=size, channel_base=channel_base)).freeze()
     generator = generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     latent = generator.map(seed_z(0, 512))
-    config = replace(RefineConfig.preset(preset, (size, size)), steps=steps, patience=10**6)  # type: ignore[arg-type]
+    config = replace(RefineConfig.preset(preset, (size, size)), steps=steps, patience=10**6)
     basis = LatentBasis.of(generator, samples=1024)
     handle = torch.tensor([[size * 0.4, size * 0.4]])
     target = torch.tensor([[size * 0.8, size * 0.8]])
+    mark = 0.0
     synthesis: list[float] = []
     step: list[float] = []
 

@@ -137,7 +137,8 @@ class _Drag:
         self.handles, self.targets = handles.to(device, torch.float32), targets.to(device, torch.float32)
         self.anchors = None if anchors is None or not len(anchors) else anchors.to(device, torch.float32)
         self.references = references or self._look(latent)
-        self.movable = movable_share(mask, self.references.maps.shape[2:])
+        height, width = self.references.maps.shape[2:]
+        self.movable = movable_share(mask, (height, width))
         self.lost = torch.zeros(len(handles), dtype=torch.bool, device=device)
         self.loss = 0.0
 
@@ -232,7 +233,7 @@ def _published(drag: _Drag, config: RefineConfig) -> RefineResult:
         loss = loss if keep is None else loss + keep
         if loss.requires_grad:
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         drag.loss = float(loss.detach())
     raise AssertionError("the loop ends by a reason")

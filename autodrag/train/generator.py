@@ -99,6 +99,8 @@ class GeneratorTraining:
 class AdversarialModule(L.LightningModule):
     """Generator, its average, and discriminator; one step trains both on one batch of real images."""
 
+    mean_length: Tensor
+
     def __init__(self, config: GeneratorTraining) -> None:
         super().__init__()
         self.config, self.hp = config, config.training

@@ -145,7 +145,7 @@ class LandmarkModule(L.LightningModule):
         self.average.load_state_dict(self.net.state_dict())
         self.step = 0
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with a warm-up of 2 % of the steps and a half-cosine decay."""
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hp.lr, weight_decay=1e-3)
         warm = max(1, self.hp.steps // 50)
@@ -164,12 +164,12 @@ class LandmarkModule(L.LightningModule):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         images, truth = batch
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()  # type: ignore[no-untyped-call]
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
         loss = landmark_loss(self.net(images), truth, self.hp.spread_weight)
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.manual_backward(loss)
         optimizer.step()  # type: ignore[union-attr]
-        schedule.step()  # type: ignore[union-attr,call-arg]
+        schedule.step()  # type: ignore[union-attr]
         self.step += 1
         with torch.no_grad():
             for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):

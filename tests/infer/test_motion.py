@@ -44,7 +44,7 @@ def test_motion_supervision_is_the_published_one() -> None:
 def test_the_source_patch_is_constant() -> None:
     """Only the shifted place may get a gradient: the handle's features pull, they are not pulled."""
     features = maps(size=24).requires_grad_()
-    motion_supervision(features, torch.tensor([[10.0, 10.0]]), torch.tensor([[20.0, 10.0]]), IMAGE, radius=1).backward()  # type: ignore[no-untyped-call]
+    motion_supervision(features, torch.tensor([[10.0, 10.0]]), torch.tensor([[20.0, 10.0]]), IMAGE, radius=1).backward()
     assert features.grad is not None
     touched = features.grad.abs().sum(dim=(0, 1)).nonzero().tolist()
     assert touched == [[10, 11]]  # (row, column): one pixel further to the right
@@ -106,7 +106,7 @@ def test_locate_is_differentiable_in_the_right_direction() -> None:
     references = take_references(picture, handle, IMAGE, offsets=torch.zeros(1, 2), norm="l2")
     features = (picture + 0.3 * maps(2, 24)).requires_grad_()
     found, _ = locate(features, references, handle, IMAGE, window=square(2), sharpness=10)
-    found[0, 0].backward()  # type: ignore[no-untyped-call]
+    found[0, 0].backward()
     assert features.grad is not None
     with torch.no_grad():
         moved, _ = locate(features + 0.5 * features.grad, references, handle, IMAGE, window=square(2), sharpness=10)

@@ -41,7 +41,7 @@ def test_published_constants() -> None:
         assert (c.supervision_radius, c.tracking_radius, c.stop_px) == expected
         assert (c.lr, c.mask_weight, c.edit_layers, c.feature_block, c.space) == (1e-3, 20.0, 6, 5, "w+")
     with pytest.raises(ValueError, match="preset 'fast': expected default or draggan"):
-        RefineConfig.preset("fast", IMAGE)  # type: ignore[arg-type]
+        RefineConfig.preset("fast", IMAGE)
 
 
 def plain_draggan(
@@ -80,7 +80,7 @@ def plain_draggan(
             fixed = 1 - F.interpolate(mask[None, None].float(), features.shape[2:], mode="area")
             loss = loss + config.mask_weight * ((features - first) * fixed).abs().mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return torch.cat([w.detach(), latent[:, 6:]], dim=1), point
 

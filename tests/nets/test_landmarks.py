@@ -51,7 +51,7 @@ def test_it_can_learn_where_a_dot_is() -> None:
         dots = (-(grid - truth[:, :, None]).square().sum(dim=3) / 4).exp()[:, None].expand(-1, 3, -1, -1)
         error = (net(dots).points - truth).norm(dim=2).mean()
         optimizer.zero_grad()
-        error.backward()  # type: ignore[no-untyped-call]
+        error.backward()
         optimizer.step()
     assert float(error.detach()) < 1.0
 

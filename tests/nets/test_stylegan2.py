@@ -109,7 +109,7 @@ def test_stopping_and_going_on_gives_the_same_image(architecture: str, base_widt
 def test_features_depend_on_their_own_layers_only() -> None:
     net = generator()
     latent = net.map(torch.randn(1, 16)).detach().requires_grad_()
-    net.features(latent, block=2).last.square().sum().backward()  # type: ignore[no-untyped-call]
+    net.features(latent, block=2).last.square().sum().backward()
     assert latent.grad is not None
     used = latent.grad.abs().sum(dim=(0, 2)) > 0
     assert used.tolist() == [True] * 5 + [False] * 3  # b4: 0, b8: 1 2, b16: 3 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,5 +97,7 @@ def test_the_shipped_configs_are_valid(name: str) -> None:
     from autodrag.train.landmarks import LandmarkTraining
 
     kind: type = GeneratorTraining if name == "generator" else LandmarkTraining
-    parsed = parse_config(kind, name, ["--config", str(Path(__file__).parents[2] / f"configs/critters/{name}.yaml")])
+    parsed: Any = parse_config(
+        kind, name, ["--config", str(Path(__file__).parents[2] / f"configs/critters/{name}.yaml")]
+    )
     assert parsed.data.count == 24000
