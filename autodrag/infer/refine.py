@@ -244,7 +244,7 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineRes
 
     The step is Polyak's, 2 pull / |gradient|^2 along the gradient: for one point the shortest move of the code that
     would close the distance, were the position linear in the code. That it is not, nor seen beyond the window, bounds
-    it to `reach` cells. A step that does not lower the loss, or loses a point, is taken back and tried at half the reach.
+    it to `reach` cells. A step that does not lower the loss, or loses a point, is taken back and tried at half reach.
     """
     cell = drag.image[0] / drag.references.maps.shape[2]
     window = square(WINDOW, cell).to(drag.handles)
