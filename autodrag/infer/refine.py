@@ -32,8 +32,8 @@ __all__ = ["References", "RefineConfig", "RefineResult", "StepState", "feature_b
 
 Reason = Literal["arrived", "steps", "budget", "stopped", "stalled", "lost"]
 
-WINDOW = 3
-"""Half width of the soft tracker's window in cells of the feature map: 7 x 7 positions."""
+WINDOW = 2
+"""Half width of the soft tracker's window in cells of the feature map: 5 x 5 positions."""
 
 
 @dataclass(frozen=True)

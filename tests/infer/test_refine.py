@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.infer.latent_space import LatentBasis
 from autodrag.infer.refine import RefineConfig, StepState, feature_block, refine
 from autodrag.nets.stylegan2 import Generator, seed_z
@@ -100,16 +102,22 @@ def test_draggan_is_the_published_loop(generator: Generator, latent: torch.Tenso
     assert float((result.latent - latent).abs().max()) > 0.02  # it did move
 
 
-def test_our_objective_arrives(generator: Generator, latent: torch.Tensor) -> None:
-    result = refine(generator, latent, HANDLE, TARGET, config=settings())
-    assert result.reason == "arrived"
-    assert float(result.distances) <= settings().stop_px
-    # An independent look: the nearest neighbour of the handle's feature in the whole new map lies at the target.
-    block = feature_block(generator, settings())
-    before = generator.features(latent, block=block).last[0]
-    after = generator.features(result.latent, block=block).last[0]
-    index = int((after - before[:, 14, 12, None, None]).norm(dim=0).flatten().argmin())
-    assert (torch.tensor([index % 32, index // 32]) - TARGET[0]).norm() < 2.5
+def test_our_objective_arrives_on_the_shipped_generator() -> None:
+    """Noses of critters go where they are dragged, as a landmark net sees it that knows nothing of the tracker."""
+    folder = Path(__file__).parents[2] / "checkpoints" / "critters"
+    critters = load_generator(folder)[0].freeze()
+    net = load_landmarks(folder)
+    assert net is not None
+    nose = net.config.names.index("nose")
+    left = []
+    for seed in range(6):
+        start = critters.map(seed_z(seed, critters.config.z_dim), psi=0.7)
+        handle = net(critters(start)).points[0, nose : nose + 1]
+        goal = handle + torch.tensor([[6.0 if float(handle[0, 0]) < 32 else -6.0, 0.0]])
+        result = refine(critters, start, handle, goal, config=RefineConfig.preset("default", (64, 64)))
+        seen = net(critters(result.latent)).points[0, nose]
+        left.append(float((seen - goal[0]).norm()))
+    assert sorted(left)[3] < 2.0  # of 6.0 px
 
 
 @pytest.mark.parametrize("name", ["default", "draggan"])
