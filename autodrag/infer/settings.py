@@ -74,9 +74,9 @@ class RefineConfig:
         weight 20 (what both of its interfaces send). Pixels are exact where its disk uses a grid stretched by
         h / (h - 1). Where a radius would round to 0 (images under 128 px) it is 1.
 
-        `default` was chosen on drags of the shipped 64 px critters. Its features are half as large as the image, 128 x 128
-        at most: there they led to fewer stalls and less confusion than the last block's, at half the cost. Small steps
-        (`reach`) and a soft tracker (`sharpness`) stalled least and ended nearest.
+        `default` was chosen on drags of the shipped 64 px critters. Its features are half as large as the image, 128 px
+        at most: they led as near as the last block's, at half the cost. Small steps (`reach`) and a soft tracker
+        (`sharpness`) stalled least and ended nearest.
         """
         scale = image_size[0] / 512
         if name == "draggan":

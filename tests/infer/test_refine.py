@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.infer.latent_space import LatentBasis
-from autodrag.infer.refine import RefineConfig, StepState, feature_block, refine
+from autodrag.infer.refine import RefineConfig, StepState, refine
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 IMAGE = (32, 32)
@@ -148,10 +148,10 @@ def test_points_and_latent_belong_together(generator: Generator, latent: torch.T
 def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> None:
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[6:22, 4:26] = True
-    block = feature_block(generator, settings())
+    block = 3
 
     def change(given: torch.Tensor | None) -> float:
-        config = settings(steps=25, mask_weight=100.0)
+        config = settings(steps=25, mask_weight=100.0, feature_block=3)
         edited = refine(generator, latent, HANDLE, TARGET, config=config, mask=given).latent
         maps = [generator.features(x, block=block).last for x in (latent, edited)]
         return float((maps[1] - maps[0]).abs()[..., ~mask].mean())
@@ -163,10 +163,10 @@ def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> No
 
 def test_anchors_stay(generator: Generator, latent: torch.Tensor) -> None:
     anchors = torch.tensor([[25.0, 25.0]])
-    block = feature_block(generator, settings())
+    block = 3
 
     def change(given: torch.Tensor | None) -> float:
-        config = settings(steps=25, anchor_weight=100.0)
+        config = settings(steps=25, anchor_weight=100.0, feature_block=3)
         edited = refine(generator, latent, HANDLE, TARGET, config=config, anchors=given).latent
         maps = [generator.features(x, block=block).last for x in (latent, edited)]
         return float((maps[1] - maps[0])[..., 25, 25].abs().mean())
