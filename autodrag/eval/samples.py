@@ -66,9 +66,10 @@ def main(argv: list[str]) -> int:
     if net is None:
         raise AutodragError(f"{args.checkpoint} holds no landmarks.safetensors; train one: autodrag train landmarks.")
     net.eval()
-    # Training renders have seeds from data.seed * 1,000,003 on; these lie far from them.
-    real = render_features(net, args.count, 2**41 + args.seed)
-    other = render_features(net, args.count, 2**42 + args.seed)
+    # Training renders have seeds from data.seed * 1,000,003 on; these lie far off.
+    # A torch seed counts modulo 2^32.
+    real = render_features(net, args.count, 3_000_000_000 + args.seed)
+    other = render_features(net, args.count, 3_500_000_000 + args.seed)
     fake = sample_features(generator.freeze(), net, args.count, args.seed)
     result = {
         "fingerprint": identity,

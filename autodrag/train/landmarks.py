@@ -219,7 +219,7 @@ def train(config: LandmarkTraining) -> Path:
     trainer = make_trainer(config.run, [state], batch=hp.batch, total_steps=hp.steps)
     trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
     # Seeds of the training renders start at data.seed * 1,000,003; this one lies far from them.
-    error = measure(module.average, count=data.held_out, seed=2**40 + data.seed)
+    error = measure(module.average, count=data.held_out, seed=2_500_000_000 + data.seed)
     out = config.run.folder / "landmarks.safetensors"
     extra = {"steps": module.step, "held_out": error}
     save_tensors(
