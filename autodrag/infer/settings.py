@@ -20,7 +20,7 @@ class RefineConfig:
     budget_s: float | None = None
     """Wall-clock limit in seconds; None for none."""
     lr: float = 0.05
-    """Adam's learning rate; for `locate` in units of standard deviations of a latent direction."""
+    """`draggan`: Adam's learning rate; `locate` takes its step from the distance left."""
     space: Literal["w", "w+"] = "w+"
     """Move the edited layers together (W) or each on its own (W+)."""
     edit_layers: int = 6
