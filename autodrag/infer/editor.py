@@ -41,13 +41,17 @@ from autodrag.infer.latent_space import LatentBasis
 from autodrag.infer.measure import NEAR, detect_landmarks, landmark_distances
 from autodrag.infer.refine import RefineConfig, StepState, feature_block
 from autodrag.infer.refine import refine as run_refiner
-from autodrag.infer.result import DragResult
+from autodrag.infer.result import DragResult, Preview
 from autodrag.infer.tracking import References
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.points import Size
 
 if TYPE_CHECKING:
     from autodrag.nets.landmarks import LandmarkNet
+
+
+PREVIEW_S = 0.1
+"""Time that the refiner has for a preview where there is no predictor."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,11 @@ class DragEditor:
     def image_size(self) -> Size:
         """(height, width) of the images in px."""
         return self.generator.config.image_size
+
+    @property
+    def can_predict(self) -> bool:
+        """Whether the checkpoint brought a predictor."""
+        return False
 
     @property
     def latent(self) -> Float[Tensor, "1 L D"]:
@@ -245,6 +254,49 @@ class DragEditor:
             seconds=outcome.seconds,
             reason=outcome.reason,
             feature_block=feature_block(self.generator, config),
+        )
+
+    def preview(
+        self,
+        handles: PointsLike,
+        targets: PointsLike,
+        mask: Bool[np.ndarray, "H W"] | None = None,
+        anchors: PointsLike | None = None,
+        start: Preview | None = None,
+    ) -> Preview:
+        """What a drag of the present image would give, as fast as can be; the image and its history stay.
+
+        Made for a pointer in motion. Without a predictor the refiner works for `PREVIEW_S` seconds and goes on from
+        `start`, the preview before of the same handles.
+
+        Raises:
+            NothingToDo, AutodragError: as `drag` does.
+        """
+        size = self.image_size
+        first, last = check_drags(handles, targets, size)
+        fixed, free = check_anchors(anchors, first, size), check_mask(mask, size)
+        config = self._config(Parameters(budget_s=PREVIEW_S))
+        with self._precision():
+            outcome = run_refiner(
+                self.generator,
+                self._state.latent if start is None else start.latent.to(self.device),
+                self._points(first if start is None else start.points),
+                self._points(last),
+                config=config,
+                mask=None if free is None else torch.from_numpy(free).to(self.device),
+                anchors=None if fixed is None else self._points(fixed),
+                references=None if start is None else start.references,
+                basis=self._basis(config),
+            )
+        return Preview(
+            image=self.render(outcome.latent),
+            latent=outcome.latent.detach().cpu(),
+            points=outcome.points.detach().double().cpu().numpy(),
+            distances=outcome.distances.detach().double().cpu().numpy(),
+            confidences=outcome.confidences.detach().double().cpu().numpy(),
+            lost=outcome.lost.cpu().numpy(),
+            seconds=outcome.seconds,
+            references=outcome.references,
         )
 
     def apply(

@@ -9,6 +9,30 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from autodrag.infer.tracking import References
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a drag would give; see `DragEditor.preview`. Distances are in px of the output image."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    """The image, HWC uint8 RGB."""
+    latent: Float[Tensor, "1 L D"]
+    """Its W+ latent, on the CPU."""
+    points: Float[np.ndarray, "N 2"]
+    """Where the tracker sees the points."""
+    distances: Float[np.ndarray, "N"]
+    """From `points` to the targets."""
+    confidences: Float[np.ndarray, "N"]
+    """How sure the tracker is, in [0, 1]."""
+    lost: Bool[np.ndarray, "N"]
+    """Points that the tracker no longer recognises."""
+    seconds: float
+    """Wall time without the final synthesis."""
+    references: References
+    """What the handles looked like; for the next preview of the same pull."""
+
 
 @dataclass(frozen=True)
 class DragResult:

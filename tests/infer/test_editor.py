@@ -273,3 +273,16 @@ def test_the_real_refiner(tiny_checkpoint: Path, tmp_path: Path) -> None:
     editor.save_session(tmp_path / "s.json")
     expected = editor.image
     assert np.array_equal(DragEditor.load(tiny_checkpoint, device="cpu").load_session(tmp_path / "s.json"), expected)
+
+
+def test_a_preview_leaves_the_image_alone(tiny_checkpoint: Path) -> None:
+    editor = DragEditor.load(tiny_checkpoint, device="cpu")
+    before = editor.open(seed=7)
+    first = editor.preview(**DRAG)
+    then = editor.preview(**DRAG, start=first)
+    assert np.array_equal(editor.image, before)
+    assert not np.array_equal(first.image, before)
+    assert np.array_equal(then.references.handles.numpy(), [[10, 12]])  # still follows what lay there at first
+    assert np.array_equal(editor.render(then.latent), then.image)
+    with pytest.raises(AutodragError, match="nothing to undo"):
+        editor.undo()
