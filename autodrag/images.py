@@ -40,33 +40,40 @@ def to_tensor(image: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Read a PNG, JPEG, WebP or BMP file as HWC uint8 RGB, turned as its EXIF says; alpha is dropped.
-
-    The file's size, format and number of pixels are checked before anything is decoded.
+    """Read a PNG, JPEG, WebP or BMP file as HWC uint8 RGB; see `decode_image`.
 
     Raises:
-        AutodragError: no such file, not an image of these formats, too large, or truncated.
+        AutodragError: no such file, or not an image that can be decoded.
+    """
+    return decode_image(read_bounded(path, MAX_FILE_BYTES, "image"), repr(str(path)))
+
+
+def decode_image(data: bytes, name: str, *, most: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode PNG, JPEG, WebP or BMP as HWC uint8 RGB, turned as its EXIF says; alpha is dropped.
+
+    The format and the number of pixels, at most `most`, are checked before anything is decoded.
+
+    Raises:
+        AutodragError: not an image of these formats, too large, or truncated; it calls the image `name`.
     """
     from PIL import Image, UnidentifiedImageError
 
-    data = read_bounded(path, MAX_FILE_BYTES, "image")
     bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
+                if image.width * image.height > most:
                     raise AutodragError(
-                        f"image {str(path)!r} has {image.width}x{image.height} px, "
-                        f"more than the limit of {MAX_PIXELS} pixels"
+                        f"image {name} has {image.width}x{image.height} px, more than the limit of {most} pixels"
                     )
                 return _rgb(image)
     except AutodragError:
         raise
     except UnidentifiedImageError as error:
-        raise AutodragError(f"{str(path)!r} is not an image; expected {', '.join(FORMATS)}") from error
+        raise AutodragError(f"{name} is not an image; expected {', '.join(FORMATS)}") from error
     except (OSError, SyntaxError, ValueError, *bombs) as error:
-        raise AutodragError(f"image {str(path)!r} cannot be decoded ({error}); save it again") from error
+        raise AutodragError(f"image {name} cannot be decoded ({error}); save it again") from error
 
 
 def _rgb(image: Image) -> np.ndarray:

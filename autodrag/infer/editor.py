@@ -12,9 +12,10 @@ work is done by `refine`, a plain function.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -370,6 +371,62 @@ class DragEditor:
         """Replay a session: the same checkpoint on the same kind of machine gives the same image."""
         for edit in read_edits(path):
             self.apply(edit)
+        return self.image
+
+    # --- histories, for who serves many images -------------------------------------------------------------
+
+    def sibling(self) -> DragEditor:
+        """Another editor around the same networks, with an image and a history of its own; costs next to nothing.
+
+        Siblings may work in different threads at once, since frozen networks are only read.
+        """
+        other = copy.copy(self)
+        other._states, other._cursor, other._image, other._source = [], 0, None, Edit(drags=())
+        return other
+
+    @property
+    def past(self) -> Float[Tensor, "K L D"]:
+        """Latents from the opened image to the present one, on the CPU."""
+        return torch.cat([state.latent.cpu() for state in self._states[: self._cursor + 1] or [self._state]])
+
+    @property
+    def undone(self) -> int:
+        """How many edits `redo` can still bring back."""
+        return max(0, len(self._states) - 1 - self._cursor)
+
+    def forget(self, keep: int, references: int) -> int:
+        """Bound the memory of a long history; returns how many edits were dropped from its beginning.
+
+        The last `keep` edits stay, and what the handles looked like (`keep_references`) for the last `references`
+        of them. The image before the first that stays becomes the opened one: a session then starts at its latent.
+        """
+        surplus = max(0, self._cursor - keep)
+        if surplus:
+            first = self._states[surplus]
+            self._states = [_State(first.latent), *self._states[surplus + 1 :]]
+            self._cursor -= surplus
+            self._source = Edit(drags=(), psi=self._source.psi)
+        for index in range(max(0, self._cursor - references + 1)):
+            self._states[index] = dataclasses.replace(self._states[index], references=None)
+        return surplus
+
+    def restore(self, edits: Sequence[Edit], latents: Float[Tensor, "K L D"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Put a history back without computing it: what `load_session` does, where the images are known.
+
+        Args:
+            edits: as `read_edits` gives them.
+            latents: the opened image's, then one for each edit, as `past` gave them.
+        """
+        config = self.generator.config
+        if latents.shape != (len(edits) + 1, config.latent_layers, config.w_dim) or not torch.isfinite(latents).all():
+            raise AutodragError(f"latents of shape {tuple(latents.shape)} do not belong to {len(edits)} edits")
+        source = dataclasses.replace(edits[0], drags=()) if edits else Edit(drags=())
+        states = [_State(latents[:1].to(self.device))]
+        for edit, latent in zip(edits, latents[1:], strict=True):
+            mask = None if edit.mask is None else read_mask(edit.mask, self.image_size)
+            plain = dataclasses.replace(edit, seed=None, latent=None, label=None, mask=None)
+            states.append(_State(latent[None].to(self.device), plain, mask))
+        self._source, self._states, self._cursor, self._image = source, states, len(edits), None
         return self.image
 
     # --- inside ---------------------------------------------------------------------------------------------
