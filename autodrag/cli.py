@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autodrag import __version__
-from autodrag.commands import batch, checkpoints, demo, drag, pictures
+from autodrag.commands import app, batch, checkpoints, demo, drag, pictures
 from autodrag.errors import AutodragError, NothingToDo
 
 Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
-TRAINING = ("generator", "landmarks")
-EVALUATIONS = ("landmarks", "samples")
+TRAINING = ("generator", "landmarks", "regularizer", "predictor")
+EVALUATIONS = ("landmarks", "paired", "mdd", "ccsd", "speed", "samples")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def delegate(package: str, choices: Sequence[str]) -> tuple[Arguments, Run]:
 
 COMMANDS: dict[str, Command] = {
     "demo": Command("drag the nose of a shipped image and show how far it came", demo.arguments, demo.run),
+    "app": Command("edit in the browser, and serve edits over HTTP", app.arguments, app.run),
     "drag": Command("drag points of one image", drag.arguments, drag.run),
     "batch": Command("run many edits from a JSONL file", batch.arguments, batch.run),
     "sample": Command("draw a grid of a generator's images", pictures.sample_arguments, pictures.sample),

@@ -1,0 +1,203 @@
+"""Sessions as files: what a client takes away and brings back, and what the server keeps.
+
+A taken session is the common session file; where masks or an opened latent go with it, a zip of them. A kept one also
+holds the latents of its history and what lay on each image, so that it comes back at once and bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from autodrag.app.gate import Gate, Stopped, Stopwatch
+from autodrag.app.models import Outcome, PointState, Scene
+from autodrag.app.session import Session, outcome_of, scene_after
+from autodrag.checkpoint import load_tensors, save_tensors
+from autodrag.edits import Edit, read_edits
+from autodrag.errors import AutodragError
+from autodrag.files import replacing, write_json
+from autodrag.images import read_mask, write_png
+from autodrag.infer.editor import DragEditor
+from autodrag.infer.refine import StepState
+
+SESSION, PAST, STATE = "session.json", "past.safetensors", "state.json"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_FILES = 512
+MAX_UNPACKED = 64 * 2**20
+
+
+def take(session: Session) -> tuple[bytes, str]:
+    """The session file up to the present image, and its suffix: json, or zip where files go with it."""
+    if session.present == 0:
+        raise AutodragError("the session would be empty; make an edit first")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        session.editor.save_session(folder / SESSION)
+        files = sorted(folder.iterdir())
+        if len(files) == 1:
+            return files[0].read_bytes(), "json"
+        return _zipped(files), "zip"
+
+
+def unpack(data: bytes, folder: Path) -> Path:
+    """Lay an uploaded session file or zip into `folder`; returns the path of the session file.
+
+    Raises:
+        AutodragError: not such a file, or larger or fuller than allowed, or with names that are not plain.
+    """
+    if not data.startswith(b"PK"):
+        (folder / SESSION).write_bytes(data)
+        return folder / SESSION
+    total = 0
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_FILES:
+                raise AutodragError(f"the zip holds {len(members)} files, more than the limit of {MAX_FILES}")
+            for member in members:
+                if not NAME.fullmatch(member.filename):
+                    raise AutodragError(f"the zip holds {member.filename[:100]!r}; expected plain file names only")
+                with archive.open(member) as stream:
+                    content = stream.read(MAX_UNPACKED - total + 1)
+                total += len(content)
+                if total > MAX_UNPACKED:
+                    raise AutodragError(f"the zip holds more than {MAX_UNPACKED} bytes; expected a session")
+                (folder / member.filename).write_bytes(content)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise AutodragError(f"the zip cannot be read ({error}); export the session again") from error
+    documents = sorted(folder.glob("*.json"))
+    if len(documents) != 1:
+        raise AutodragError(f"the zip holds {len(documents)} JSON files; expected one, the session")
+    return documents[0]
+
+
+def replay(
+    session: Session,
+    path: Path,
+    choose: Callable[[str], DragEditor],
+    gate: Gate,
+    stop: threading.Event,
+) -> None:
+    """Open a session file in `session`, which stays as it was if that fails.
+
+    Args:
+        choose: an editor for the checkpoint of that name.
+
+    Raises:
+        Stopped: `stop` was set.
+        AutodragError: a file that cannot be replayed here.
+    """
+    edits = read_edits(path)
+    if len(edits) > session.config.history:
+        raise AutodragError(f"the session has {len(edits)} edits, more than this server's {session.config.history}")
+    if any(max(len(edit.drags), len(edit.anchors)) > session.config.points for edit in edits):
+        raise AutodragError(f"an edit has more points than this server's limit of {session.config.points}")
+    first = edits[0]
+    if first.seed is None and first.latent is None:
+        raise AutodragError("the first edit names neither a seed nor a latent; give it a seed")
+    editor = choose(Path(first.checkpoint).name)
+    clock = Stopwatch(session.config.replay_s)
+
+    def step(state: StepState) -> None:
+        if stop.is_set():
+            raise Stopped
+        if clock.spent():
+            raise AutodragError(f"the replay took more than {session.config.replay_s:g} s; open a shorter session")
+        with clock.paused():
+            gate.breathe()
+
+    with gate.turn(stop):
+        images = [editor.open(first.seed, first.psi, first.label, first.latent)]
+        scenes: list[tuple[Scene, Outcome | None]] = [(Scene(), None)]
+        masks: dict[str, np.ndarray] = {}
+        for number, edit in enumerate(edits, start=1):
+            if number > 1 and (edit.seed is not None or edit.latent is not None):
+                raise AutodragError(f"edit {number} opens another image; expected one image for each session")
+            name = None
+            if edit.mask is not None:
+                name = f"mask-{number}.png"
+                masks[name] = read_mask(edit.mask, editor.image_size)
+            follow = dataclasses.replace(edit, seed=None, latent=None, label=None)
+            result = editor.apply(follow, callback=step)
+            asked = _scene(edit, name)
+            scenes[-1] = (asked, scenes[-1][1])
+            scenes.append((scene_after(asked, result, editor.image_size), outcome_of(edit, result)))
+            images.append(result.image)
+        session.adopt(editor, (first.seed, first.psi, first.label), images, scenes, masks)
+
+
+def keep(session: Session, path: Path) -> None:
+    """Write everything that brings the session back, up to the present image; whole or not at all."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if session.present:
+            session.editor.save_session(folder / SESSION)
+        save_tensors(folder / PAST, {"past": session.editor.past}, kind="past", config={})
+        moments = session.moments[: session.present + 1]
+        for mask in {moment.scene.mask for moment in moments} - {None}:
+            assert mask is not None
+            pixels = session.mask(mask)
+            assert pixels is not None
+            write_png(folder / f"scene-{mask}", np.repeat(pixels[:, :, None], 3, axis=2).astype(np.uint8) * 255)
+        write_json(
+            folder / STATE,
+            {
+                "autodrag_kept": 1,
+                "checkpoint": Path(session.editor.checkpoint).name,
+                "opened": session.opened,
+                "scenes": [moment.scene.model_dump() for moment in moments],
+                "outcomes": [moment.outcome and moment.outcome.model_dump() for moment in moments],
+            },
+        )
+        data = _zipped(sorted(folder.iterdir()))
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def bring_back(session: Session, path: Path, choose: Callable[[str], DragEditor], gate: Gate) -> None:
+    """Put a kept session into `session`, which is new."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        edits = read_edits(folder / SESSION) if (folder / SESSION).is_file() else []
+        past = load_tensors(folder / PAST, kind="past")[0]["past"]
+        editor = choose(state["checkpoint"])
+        scenes = [
+            (Scene.model_validate(scene), None if outcome is None else Outcome.model_validate(outcome))
+            for scene, outcome in zip(state["scenes"], state["outcomes"], strict=True)
+        ]
+        masks = {
+            file.name.removeprefix("scene-"): read_mask(file, editor.image_size) for file in folder.glob("scene-*")
+        }
+        seed, psi, label = state["opened"]
+        with gate.turn():
+            if edits or seed is None:
+                editor.restore(edits, past)
+            else:
+                editor.open(seed, psi, label)
+            images = [editor.render(past[index : index + 1]) for index in range(len(past))]
+            session.adopt(editor, (seed, psi, label), images, scenes, masks)
+
+
+def _scene(edit: Edit, mask: str | None) -> Scene:
+    points = [PointState(handle=drag.handle, target=drag.target) for drag in edit.drags]
+    return Scene(points=points, anchors=list(edit.anchors), mask=mask)
+
+
+def _zipped(files: list[Path]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(file, file.name)
+    return buffer.getvalue()

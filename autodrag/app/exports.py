@@ -1,0 +1,87 @@
+"""What a client takes away: pictures, the latent, and the history as a film."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from autodrag.app.frames import png
+from autodrag.app.gate import Gate
+from autodrag.app.session import Session
+from autodrag.checkpoint import save_latent
+from autodrag.images import write_animation
+from autodrag.infer.draw import annotate
+
+FRAMES = 180
+"""About so many frames at most, whatever the length of the history."""
+PER_EDIT = 20
+REST = 10
+FILM_PX = {"mp4": 512, "gif": 320}
+
+
+def annotated(session: Session) -> bytes:
+    """PNG of the present image with what lies on it."""
+    scene = session.scene
+    mask = session.mask(scene.mask)
+    picture = annotate(
+        session.editor.image,
+        handles=[point.handle for point in scene.points],
+        targets=[point.target for point in scene.points],
+        anchors=scene.anchors or None,
+        mask=mask,
+    )
+    return png(picture)
+
+
+def latent(session: Session) -> bytes:
+    """The present W+ latent as a safetensors file."""
+    seed, psi, label = session.opened
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "latent.safetensors"
+        origin = {"seed": seed, "psi": psi, "label": label}
+        save_latent(path, session.editor.latent, {"generator": session.editor.fingerprint, **origin})
+        return path.read_bytes()
+
+
+def film(session: Session, suffix: Literal["mp4", "gif"], gate: Gate) -> bytes:
+    """The history up to the present image: each edit goes straight from its latent to the next one's.
+
+    Call it inside of a turn; it gives way between frames.
+    """
+    frames: list[UInt8[np.ndarray, "H W 3"]] = []
+    past = session.editor.past
+    least = FILM_PX[suffix]
+
+    def draw(image: np.ndarray, handles: list[tuple[float, float]], targets: list[tuple[float, float]]) -> None:
+        frames.append(annotate(image, handles=handles, targets=targets, least=least))
+        gate.breathe()
+
+    still = session.editor.render(past[:1])
+    draw(still, [], [])
+    frames += frames[-1:] * (REST - 1)
+    edits = len(past) - 1
+    count = max(2, min(PER_EDIT, FRAMES // max(1, edits)))
+    for index in range(edits):
+        asked, reached = session.moments[index].scene, session.moments[index + 1].scene
+        starts = [point.handle for point in asked.points]
+        ends = [point.handle for point in reached.points]
+        targets = [point.target for point in asked.points]
+        if len(ends) != len(starts):  # the scene was changed before the edit that followed
+            ends = starts
+        for step in range(1, count + 1):
+            share = step / count
+            blended = past[index : index + 1].lerp(past[index + 1 : index + 2], share)
+            points = [
+                (a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])) for a, b in zip(starts, ends, strict=True)
+            ]
+            draw(session.editor.render(blended), points, targets)
+    draw(session.editor.image, [], [])
+    frames += frames[-1:] * (REST - 1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"history.{suffix}"
+        write_animation(path, frames)
+        return path.read_bytes()

@@ -1,0 +1,62 @@
+"""Images on their way to the page: one binary message holds what there is to say about an image, and the image.
+
+    4 bytes   length of the header, little-endian
+    header    JSON
+    image     PNG, or JPEG for the large images of a motion
+
+What stays (the present image) is always PNG, so that an undone edit is bit for bit the image before it. Frames of a
+motion are PNG up to `LOSSLESS_PX` pixels, where that takes a fraction of a millisecond, and JPEG above.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+LOSSLESS_PX = 256 * 256
+JPEG_QUALITY = 88
+
+
+def png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """HWC uint8 RGB as PNG."""
+    return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def moving(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """A frame of a motion, in the format that arrives soonest."""
+    if image.shape[0] * image.shape[1] <= LOSSLESS_PX:
+        return png(image)
+    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+
+
+def shrink(image: UInt8[np.ndarray, "H W 3"], most: int) -> UInt8[np.ndarray, "h w 3"]:
+    """An image at most `most` px high and wide; smaller ones stay."""
+    share = most / max(image.shape[:2])
+    if share >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * share)), max(1, round(image.shape[0] * share)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def pack(header: dict[str, Any], image: bytes) -> bytes:
+    """One binary message."""
+    text = json.dumps(header, allow_nan=False).encode()
+    return struct.pack("<I", len(text)) + text + image
+
+
+def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
+    """What `pack` put together."""
+    (length,) = struct.unpack_from("<I", message)
+    header: dict[str, Any] = json.loads(message[4 : 4 + length])
+    return header, message[4 + length :]
+
+
+def _encode(suffix: str, image: np.ndarray, options: list[int]) -> bytes:
+    done, data = cv2.imencode(suffix, np.ascontiguousarray(image[:, :, ::-1]), options)
+    assert done
+    return data.tobytes()

@@ -1,0 +1,171 @@
+"""The door: who may come in, and how much they may carry. Plain ASGI, around everything.
+
+* `Host` must be an address or a known name. A page of another site can have its own name point here (DNS rebinding),
+  but its browser then says that name.
+* `Origin`, which browsers send with WebSockets and with requests that change something, must be this very host.
+* Where a token is demanded, it comes as a bearer token, as the cookie that `/?token=...` sets, and for nothing less
+  does anything answer.
+* A body has a limit of bytes and of time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import time
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from autodrag.app.config import AppConfig, is_loopback
+
+COOKIE = "autodrag_token"
+HEADERS = [
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+class Guard:
+    """See the module."""
+
+    def __init__(self, app: ASGIApp, config: AppConfig) -> None:
+        self._app, self._config = app, config
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, WebSocket or life span."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await _refuse(scope, receive, send, *refusal)
+            return
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+            return
+        offered = self._offered(scope)
+        if offered is not None:
+            await _enter(scope, send, offered)
+            return
+        await self._serve(scope, receive, send, headers)
+
+    # --- who ----------------------------------------------------------------------------------------------------
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+        """Status and sentence, or None to let it pass."""
+        host = headers.get("host", "")
+        if not self._known(host):
+            return 421, f"host {host[:100]!r} is not served here; use the address that the server printed"
+        origin = headers.get("origin")
+        changes = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS")
+        if origin is not None and changes and urlsplit(origin).netloc.lower() != host.lower():
+            return 403, f"origin {origin[:100]!r} is another site; open the editor from this server"
+        if self._config.token is not None and not self._has_token(scope, headers):
+            return 401, "a token is needed; open the address that the server printed, or send it as a bearer token"
+        return None
+
+    def _known(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".").lower()
+        except ValueError:
+            return False
+        if name in ("localhost", self._config.host.lower(), *map(str.lower, self._config.hosts)):
+            return True
+        if self._config.is_local:
+            return is_loopback(name)
+        try:  # an address cannot be rebound
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _has_token(self, scope: Scope, headers: dict[str, str]) -> bool:
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        try:
+            jar = SimpleCookie(headers.get("cookie", ""))
+        except CookieError:
+            jar = SimpleCookie()
+        given = [bearer.strip() if kind.lower() == "bearer" else "", jar[COOKIE].value if COOKIE in jar else ""]
+        return any(self._right(token) for token in given) or self._offered(scope) is not None
+
+    def _offered(self, scope: Scope) -> str | None:
+        """The right token, where somebody brings it to the front door."""
+        if self._config.token is None or scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
+            return None
+        for token in parse_qs(scope["query_string"].decode("latin-1")).get("token", []):
+            if self._right(token):
+                return token
+        return None
+
+    def _right(self, token: str) -> bool:
+        expected = self._config.token or ""
+        return bool(token) and hmac.compare_digest(token.encode(), expected.encode())
+
+    # --- how much -----------------------------------------------------------------------------------------------
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> None:
+        limit, started = self._config.body_bytes, time.monotonic()
+        too_large = f"the body is larger than the limit of {limit} bytes"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > limit:
+            await _refuse(scope, receive, send, 413, too_large)
+            return
+        seen, complete = 0, False
+
+        async def bounded() -> Message:
+            nonlocal seen, complete
+            if complete:
+                return await receive()  # waits for the client to leave
+            left = self._config.body_s - (time.monotonic() - started)
+            try:
+                message = await asyncio.wait_for(receive(), max(left, 0.001))
+            except asyncio.TimeoutError as error:
+                raise HTTPException(408, f"the body took more than {self._config.body_s:g} seconds") from error
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise HTTPException(413, too_large)
+            complete = not message.get("more_body", False)
+            return message
+
+        async def adorned(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS]}
+            await send(message)
+
+        await self._app(scope, bounded, adorned)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": sentence})  # before accepting: HTTP 403
+        return
+    body = json.dumps({"detail": sentence}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status in (408, 413):  # the rest of the body is not read
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _enter(scope: Scope, send: Send, token: str) -> None:
+    """Turn the token in the address into a cookie, so that it does not stay in sight."""
+    cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"
+    headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0"), *HEADERS]
+    await send({"type": "http.response.start", "status": 303, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,300 @@
+"""Live drag over a WebSocket: the image follows the pointer.
+
+From the client, JSON texts:
+
+    {"type": "pull", "pull": 3, "edit": {...}}    the pointer is here now; of several only the newest counts
+    {"type": "drag", "pull": 3, "edit": {...}}    the pointer was released here: make it an edit, with the refiner
+    {"type": "stop"}                              stop whatever is going on
+
+From the server, binary messages (`frames.pack`), of which an image is part:
+
+    preview   of a pull, `pull` says of which
+    step      of a drag: the refiner at work
+    state     the present image, lossless, with everything about the session
+
+and JSON texts: `{"type": "error", "pull": 3, "message": "..."}`, and `{"type": "idle"}` when nothing is going on.
+A pull or a drag that comes while a drag is being refined stops that one, which keeps what it has reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from autodrag.app.frames import moving, pack
+from autodrag.app.gate import Stopped
+from autodrag.app.service import CLOSE, LOG, Mailbox, Seat, Service, state_message
+from autodrag.errors import AutodragError, NothingToDo
+from autodrag.images import to_uint8
+from autodrag.infer.refine import StepState
+from autodrag.infer.result import Preview
+
+T = TypeVar("T")
+
+LISTENERS = 8
+SEND_S = 30.0
+MESSAGES_PER_S = 300.0
+FRAME_S = 1 / 15
+"""Least seconds between two frames of the refiner, which would rather compute than draw."""
+ARRIVED_PX = 0.5
+"""A preview goes on refining under a resting pointer until its points are so near."""
+NEARLY_PX = 0.25
+"""How much farther than in the preview before points may be in a frame of the refiner."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Something a client wants done."""
+
+    pull: int
+    document: dict[str, Any]
+
+
+class Live:
+    """The live drag of a session: at most one computation, and of what waits only the newest."""
+
+    def __init__(self, service: Service, seat: Seat) -> None:
+        self._service, self._seat = service, seat
+        self._loop = asyncio.get_running_loop()
+        self._pull: deque[_Order] = deque(maxlen=1)
+        self._drag: deque[_Order] = deque(maxlen=1)
+        self._task: asyncio.Task[None] | None = None
+        self._last: tuple[_Order, Preview] | None = None
+        self._stopped = False
+
+    def pull(self, order: _Order) -> None:
+        """The pointer is here now."""
+        self._seat.session.interrupt()
+        self._pull.append(order)
+        self._go()
+
+    def drag(self, order: _Order) -> None:
+        """The pointer was released."""
+        self._seat.session.interrupt()
+        self._pull.clear()
+        self._drag.append(order)
+        self._go()
+
+    def stop(self) -> None:
+        """Nothing shall go on."""
+        self._pull.clear()
+        self._drag.clear()
+        self._seat.session.interrupt()
+        self._stopped = True
+        self._go()
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _go(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        """Serve orders until there are none. A drag, or a stop, ends with the present image and the word idle."""
+        while self._drag or self._pull or self._stopped:
+            if self._drag:
+                order = self._drag.pop()
+                await self._caught(order.pull, self._run_drag(order))
+                ended = True
+            elif self._pull:
+                order = self._pull[-1]
+                again = await self._caught(order.pull, self._service.run(self._seat, self._run_pull))
+                if again is not None and not (self._pull or self._drag or self._stopped):
+                    self._pull.append(again)
+                ended = False
+            else:
+                self._stopped, ended = False, True
+            if ended:
+                self._last = None
+                await self._service.publish(self._seat)
+                if not (self._drag or self._pull or self._stopped):
+                    self._tell({"type": "idle"})
+
+    async def _caught(self, pull: int, work: Awaitable[T]) -> T | None:
+        """Await work; what goes wrong is told to the client."""
+        try:
+            return await work
+        except (NothingToDo, Stopped):
+            return None
+        except AutodragError as error:
+            message = str(error)
+        except Exception:
+            LOG.exception("live drag")
+            message = "the server failed at this edit; take it back or try another"
+        self._tell({"type": "error", "pull": pull, "message": message})
+        return None
+
+    def _run_pull(self) -> _Order | None:
+        """A preview of the newest position, in a worker thread: newest when the turn has come, not when it was asked.
+
+        Returns the order again where the preview is worth going on with even if the pointer rests.
+        """
+        session = self._seat.session
+        with self._service.gate.turn():
+            try:
+                order = self._pull.pop()
+            except IndexError:  # stopped meanwhile
+                return None
+            edit = session.read(order.document)
+            before = None
+            if self._last is not None and self._last[0].pull == order.pull:
+                before = self._last if len(self._last[1].points) == len(edit.drags) else None
+            preview = session.preview(edit, None if before is None else before[1])
+            frame = pack(
+                {**_header("preview", order.pull, preview), "seconds": round(preview.seconds, 4)}, moving(preview.image)
+            )
+        self._last = (order, preview)
+        self._loop.call_soon_threadsafe(self._show, frame)
+        if session.editor.can_predict:
+            return None
+        left = float(preview.distances.max())
+        rests = before is not None and before[0].document == order.document
+        gained = not rests or before is None or left < float(before[1].distances.max()) - 0.05
+        return order if gained and left > ARRIVED_PX else None
+
+    async def _run_drag(self, order: _Order) -> None:
+        session = self._seat.session
+        stop = session.arm()
+        try:
+            await self._service.run(self._seat, self._refine, order, stop)
+        finally:
+            session.disarm(stop)
+
+    def _refine(self, order: _Order, stop: threading.Event) -> None:
+        """In a worker thread. The refiner starts at the image before the pull; until it has come as far as the last
+        preview, that one stays in view."""
+        session = self._seat.session
+        drawn = 0.0
+        shown = float("inf") if self._last is None else float(self._last[1].distances.mean())
+
+        def watch(state: StepState) -> None:
+            nonlocal drawn
+            now = time.monotonic()
+            if now - drawn < FRAME_S or not self._seat.hungry or float(state.distances.mean()) > shown + NEARLY_PX:
+                return
+            drawn = now
+            frame = pack(
+                {**_header("step", order.pull, state), "step": state.step}, moving(to_uint8(state.render())[0])
+            )
+            self._loop.call_soon_threadsafe(self._show, frame)
+
+        session.drag(session.read(order.document), stop, watch)
+
+    def _show(self, frame: bytes) -> None:
+        for mailbox in list(self._seat.listeners):
+            mailbox.show(frame)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        for mailbox in list(self._seat.listeners):
+            mailbox.tell(json.dumps(message))
+
+
+def live_of(service: Service, seat: Seat) -> Live:
+    """The session's live drag; there is one, however many listen."""
+    if seat.extra is None:
+        seat.extra = Live(service, seat)
+    live: Live = seat.extra
+    return live
+
+
+async def attend(service: Service, seat: Seat, socket: WebSocket) -> None:
+    """Serve an accepted WebSocket until either side closes it; whatever is wrong closes it with a reason."""
+    if len(seat.listeners) >= LISTENERS:
+        await socket.close(1013, f"this session has {LISTENERS} listeners already")
+        return
+    live, mailbox = live_of(service, seat), Mailbox()
+    mailbox.tell(await service.compute(seat, state_message, seat.session))
+    seat.listeners.add(mailbox)
+    sender = asyncio.create_task(_send(socket, mailbox))
+    receiver = asyncio.create_task(_receive(service, seat, live, socket))
+    try:
+        done, _ = await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
+        code, reason = next(iter(done)).result()
+    finally:
+        seat.listeners.discard(mailbox)
+        for task in (sender, receiver):
+            task.cancel()
+        await asyncio.gather(sender, receiver, return_exceptions=True)
+    if not seat.listeners:
+        live.stop()
+    if socket.application_state is not WebSocketState.DISCONNECTED and code:
+        await socket.close(code, reason[:120])
+
+
+async def _send(socket: WebSocket, mailbox: Mailbox) -> tuple[int, str]:
+    """Send what comes; returns how to close."""
+    while True:
+        message = await mailbox.take()
+        if isinstance(message, str) and message.startswith(CLOSE):
+            return 1001, message.removeprefix(CLOSE)
+        if mailbox.overflown:
+            return 1008, "too slow: what was to be said has piled up"
+        try:
+            sending = socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message)
+            await asyncio.wait_for(sending, SEND_S)
+        except asyncio.TimeoutError:
+            return 1008, f"too slow: a message was not taken for {SEND_S:g} seconds"
+        except (WebSocketDisconnect, RuntimeError):
+            return 0, "gone"
+
+
+async def _receive(service: Service, seat: Seat, live: Live, socket: WebSocket) -> tuple[int, str]:
+    """Read until something is wrong; returns how to close."""
+    allowance, mark = MESSAGES_PER_S, time.monotonic()
+    while True:
+        try:
+            message = await socket.receive()
+        except (WebSocketDisconnect, RuntimeError):
+            return 0, "gone"
+        if message["type"] == "websocket.disconnect":
+            return 0, "gone"
+        now = time.monotonic()
+        allowance, mark = min(MESSAGES_PER_S, allowance + (now - mark) * MESSAGES_PER_S) - 1, now
+        if allowance < 0:  # what is not read waits at the client
+            await asyncio.sleep(-allowance / MESSAGES_PER_S)
+        seat.session.touched = time.monotonic()
+        problem = _obey(live, message.get("text"), service.config.message_bytes)
+        if problem is not None:
+            return 1007, problem
+
+
+def _obey(live: Live, text: str | None, most: int) -> str | None:
+    """Pass a message on; returns what is wrong with it."""
+    if text is None:
+        return "binary message; expected JSON text"
+    if len(text) > most:
+        return f"message of more than {most} characters"
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return "message is not JSON"
+    kind = message.get("type") if isinstance(message, dict) else None
+    if kind == "stop":
+        live.stop()
+        return None
+    if kind not in ("pull", "drag"):
+        return "message has no known type; expected pull, drag or stop"
+    number, document = message.get("pull"), message.get("edit")
+    if type(number) is not int or not 0 <= number < 2**53 or not isinstance(document, dict):
+        return "pull and drag need a whole number 'pull' and an object 'edit'"
+    (live.pull if kind == "pull" else live.drag)(_Order(number, document))
+    return None
+
+
+def _header(kind: str, pull: int, state: StepState | Preview) -> dict[str, Any]:
+    return {
+        "type": kind,
+        "pull": pull,
+        "points": [[round(x, 3), round(y, 3)] for x, y in state.points.tolist()],
+        "distances": [round(value, 3) for value in state.distances.tolist()],
+        "confidences": [round(value, 3) for value in state.confidences.tolist()],
+        "lost": state.lost.tolist(),
+    }

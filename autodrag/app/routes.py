@@ -1,0 +1,358 @@
+"""The HTTP API: sessions, edits in the common schema, what can be taken away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response, WebSocket
+from fastapi import Path as InPath
+from starlette.responses import StreamingResponse
+
+from autodrag import __version__
+from autodrag.app import archive, exports
+from autodrag.app.frames import png
+from autodrag.app.gate import Stopped
+from autodrag.app.live import attend, live_of
+from autodrag.app.models import About, CheckpointInfo, OpenImage, Problem, SessionState
+from autodrag.app.service import LOG, NotFound, Seat, Service
+from autodrag.edits import schema
+from autodrag.errors import AutodragError
+from autodrag.infer.refine import StepState
+
+Key = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="The session's key.")]
+MaskName = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\.png$", description="What an edit calls the mask.")]
+ImageId = Annotated[int | None, Query(ge=0, le=2**53, description="Id of an image of the history; the present one.")]
+Steps = Annotated[int, Query(ge=1, le=1000, description="How many edits.")]
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        400: "Not a request that can be read",
+        404: "No such session",
+        408: "The body came too slowly",
+        413: "The body is too large",
+        422: "Cannot be used; the sentence says why",
+        503: "A bound of the server is reached",
+    }.items()
+}
+
+
+def _body(description: str, kinds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    content = {kind: {"schema": value} for kind, value in kinds.items()}
+    return {"requestBody": {"required": True, "description": description, "content": content}}
+
+
+def _file(*kinds: str) -> dict[int | str, dict[str, Any]]:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": "The file", "content": {kind: binary for kind in kinds}}}
+
+
+def edit_schema() -> dict[str, Any]:
+    """The schema of one edit, as a component of the OpenAPI document."""
+    text = json.dumps(schema()["$defs"]).replace("#/$defs/", "#/components/schemas/edit-")
+    parts: dict[str, Any] = json.loads(text)
+    return {f"edit-{name}": part for name, part in parts.items() if name != "session"}
+
+
+EDIT = _body("An edit in the common schema.", {"application/json": {"$ref": "#/components/schemas/edit-edit"}})
+BINARY = {"type": "string", "format": "binary"}
+
+
+def build(service: Service) -> APIRouter:
+    """All routes below /api."""
+    router = APIRouter(prefix="/api", responses=PROBLEMS)
+
+    async def changed(seat: Seat) -> SessionState:
+        await service.publish(seat)
+        return seat.session.state()
+
+    def address(request: Request) -> str:
+        return request.client.host if request.client else ""
+
+    @router.get("/about")
+    async def about() -> About:
+        """The server: its checkpoints and its bounds."""
+        config = service.config
+        offers = await asyncio.to_thread(service.checkpoints.offers)
+        return About(
+            version=__version__,
+            checkpoints=[CheckpointInfo(name=offer.name) for offer in offers],
+            points=config.points,
+            edit_seconds=config.edit_s,
+            body_bytes=config.body_bytes,
+            idle_seconds=config.idle_s,
+        )
+
+    @router.get("/schema")
+    async def edit_file_schema() -> dict[str, Any]:
+        """The JSON Schema of edits and session files."""
+        return schema()
+
+    @router.get("/thumbnail", response_class=Response, responses=_file("image/png"))
+    async def thumbnail(
+        seed: Annotated[int, Query(ge=0, le=2**32 - 1)],
+        checkpoint: Annotated[str, Query(max_length=200)] = "critters",
+        psi: Annotated[float, Query(ge=-4, le=4, allow_inf_nan=False)] = 0.7,
+        label: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
+    ) -> Response:
+        """A small picture of a seed."""
+        data = await service.errand(service.checkpoints.thumbnail, checkpoint, seed, psi, label, service.gate)
+        return Response(data, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
+
+    @router.post("/sessions", status_code=201)
+    async def create(request: Request, image: OpenImage) -> SessionState:
+        """Open an image in a new session. Its key opens the session to whoever knows it."""
+        seat = await service.create(address(request), image.checkpoint, image.seed, image.psi, image.label)
+        return seat.session.state()
+
+    @router.get("/sessions/{key}")
+    async def look(key: Key, request: Request) -> SessionState:
+        """Everything about a session but its pixels."""
+        seat = await service.find(key, address(request))
+        return await service.run(seat, seat.session.state)
+
+    @router.delete("/sessions/{key}", status_code=204)
+    async def delete(key: Key) -> None:
+        """Forget a session, on disk too."""
+        await service.delete(await service.find(key))
+
+    @router.post("/sessions/{key}/open")
+    async def open_image(key: Key, image: OpenImage) -> SessionState:
+        """Open another image in a session; its history is forgotten."""
+        seat = await service.find(key)
+        seat.session.interrupt()
+        name = image.checkpoint or seat.session.state().checkpoint
+        editor = await service.errand(service.checkpoints.editor, name)
+        await service.compute(seat, seat.session.open, editor, image.seed, image.psi, image.label)
+        return await changed(seat)
+
+    @router.put("/sessions/{key}/latent", openapi_extra=_body("A latent file.", {"application/octet-stream": BINARY}))
+    async def open_latent(key: Key, request: Request) -> SessionState:
+        """Open a latent.safetensors file in a session; its history is forgotten."""
+        seat, data = await service.find(key), await request.body()
+        seat.session.interrupt()
+
+        def work() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "latent.safetensors"
+                path.write_bytes(data)
+                _named(folder, seat.session.open_latent, seat.session.editor.sibling(), path)
+
+        await service.compute(seat, work)
+        return await changed(seat)
+
+    @router.put(
+        "/sessions/{key}/session",
+        openapi_extra=_body("A session file, or a zip.", {"application/json": {}, "application/zip": BINARY}),
+    )
+    async def open_session(key: Key, request: Request) -> SessionState:
+        """Replay a session file in a session, which keeps what it has if that fails."""
+        seat, data = await service.find(key), await request.body()
+        seat.session.interrupt()
+        stop = seat.session.arm()
+
+        def work() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = _named(folder, archive.unpack, data, Path(folder))
+                _named(folder, archive.replay, seat.session, path, service.checkpoints.editor, service.gate, stop)
+
+        try:
+            await service.run(seat, work)
+        finally:
+            seat.session.disarm(stop)
+        return await changed(seat)
+
+    @router.put(
+        "/sessions/{key}/masks/{name}", status_code=204, openapi_extra=_body("An image.", {"image/png": BINARY})
+    )
+    async def put_mask(key: Key, name: MaskName, request: Request) -> None:
+        """Upload a mask of the image's size under a name, which edits then use: brighter than 127 may move."""
+        seat, data = await service.find(key), await request.body()
+        await service.run(seat, seat.session.add_mask, name, data)
+
+    @router.get("/sessions/{key}/masks/{name}", response_class=Response, responses=_file("image/png"))
+    async def get_mask(key: Key, name: MaskName) -> Response:
+        """A mask of the session: white may move."""
+        seat = await service.find(key)
+        pixels = await service.run(seat, seat.session.mask, name)
+        assert pixels is not None
+        return Response(png(pixels[:, :, None].repeat(3, axis=2).astype("uint8") * 255), media_type="image/png")
+
+    @router.post("/sessions/{key}/drag", openapi_extra=EDIT)
+    async def drag(key: Key, request: Request) -> SessionState:
+        """Do an edit, and answer when it is done. `mask` is the name of an uploaded one; `latent` cannot be given."""
+        seat, document = await service.find(key), await request.body()
+        await _drag(service, seat, document, None)
+        return await changed(seat)
+
+    @router.post(
+        "/sessions/{key}/refine",
+        openapi_extra=EDIT,
+        response_class=StreamingResponse,
+        responses={200: {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    )
+    async def refine(key: Key, request: Request) -> StreamingResponse:
+        """Do an edit, and tell of every step while it goes on.
+
+        Events: `step` (step, distances, confidences, lost, seconds), then `done` (the session) or `problem`.
+        To go away is to stop.
+        """
+        seat, document = await service.find(key), await request.body()
+        await service.run(seat, seat.session.read, document)  # what is wrong with it is said by the status
+        return StreamingResponse(_events(service, seat, document, changed), media_type="text/event-stream")
+
+    @router.post("/sessions/{key}/stop", status_code=204)
+    async def stop(key: Key) -> None:
+        """Stop what is being computed; an edit that has begun keeps what it has reached."""
+        seat = await service.find(key)
+        live_of(service, seat).stop()
+
+    @router.post("/sessions/{key}/undo")
+    async def undo(key: Key, steps: Steps = 1) -> SessionState:
+        """Take edits back: image, points, anchors, mask and what was tracked."""
+        seat = await service.find(key)
+        seat.session.interrupt()
+        await service.compute(seat, seat.session.undo, steps)
+        return await changed(seat)
+
+    @router.post("/sessions/{key}/redo")
+    async def redo(key: Key, steps: Steps = 1) -> SessionState:
+        """Bring edits back that were undone."""
+        seat = await service.find(key)
+        seat.session.interrupt()
+        await service.compute(seat, seat.session.redo, steps)
+        return await changed(seat)
+
+    @router.post("/sessions/{key}/save")
+    async def save(key: Key) -> SessionState:
+        """Keep the session up to the present image on disk, under its key."""
+        seat = await service.find(key)
+        await service.keep(seat)
+        return seat.session.state()
+
+    @router.get("/sessions/{key}/image", response_class=Response, responses=_file("image/png"))
+    async def image(key: Key, number: ImageId = None) -> Response:
+        """An image of the history, lossless."""
+        seat = await service.find(key)
+        pixels = await service.compute(seat, seat.session.image_of, number)
+        return Response(png(pixels), media_type="image/png", headers=_caching(number))
+
+    @router.get("/sessions/{key}/thumb", response_class=Response, responses=_file("image/png"))
+    async def thumb(key: Key, number: Annotated[int, Query(ge=0, le=2**53)]) -> Response:
+        """A small picture of an image of the history."""
+        seat = await service.find(key)
+        return Response(seat.session.thumb_of(number), media_type="image/png", headers=_caching(number))
+
+    @router.get("/sessions/{key}/annotated", response_class=Response, responses=_file("image/png"))
+    async def annotated(key: Key) -> Response:
+        """The present image with handles red, targets blue, anchors green, and what may not move dimmed."""
+        seat = await service.find(key)
+        data = await service.compute(seat, exports.annotated, seat.session)
+        return Response(data, media_type="image/png", headers=_attached("annotated.png"))
+
+    @router.get("/sessions/{key}/latent", response_class=Response, responses=_file("application/octet-stream"))
+    async def latent(key: Key) -> Response:
+        """The present latent as a safetensors file."""
+        seat = await service.find(key)
+        data = await service.run(seat, exports.latent, seat.session)
+        return Response(data, media_type="application/octet-stream", headers=_attached("latent.safetensors"))
+
+    @router.get(
+        "/sessions/{key}/session", response_class=Response, responses=_file("application/json", "application/zip")
+    )
+    async def session(key: Key) -> Response:
+        """The session file up to the present image; a zip where masks or a latent go with it."""
+        seat = await service.find(key)
+        data, suffix = await service.run(seat, archive.take, seat.session)
+        return Response(data, media_type=f"application/{suffix}", headers=_attached(f"session.{suffix}"))
+
+    @router.get("/sessions/{key}/film", response_class=Response, responses=_file("video/mp4", "image/gif"))
+    async def film(key: Key, suffix: Literal["mp4", "gif"] = "mp4") -> Response:
+        """The history up to the present image as a film."""
+        seat = await service.find(key)
+        data = await service.compute(seat, exports.film, seat.session, suffix, service.gate)
+        kind = {"mp4": "video/mp4", "gif": "image/gif"}[suffix]
+        return Response(data, media_type=kind, headers=_attached(f"history.{suffix}"))
+
+    @router.websocket("/sessions/{key}/live")
+    async def live(socket: WebSocket, key: str) -> None:
+        await socket.accept()
+        try:
+            seat = await service.find(key)
+        except NotFound as missing:
+            await socket.close(4404, str(missing))
+            return
+        await attend(service, seat, socket)
+
+    return router
+
+
+async def _drag(service: Service, seat: Seat, document: bytes, watch: Any) -> None:
+    stop = seat.session.arm()
+    try:
+        await service.run(seat, lambda: seat.session.drag(seat.session.read(document), stop, watch))
+    except Stopped:
+        raise AutodragError("the edit was stopped before anything had changed; send it again") from None
+    finally:
+        seat.session.disarm(stop)
+
+
+async def _events(service: Service, seat: Seat, document: bytes, changed: Any) -> AsyncIterator[str]:
+    """Server-sent events of an edit."""
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Any]](maxsize=0)
+    gone = threading.Event()
+
+    def watch(state: StepState) -> None:
+        if gone.is_set():
+            seat.session.interrupt()
+        step = {
+            "step": state.step,
+            "distances": [round(value, 3) for value in state.distances.tolist()],
+            "confidences": [round(value, 3) for value in state.confidences.tolist()],
+            "lost": state.lost.tolist(),
+            "seconds": round(state.seconds, 3),
+        }
+        loop.call_soon_threadsafe(queue.put_nowait, ("step", step))
+
+    async def work() -> None:
+        try:
+            await _drag(service, seat, document, watch)
+            queue.put_nowait(("done", (await changed(seat)).model_dump()))
+        except AutodragError as error:
+            queue.put_nowait(("problem", {"detail": str(error)}))
+        except Exception:
+            LOG.exception("refine")
+            queue.put_nowait(("problem", {"detail": "the server failed at this edit; take it back or try another"}))
+
+    task = asyncio.create_task(work())
+    try:
+        kind = ""
+        while kind not in ("done", "problem"):
+            kind, value = await queue.get()
+            yield f"event: {kind}\ndata: {json.dumps(value, allow_nan=False)}\n\n"
+    finally:
+        gone.set()
+        await asyncio.shield(task)
+
+
+def _named(folder: str, function: Any, *args: Any) -> Any:
+    """Call, and keep the server's folders out of what is said about a client's file."""
+    try:
+        return function(*args)
+    except AutodragError as error:
+        raise type(error)(str(error).replace(f"{folder}/", "").replace(folder, "the upload")) from error
+
+
+def _attached(name: str) -> dict[str, str]:
+    return {"content-disposition": f'attachment; filename="{name}"'}
+
+
+def _caching(number: int | None) -> dict[str, str]:
+    """An id is never used for another image; the present one changes."""
+    return {"cache-control": "no-store" if number is None else "private, max-age=86400, immutable"}

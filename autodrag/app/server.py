@@ -1,0 +1,135 @@
+"""The server: the page, the API and the guard put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from autodrag import __version__
+from autodrag.app.config import AppConfig
+from autodrag.app.guard import Guard
+from autodrag.app.routes import build, edit_schema
+from autodrag.app.service import Busy, NotFound, Service
+from autodrag.errors import AutodragError
+
+PAGE = Path(__file__).with_name("page")
+
+
+def create_app(config: AppConfig) -> tuple[ASGIApp, FastAPI, Service]:
+    """The guarded application to serve; the API in it, whose `openapi()` describes it; and its inside."""
+    service = Service(config)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(service.watch())
+        yield
+        watch.cancel()
+        await asyncio.to_thread(service.close)
+
+    api = FastAPI(
+        title="autodrag",
+        version=__version__,
+        description="Drag points of StyleGAN2 images. Points are (x, y) in px of the image, integers at pixel centres, "
+        "y down. Edits are those of the command line and of session files.",
+        lifespan=lifespan,
+        openapi_url="/api/openapi.json",
+        docs_url=None,  # these pages would load scripts from other hosts
+        redoc_url=None,
+    )
+    api.include_router(build(service))
+    api.mount("/", Page(directory=PAGE, html=True))
+    _describe(api)
+    _explain(api)
+    return Guard(api, config), api, service
+
+
+class Page(StaticFiles):
+    """The page's files; browsers ask whether they have changed, so that an update is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """As the parent's, with that header."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
+def _describe(api: FastAPI) -> None:
+    """Have the OpenAPI document carry the one edit schema."""
+    original: Callable[[], dict[str, Any]] = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = original()
+        document["components"]["schemas"].update(edit_schema())
+        return document
+
+    api.openapi = openapi  # type: ignore[method-assign]
+
+
+def _explain(api: FastAPI) -> None:
+    """Every refusal is one sentence under `detail`."""
+
+    def sentence(status: int, text: str) -> JSONResponse:
+        return JSONResponse({"detail": " ".join(text.split())}, status)
+
+    @api.exception_handler(AutodragError)
+    async def unusable(_: Request, error: AutodragError) -> JSONResponse:
+        return sentence(404 if isinstance(error, NotFound) else 503 if isinstance(error, Busy) else 422, str(error))
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return sentence(422, f"at {place[:100]}: {first['msg']}")
+
+    @api.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> JSONResponse:
+        answer = sentence(error.status_code, str(error.detail))
+        if error.headers:
+            answer.headers.update(error.headers)
+        return answer
+
+    @api.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return sentence(400, "the body was cut off")
+
+
+def serve(config: AppConfig, announce: Callable[[str], None]) -> None:
+    """Serve until interrupted. `announce` is told the address once the server listens."""
+    import uvicorn
+
+    guarded, _, _ = create_app(config)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if not self.started:
+                return
+            port = self.servers[0].sockets[0].getsockname()[1]
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            announce(f"http://{host}:{port}/" + (f"?token={config.token}" if config.token else ""))
+
+    options = uvicorn.Config(
+        guarded,
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        access_log=False,  # it would hold the keys of sessions
+        server_header=False,
+        ws_max_size=config.message_bytes,
+        ws_per_message_deflate=False,  # pictures do not get smaller
+        limit_concurrency=config.sessions * 8,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=32 * 2**10,
+    )
+    Server(options).run()

@@ -1,0 +1,339 @@
+"""One open image with its history, as a client sees it: an editor, and what lies on the image at every step.
+
+Nothing here knows of HTTP. Methods run in worker threads, one at a time for each session (`App.run` sees to that);
+only `interrupt` may be called from anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+
+from autodrag.app.config import AppConfig
+from autodrag.app.frames import png, shrink
+from autodrag.app.gate import Gate, Stopped, Stopwatch
+from autodrag.app.models import Outcome, PointState, Scene, SessionState
+from autodrag.edits import Edit, Method, parse_edits
+from autodrag.errors import AutodragError
+from autodrag.images import decode_image
+from autodrag.infer.editor import DragEditor
+from autodrag.infer.refine import StepState
+from autodrag.infer.result import DragResult, Preview
+
+FOLDER = Path("session").resolve()
+"""Paths in an edit are names of what was uploaded to the session; this stands for the folder they would be in."""
+THUMB_PX = 96
+REFERENCES = 8
+"""Edits back to which `keep_references` reaches after undo."""
+
+REFINE: dict[Method, bool | Literal["auto"]] = {"predict": False, "refine": True, "both": "auto"}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An image of the history, and what lay on it."""
+
+    number: int
+    """Id, never used again in this session."""
+    thumb: bytes
+    """Small PNG."""
+    scene: Scene
+    outcome: Outcome | None = None
+
+
+class Session:
+    """See the module."""
+
+    def __init__(self, key: str, address: str, editor: DragEditor, gate: Gate, config: AppConfig) -> None:
+        """An editor without an image; one of the `open` methods must follow."""
+        self.key, self.address, self.config, self._gate = key, address, config, gate
+        self.editor = editor
+        self.touched = time.monotonic()
+        self.revision = 0
+        self.saved = False
+        self.moments: list[Moment] = []
+        self.present = 0
+        self._opened: tuple[int | None, float, int | None] = (None, 0.7, None)
+        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._stops: set[threading.Event] = set()
+        self._next = 0
+
+    # --- what is there ------------------------------------------------------------------------------------------
+
+    @property
+    def scene(self) -> Scene:
+        """What lies on the present image."""
+        return self.moments[self.present].scene
+
+    @property
+    def opened(self) -> tuple[int | None, float, int | None]:
+        """Seed, psi and label of the opened image; no seed: it came from a latent, or its edits have been forgotten."""
+        return self._opened
+
+    def state(self) -> SessionState:
+        """Everything but the pixels."""
+        height, width = self.editor.image_size
+        seed, psi, label = self._opened
+        return SessionState(
+            key=self.key,
+            checkpoint=Path(self.editor.checkpoint).name,
+            fingerprint=self.editor.fingerprint,
+            width=width,
+            height=height,
+            classes=self.editor.generator.config.c_dim,
+            can_predict=self.editor.can_predict,
+            seed=seed,
+            psi=psi,
+            label=label,
+            revision=self.revision,
+            images=[moment.number for moment in self.moments],
+            present=self.present,
+            scene=self.scene,
+            outcome=self.moments[self.present].outcome,
+            saved=self.saved,
+        )
+
+    def image_of(self, number: int | None) -> UInt8[np.ndarray, "H W 3"]:
+        """The image with that id, up to the present one, which None means."""
+        if number is None or number == self.moments[self.present].number:
+            return self.editor.image
+        for index, moment in enumerate(self.moments[: self.present]):
+            if moment.number == number:
+                return self.editor.render(self.editor.past[index : index + 1])
+        raise AutodragError(f"image {number} is not in the history up to the present image")
+
+    def thumb_of(self, number: int) -> bytes:
+        """Small PNG of the image with that id."""
+        for moment in self.moments:
+            if moment.number == number:
+                return moment.thumb
+        raise AutodragError(f"image {number} is not in the history")
+
+    def mask(self, name: str | None) -> Bool[np.ndarray, "H W"] | None:
+        """An uploaded mask."""
+        if name is None:
+            return None
+        if name not in self._masks:
+            raise AutodragError(f"mask {name[:100]!r} is not known to this session; upload it first")
+        return self._masks[name]
+
+    # --- opening ------------------------------------------------------------------------------------------------
+
+    def open(self, editor: DragEditor, seed: int, psi: float, label: int | None) -> None:
+        """Open a seed with `editor`, which has this session's checkpoint or another."""
+        editor.open(seed, psi, label)
+        self._start(editor, (seed, psi, label))
+
+    def open_latent(self, editor: DragEditor, path: Path) -> None:
+        """Open a latent file."""
+        editor.open(latent=path)
+        self._start(editor, (None, 0.7, None))
+
+    def adopt(
+        self,
+        editor: DragEditor,
+        opened: tuple[int | None, float, int | None],
+        images: list[np.ndarray],
+        scenes: list[tuple[Scene, Outcome | None]],
+        masks: dict[str, np.ndarray],
+    ) -> None:
+        """Take over an editor with a history; images and scenes belong to its states, from the opened one on."""
+        self._start(editor, opened)
+        editor.forget(self.config.history, REFERENCES)
+        self._masks = OrderedDict(masks)
+        self.moments = [
+            self._moment(image, scene, outcome) for image, (scene, outcome) in zip(images, scenes, strict=True)
+        ]
+        self.present = len(self.moments) - 1
+
+    # --- editing ------------------------------------------------------------------------------------------------
+
+    def read(self, document: bytes | str | dict[str, Any]) -> Edit:
+        """An edit in the common schema, checked against this session and the server's bounds."""
+        text = json.dumps(document) if isinstance(document, dict) else document
+        edits = parse_edits(text, folder=FOLDER, where="the edit")
+        if len(edits) != 1:
+            raise AutodragError(f"the edit is a session of {len(edits)} edits; send one edit at a time")
+        (edit,) = edits
+        for name, values in (("handles", edit.drags), ("anchors", edit.anchors)):
+            if len(values) > self.config.points:
+                raise AutodragError(f"{len(values)} {name} are more than this server's limit of {self.config.points}")
+        if edit.latent is not None:
+            raise AutodragError("an edit over HTTP cannot name a latent file; upload the latent, then send the edit")
+        if edit.fingerprint not in (None, self.editor.fingerprint):
+            raise AutodragError(
+                f"the edit was made for generator {edit.fingerprint!r}, and this one is {self.editor.fingerprint!r}"
+            )
+        return edit
+
+    def preview(self, edit: Edit, start: Preview | None) -> Preview:
+        """What a drag would give; call it inside of a turn."""
+        mask = self.mask(_mask_name(edit))
+        return self.editor.preview(edit.handles, edit.targets, mask, edit.anchors or None, start)
+
+    def arm(self) -> threading.Event:
+        """What `interrupt` will set, for work that is about to begin; `disarm` it in the end."""
+        stop = threading.Event()
+        self._stops.add(stop)
+        return stop
+
+    def disarm(self, stop: threading.Event) -> None:
+        """That work is over."""
+        self._stops.discard(stop)
+
+    def interrupt(self) -> None:
+        """Stop what is being computed after its current step, and what waits to be. From any thread."""
+        for stop in list(self._stops):
+            stop.set()
+        self._gate.wake()
+
+    def drag(self, edit: Edit, stop: threading.Event, watch: Callable[[StepState], None] | None = None) -> DragResult:
+        """Drag, and remember; `watch` sees the steps. Takes its own turn and gives way between steps.
+
+        Raises:
+            Stopped: `stop` was set before anything had changed.
+        """
+        name = _mask_name(edit)
+        mask = self.mask(name)
+        if edit.seed is not None:
+            with self._gate.turn(stop):
+                self.open(self.editor.sibling(), edit.seed, edit.psi, edit.label)
+        before = self.editor.latent
+        with self._gate.turn(stop):
+            clock = Stopwatch(self.config.edit_s)
+
+            def step(state: StepState) -> None:
+                if stop.is_set() and torch.equal(state.latent.cpu(), before):
+                    raise Stopped
+                if watch is not None:
+                    watch(state)
+                if clock.spent():
+                    stop.set()
+                with clock.paused():
+                    self._gate.breathe()
+
+            result = self.editor.drag(
+                edit.handles,
+                edit.targets,
+                mask=mask,
+                anchors=edit.anchors or None,
+                refine=REFINE[edit.method],
+                preset=edit.parameters.preset,
+                keep_references=edit.parameters.keep_references,
+                callback=step,
+                stop=stop,
+                **edit.parameters.overrides(),
+            )
+            if clock.spent():
+                result = dataclasses.replace(result, reason="budget")
+            self._commit(edit, name, result)
+        return result
+
+    def undo(self, steps: int = 1) -> None:
+        """Back by so many edits."""
+        if steps > self.present:
+            raise AutodragError(f"there are {self.present} edits to undo, not {steps}")
+        for _ in range(steps):
+            self.editor.undo()
+        self._move(self.present - steps)
+
+    def redo(self, steps: int = 1) -> None:
+        """Forward again."""
+        if steps > len(self.moments) - 1 - self.present:
+            raise AutodragError(f"there are {len(self.moments) - 1 - self.present} edits to redo, not {steps}")
+        for _ in range(steps):
+            self.editor.redo()
+        self._move(self.present + steps)
+
+    def add_mask(self, name: str, data: bytes) -> None:
+        """Keep a mask under a name: an image of the image's size; brighter than 127 may move."""
+        height, width = self.editor.image_size
+        image = decode_image(data, "the mask", most=height * width)
+        if image.shape[:2] != (height, width):
+            raise AutodragError(
+                f"the mask is {image.shape[1]}x{image.shape[0]} px, and the image is {width}x{height}; resize the mask"
+            )
+        if name not in self._masks and len(self._masks) >= self.config.masks:
+            in_use = {moment.scene.mask for moment in self.moments}
+            spare = next((mask for mask in self._masks if mask not in in_use), next(iter(self._masks)))
+            del self._masks[spare]
+        self._masks[name] = image.mean(axis=2) > 127
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _start(self, editor: DragEditor, opened: tuple[int | None, float, int | None]) -> None:
+        self.editor, self._opened, self.present, self._masks = editor, opened, 0, OrderedDict()
+        self.moments = [self._moment(editor.image, Scene(), None)]
+        self._changed()
+
+    def _moment(self, image: np.ndarray, scene: Scene, outcome: Outcome | None) -> Moment:
+        self._next += 1
+        return Moment(self._next, png(shrink(image, THUMB_PX)), scene, outcome)
+
+    def _commit(self, edit: Edit, mask: str | None, result: DragResult) -> None:
+        """Remember what lay on the image before the edit, and what lies on it now."""
+        before = self.moments[self.present]
+        asked = Scene(
+            points=[PointState(handle=drag.handle, target=drag.target) for drag in edit.drags],
+            anchors=list(edit.anchors),
+            mask=mask,
+        )
+        self.moments[self.present :] = [
+            Moment(before.number, before.thumb, asked, before.outcome),
+            self._moment(result.image, scene_after(asked, result, self.editor.image_size), outcome_of(edit, result)),
+        ]
+        self.present += 1
+        dropped = self.editor.forget(self.config.history, REFERENCES)
+        if dropped:
+            del self.moments[:dropped]
+            self.present -= dropped
+            self._opened = (None, self._opened[1], None)
+        self._changed()
+
+    def _move(self, present: int) -> None:
+        self.present = present
+        self._changed()
+
+    def _changed(self) -> None:
+        self.revision += 1
+        self.saved = False
+
+
+def scene_after(asked: Scene, result: DragResult, image: tuple[int, int]) -> Scene:
+    """Handles where the tracker sees them, inside of the image; everything else as it was asked for."""
+    height, width = image
+    points = []
+    landmarks = result.landmark_distances or (None,) * len(result.points)
+    for index, old in enumerate(asked.points):
+        x, y = result.points[index].tolist()
+        points.append(
+            PointState(
+                handle=(round(min(max(x, 0.0), width - 1.0), 3), round(min(max(y, 0.0), height - 1.0), 3)),
+                target=old.target,
+                distance=round(float(result.distances[index]), 3),
+                confidence=round(float(result.confidences[index]), 3),
+                lost=bool(result.lost[index]),
+                landmark_distance=landmarks[index],
+            )
+        )
+    return Scene(points=points, anchors=asked.anchors, mask=asked.mask)
+
+
+def outcome_of(edit: Edit, result: DragResult) -> Outcome:
+    """How an edit ended."""
+    return Outcome(method=edit.method, steps=result.steps, seconds=round(result.seconds, 3), reason=result.reason)
+
+
+def _mask_name(edit: Edit) -> str | None:
+    return None if edit.mask is None else edit.mask.relative_to(FOLDER).as_posix()
