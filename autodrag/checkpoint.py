@@ -25,6 +25,8 @@ from autodrag.files import replacing
 
 if TYPE_CHECKING:
     from autodrag.nets.landmarks import LandmarkNet
+    from autodrag.nets.predictor import Predictor
+    from autodrag.nets.regularizer import Regularizer
     from autodrag.nets.stylegan2 import Generator
 
 FORMAT = 1
@@ -205,6 +207,47 @@ def load_landmarks(path: str | Path) -> LandmarkNet | None:
     net = LandmarkNet(config)
     net.load_state_dict(tensors)
     return net.eval().requires_grad_(False)
+
+
+def load_regularizer(path: str | Path, generator: str) -> Regularizer:
+    """Load a regularizer from a checkpoint folder or its file; `generator` is the fingerprint it must have."""
+    from autodrag.nets.regularizer import Regularizer, RegularizerConfig
+
+    file = _file_in(path, "regularizer.safetensors")
+    tensors, values = _of_generator(file, "regularizer", generator)
+    config = build_config(RegularizerConfig, values, file)
+    with _building(file), torch.device("meta"):
+        outline = Regularizer(config)
+    check_tensors(tensors, outline, file)
+    net = Regularizer(config)
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False)
+
+
+def load_predictor(path: str | Path, generator: str) -> Predictor:
+    """Load a predictor from a checkpoint folder or its file; `generator` is the fingerprint it must have."""
+    from autodrag.nets.predictor import Predictor, PredictorConfig
+
+    file = _file_in(path, "predictor.safetensors")
+    tensors, values = _of_generator(file, "predictor", generator)
+    config = build_config(PredictorConfig, values, file)
+    with _building(file), torch.device("meta"):
+        outline = Predictor(config)
+    check_tensors(tensors, outline, file)
+    net = Predictor(config)
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False)
+
+
+def _of_generator(file: Path, kind: str, generator: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and config of a file that was trained on this very generator."""
+    tensors, values, extra = load_tensors(file, kind=kind)
+    if extra.get("generator") != generator:
+        raise CheckpointError(
+            f"{str(file)!r} was trained on generator {extra.get('generator')!r}, "
+            f"and this one is {generator!r}; remove it or train it again"
+        )
+    return tensors, values
 
 
 def has_predictor(path: str | Path, generator: str) -> bool:

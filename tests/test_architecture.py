@@ -21,7 +21,7 @@ FOUNDATIONS = ("__init__", "errors", "files", "points", "images", "checkpoint", 
 ALLOWED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FOUNDATIONS, FOUNDATIONS),
     "nets": (*FOUNDATIONS, "nets"),
-    "data": (*FOUNDATIONS, "data"),
+    "data": (*FOUNDATIONS, "nets", "data"),
     "convert": (*FOUNDATIONS, "nets", "convert"),
     "train": (*FOUNDATIONS, "nets", "data", "convert", "train"),
     "infer": (*FOUNDATIONS, "nets", "data", "convert", "infer"),

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
+from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from autodrag.errors import AutodragError
@@ -33,6 +35,10 @@ class RunConfig:
     """Lightning precision: bf16-mixed or 32-true."""
     accelerator: str = "auto"
     """Lightning accelerator: auto, cpu, gpu."""
+    devices: int = 1
+    """Processes on each machine, one per GPU; the batch is divided among all."""
+    nodes: int = 1
+    """Machines; start the same command on each with torchrun."""
     threads: int = 0
     """CPU threads of torch; 0 leaves torch's own choice."""
     save_minutes: float = 5.0
@@ -47,6 +53,8 @@ class RunConfig:
             raise ValueError(f"precision {self.precision!r}: expected bf16-mixed or 32-true.")
         if self.log_steps < 1 or self.save_minutes <= 0:
             raise ValueError("log_steps and save_minutes must be positive.")
+        if self.devices < 1 or self.nodes < 1:
+            raise ValueError(f"devices {self.devices}, nodes {self.nodes}: expected at least 1 of each.")
 
 
 def parse_config(config: type[Config], command: str, argv: list[str]) -> Config:
@@ -99,17 +107,22 @@ class SaveState(Callback):
         partial = self.path.with_suffix(".partial")
         try:
             trainer.save_checkpoint(partial)
-            os.replace(partial, self.path)
-        except OSError as problem:
+            if trainer.is_global_zero:
+                os.replace(partial, self.path)
+        except (OSError, RuntimeError) as problem:  # torch's writer of archives turns a full disk into a RuntimeError
             partial.unlink(missing_ok=True)
             raise AutodragError(f"{self.path} cannot be written ({problem}); free some space and resume.") from None
         self.saved = time.monotonic()
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         now = time.monotonic()
-        if self.config.max_minutes and now - self.started > 60 * self.config.max_minutes:
+        over = bool(self.config.max_minutes) and now - self.started > 60 * self.config.max_minutes
+        due = now - self.saved > 60 * self.config.save_minutes
+        if trainer.world_size > 1:  # one clock decides for all processes
+            over, due = trainer.strategy.broadcast((over, due))
+        if over:
             trainer.should_stop = True
-        elif now - self.saved > 60 * self.config.save_minutes:
+        elif due:
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -129,7 +142,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first, self.started = _step(pl_module), time.monotonic()
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and trainer.is_global_zero:
             self.bar = tqdm(total=self.total_steps * self.batch, initial=self.first * self.batch, unit="image")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -141,7 +154,7 @@ class Progress(Callback):
             self.bar.update(self.batch)
             if step % self.log_steps == 0:
                 self.bar.set_postfix(numbers)
-        elif step % self.log_steps == 0:
+        elif step % self.log_steps == 0 and trainer.is_global_zero:
             rate = (step - self.first) / (time.monotonic() - self.started)
             left = (self.total_steps - step) / rate / 60
             text = "  ".join(f"{name} {value}" for name, value in numbers.items())
@@ -161,6 +174,16 @@ def _step(module: L.LightningModule) -> int:
     return step
 
 
+class Steps(IterableDataset[int]):
+    """The numbers of the steps that are left, for modules that draw their own samples."""
+
+    def __init__(self, first: int, total: int) -> None:
+        self.first, self.total = first, total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.total))
+
+
 def make_trainer(config: RunConfig, callbacks: list[Callback], *, batch: int, total_steps: int) -> L.Trainer:
     """A Lightning trainer for a stream that knows its own length: TensorBoard, progress, the given callbacks.
 
@@ -171,7 +194,9 @@ def make_trainer(config: RunConfig, callbacks: list[Callback], *, batch: int, to
     callbacks = [Progress(config.log_steps, batch, total_steps), *callbacks]
     return L.Trainer(
         accelerator=config.accelerator,
-        devices=1,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
         precision=config.precision,  # type: ignore[arg-type]
         max_epochs=-1,
         callbacks=callbacks,

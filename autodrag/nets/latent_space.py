@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from autodrag.nets.stylegan2 import Generator
 
@@ -46,4 +46,29 @@ class LatentBasis:
 
     def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """A displacement of W in standard coordinates, as one in W."""
+        return coordinates @ self.directions.t()
+
+
+class LatentFrame(nn.Module):
+    """A basis as part of a network, stored with its weights: the sign of a principal direction is an accident."""
+
+    mean: Tensor
+    directions: Tensor
+
+    def __init__(self, w_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(w_dim))
+        self.register_buffer("directions", torch.eye(w_dim))
+
+    def take(self, basis: LatentBasis) -> None:
+        """Copies a basis."""
+        self.mean.copy_(basis.mean)
+        self.directions.copy_(basis.directions)
+
+    def coordinates(self, w: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """Codes in standard coordinates: zero mean and unit variance in every direction."""
+        return (w - self.mean) @ (self.directions / self.directions.square().sum(dim=0))
+
+    def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """A displacement in standard coordinates, as one in W."""
         return coordinates @ self.directions.t()

@@ -1,0 +1,99 @@
+"""Transformer blocks of the learned editor: attention that can cache keys and values, encoder and decoder layers.
+
+Pre-normalised layers (Xiong et al. 2020), which train without a long warm-up; otherwise Vaswani et al. 2017.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+KeysValues = tuple[Tensor, Tensor]
+"""Keys and values, each (B, heads, tokens, D / heads)."""
+
+
+def fourier_positions(points: Float[Tensor, "*N 2"], bands: int) -> Float[Tensor, "*N 4*bands"]:
+    """Sines and cosines of positions in [-1, 1] at frequencies pi, 2 pi, ... 2^(bands - 1) pi (Tancik et al. 2020)."""
+    frequencies = math.pi * 2.0 ** torch.arange(bands, device=points.device, dtype=points.dtype)
+    angles = (points[..., None] * frequencies).flatten(-2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; keys and values come from `project`, so that they can be kept."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def project(self, x: Float[Tensor, "B N D"]) -> KeysValues:
+        """Keys and values of tokens."""
+        key, value = self.key_value(x).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return key, value
+
+    def forward(
+        self, x: Float[Tensor, "B M D"], keys_values: KeysValues, mask: Bool[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "B M D"]:
+        """mask: True = may attend, broadcast to (B, heads, M, N)."""
+        query = self.query(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, M, D / heads)
+        y = F.scaled_dot_product_attention(query, *keys_values, attn_mask=mask)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+def feed_forward(width: int, ratio: float) -> nn.Sequential:
+    """Two linear layers with a GELU, the first `ratio` times as wide."""
+    return nn.Sequential(nn.Linear(width, round(width * ratio)), nn.GELU(), nn.Linear(round(width * ratio), width))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward net."""
+
+    def __init__(self, width: int, heads: int, ratio: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = feed_forward(width, ratio)
+
+    def forward(self, x: Float[Tensor, "B N D"], mask: Tensor | None = None) -> Float[Tensor, "B N D"]:
+        y = self.norm1(x)
+        x = x + self.attention(y, self.attention.project(y), mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention to a memory, and a feed-forward net."""
+
+    def __init__(self, width: int, heads: int, ratio: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.cross = Attention(width, heads)
+        self.mlp = feed_forward(width, ratio)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B M D"],
+        memory: KeysValues,
+        *,
+        mask: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        past: KeysValues | None = None,
+    ) -> tuple[Float[Tensor, "B M D"], KeysValues]:
+        """Also returns the keys and values of the self-attention so far: `past` of the next call.
+
+        memory: keys and values of the cross-attention, from `self.cross.project`. past: those of earlier tokens.
+        """
+        y = self.norm1(x)
+        keys_values = self.attention.project(y)
+        if past is not None:
+            keys_values = (torch.cat([past[0], keys_values[0]], dim=2), torch.cat([past[1], keys_values[1]], dim=2))
+        x = x + self.attention(y, keys_values, mask)
+        x = x + self.cross(self.norm2(x), memory, memory_mask)
+        return x + self.mlp(self.norm3(x)), keys_values
