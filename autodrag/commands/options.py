@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from autodrag.edits import DEFAULT_CHECKPOINT, Parameters
-from autodrag.errors import AutodragError
 
 if TYPE_CHECKING:
     from autodrag.infer.editor import DragEditor
@@ -47,15 +46,10 @@ def load_editor(checkpoint: str, args: argparse.Namespace) -> DragEditor:
     """The editor of a checkpoint on the device that the options name."""
     import torch
 
+    from autodrag.infer.checks import check_device
     from autodrag.infer.editor import DragEditor
 
-    device = None
-    if args.device is not None:
-        try:
-            device = torch.device(args.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise AutodragError(f"device {args.device!r} cannot be used here; try --device cpu") from error
+    device = None if args.device is None else check_device(args.device)
     return DragEditor.load(checkpoint, device=device, dtype=getattr(torch, args.dtype))
 
 

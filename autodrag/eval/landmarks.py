@@ -1,265 +1,171 @@
-"""Landmark manipulation, DragGAN's Table 1 (Pan et al. 2023, section 4.2), on any generator with a landmark net.
+"""Landmark manipulation, DragGAN's Table 1 (Pan et al. 2023, section 4.2), on any generator with a landmark model.
 
 Two images A and B are sampled, and landmarks found in both. A drag takes l_A(S) to l_B(S) for a random subset S of
 one, five or all landmarks; then landmarks are detected again on the result: MD = mean of ||l_result - l_B|| over S, px.
 
 Our choices where the paper leaves them open: psi 0.7 as in its interface; S is drawn among the landmarks inside
-the frame in both images; every method sees the same pairs, and its time includes the final synthesis and excludes
-loading. "Torn" is the share of results in which the landmark net is less sure than in 95 % of the unedited images.
+the frame in both images; every method sees the same pairs, the same step limit (300, published) and the same stop rule,
+and its time includes the final synthesis and excludes loading. "Torn" is the share of results in which the landmark
+model finds nothing, or is less sure than in 95 % of the unedited images; what it does not find has no distance.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
-from autodrag.checkpoint import load_generator, load_landmarks
-from autodrag.errors import AutodragError
-from autodrag.eval.metrics import frechet_distance, quartiles
-from autodrag.files import write_json, write_text
-from autodrag.images import to_uint8, write_png
-from autodrag.infer.draw import annotate, contact_sheet, enlarge
-from autodrag.infer.latent_space import LatentBasis
-from autodrag.infer.refine import RefineConfig, refine
-from autodrag.nets.landmarks import LandmarkNet
-from autodrag.nets.stylegan2 import Generator, seed_z
+from autodrag.eval import detectors, perceptual
+from autodrag.eval.detectors import Detection, Detector
+from autodrag.eval.metrics import drag_accuracy, frechet_distance, mean_distance, quartiles
+from autodrag.eval.perceptual import Features
+from autodrag.eval.plots import keep_picture, plot_distances, write_sheet
+from autodrag.eval.run import (
+    Bench,
+    Edited,
+    Record,
+    add_options,
+    claim,
+    drag,
+    finish,
+    markdown,
+    open_bench,
+    read_points,
+    run_tasks,
+    spread,
+)
+from autodrag.eval.tasks import Pair, landmark_pairs
 
-METHODS = ("none", "draggan", "refiner")
-SHEET_PAIRS = 32
-
-Method = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, int, str]]
-"""(latent (1, L, D), handles (N, 2), targets (N, 2)) to (edited latent, steps, reason)."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One drag task: image A, where its landmarks are, and where B has them."""
-
-    seed: int
-    latent: Float[Tensor, "1 L D"]
-    source: Float[Tensor, "K 2"]
-    target: Float[Tensor, "K 2"]
-    order: tuple[int, ...]
-    """Landmarks inside the frame in both images, shuffled; a subset of n points is the first n."""
-
-
-@torch.no_grad()
-def sample_pairs(generator: Generator, net: LandmarkNet, *, count: int, seed: int, psi: float) -> list[Pair]:
-    """The tasks of a seed: pair k compares the images of seeds base + 2k and base + 2k + 1."""
-    height, width = generator.config.image_size
-    pairs: list[Pair] = []
-    base = 1_000_000 * (seed + 1)
-    rng = np.random.default_rng(seed)
-    for k in range(count):
-        latents = [generator.map(seed_z(base + 2 * k + i, generator.config.z_dim), psi=psi) for i in (0, 1)]
-        a, b = (net(generator(latent).clamp(-1, 1)).points[0] for latent in latents)
-        limit = a.new_tensor([width - 1, height - 1])
-        inside = ((a >= 0) & (a <= limit) & (b >= 0) & (b <= limit)).all(dim=1).nonzero()[:, 0].tolist()
-        order = tuple(int(i) for i in rng.permutation(inside))
-        if order:
-            pairs.append(Pair(base + 2 * k, latents[0], a, b, order))
-    return pairs
-
-
-def make_method(name: str, generator: Generator, steps: int | None) -> Method:
-    """The drag function of a method, everything that is prepared once prepared."""
-    if name == "none":
-        return lambda latent, handles, targets: (latent, 0, "none")
-    config = RefineConfig.preset("draggan" if name == "draggan" else "default", generator.config.image_size)
-    if steps is not None:
-        from dataclasses import replace
-
-        config = replace(config, steps=steps)
-    basis = LatentBasis.of(generator)
-
-    def run(latent: Tensor, handles: Tensor, targets: Tensor) -> tuple[Tensor, int, str]:
-        result = refine(generator, latent, handles, targets, config=config, basis=basis)
-        return result.latent, result.steps, result.reason
-
-    return run
+GAMMAS = (1, 5, 10, 20)
 
 
 def evaluate(
-    generator: Generator,
-    net: LandmarkNet,
-    *,
-    methods: tuple[str, ...],
-    pairs: list[Pair],
-    points: tuple[int, ...],
-    out: Path,
-    steps: int | None = None,
-) -> list[dict[str, Any]]:
-    """Runs what is missing of the table, one JSON line per drag into `out`/drags.jsonl; returns all lines."""
-    out.mkdir(parents=True, exist_ok=True)
-    log = out / "drags.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {(r["method"], r["points"], r["pair"]) for r in records}
-    prepared = {name: make_method(name, generator, steps) for name in methods}
-    # Pair by pair and method by method, so that a slow minute of the machine hits all methods alike.
-    tasks = [(n, k, name) for n in points for k in range(len(pairs)) for name in methods if (name, n, k) not in done]
-    with log.open("a") as lines:
-        for n, k, name in tqdm(tasks, unit="drag", disable=None):
-            pair = pairs[k]
-            chosen = list(pair.order[:n])
-            handles, targets = pair.source[chosen], pair.target[chosen]
-            started = time.perf_counter()
-            latent, used, reason = prepared[name](pair.latent, handles, targets)
-            with torch.no_grad():
-                image = generator(latent).clamp(-1, 1)
-            seconds = time.perf_counter() - started
-            with torch.no_grad():
-                found = net(image)
-            record = {
-                "method": name,
-                "points": n,
-                "pair": k,
-                "seed": pair.seed,
-                "landmarks": chosen,
-                "distance": float((found.points[0, chosen] - targets).norm(dim=1).mean()),
-                "initial": float((handles - targets).norm(dim=1).mean()),
-                "seconds": seconds,
-                "steps": used,
-                "reason": reason,
-                "confidence": float(found.confidence.mean()),
-                "features": [round(value, 4) for value in found.features[0].tolist()],
-            }
-            records.append(record)
-            lines.write(json.dumps(record) + "\n")
-            lines.flush()
-            if k < SHEET_PAIRS:
-                write_png(out / "images" / f"{name}-{n}-{k:02d}.png", to_uint8(image)[0])
-    return records
+    bench: Bench, detector: Detector, features: Features | None, pairs: list[Pair], points: tuple[int, ...]
+) -> list[Record]:
+    """Runs what is missing of the table; returns its records."""
+
+    def work(task: Record) -> Record:
+        pair, name = pairs[task["pair"]], task["method"]
+        chosen, handles, targets = pair.drags(task["points"])
+        edited = drag(bench, name, pair.latent, handles, targets)
+        keep_picture(bench, task, edited)
+        measured = _measure(bench, edited, pair, handles, targets, chosen, detector(edited.image))
+        if features is not None:
+            measured["features"] = [round(value, 4) for value in features.of(edited.image).tolist()]
+        return {"seed": pair.seed, "landmarks": chosen} | measured | edited.record()
+
+    return run_tasks(bench.out / "drags.jsonl", bench.tasks(points, len(pairs)), work)
 
 
-def summarise(records: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+def _measure(
+    bench: Bench,
+    edited: Edited,
+    pair: Pair,
+    handles: Tensor,
+    targets: Tensor,
+    chosen: list[int],
+    found: Detection | None,
+) -> Record:
+    """The distances of one result; None for what the landmark model does not say."""
+    before = bench.image(pair.latent)
+    fitting = [gamma for gamma in GAMMAS if 2 * gamma < min(bench.generator.config.image_size) / 2]
+    return {
+        "distance": None if found is None else mean_distance(found.points[chosen], targets),
+        "initial": mean_distance(handles, targets),
+        "confidence": None if found is None else found.confidence,
+        "found": None if found is None else found.points[chosen].tolist(),
+        "dai": {str(gamma): drag_accuracy(before, edited.image, handles, targets, gamma) for gamma in fitting},
+    }
+
+
+def summarise(records: list[Record], size: int) -> list[Record]:
     """One row per number of points and method: distances, time, Fréchet distance, share of torn results."""
     rows = []
-    for n in sorted({r["points"] for r in records}):
-        of = {name: [r for r in records if r["points"] == n and r["method"] == name] for name in METHODS}
-        initial = of["none"]
-        unsure = np.quantile([r["confidence"] for r in initial], 0.05) if initial else None
-        before = torch.tensor([r["features"] for r in initial])
+    for n in dict.fromkeys(r["points"] for r in records):
+        of: dict[str, list[Record]] = {}
+        for r in records:
+            if r["points"] == n:
+                of.setdefault(r["method"], []).append(r)
+        initial = of.get("none", [])
+        sure = [r["confidence"] for r in initial if r["confidence"] is not None]
+        unsure = float(np.quantile(sure, 0.05)) if sure else None
         for name, drags in of.items():
-            if not drags:
-                continue
-            distances = [r["distance"] for r in drags]
-            low, middle, high = quartiles(distances)
-            fast, usual, slow = quartiles([r["seconds"] for r in drags])
-            start = sum(r["initial"] for r in drags) / len(drags)
-            row: dict[str, Any] = {"points": n, "method": name, "drags": len(drags)}
-            row |= {"mean_px": sum(distances) / len(drags), "median_px": middle, "quartiles_px": [low, high]}
-            row |= {"share_of_none": row["mean_px"] / start, "share_of_size": row["mean_px"] / size}
-            row |= {
-                "median_s": usual,
-                "quartiles_s": [fast, slow],
-                "mean_steps": sum(r["steps"] for r in drags) / len(drags),
-            }
-            if initial and len(drags) > 1 and len(initial) > 1:
-                row["frechet"] = frechet_distance(torch.tensor([r["features"] for r in drags]), before)
-                row["torn"] = sum(r["confidence"] < unsure for r in drags) / len(drags)
-            rows.append(row)
+            rows.append({"points": n, "method": name} | _row(drags, initial, unsure, size))
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    head = "| points | method | mean distance, px | of no edit | median (quartiles), px "
-    head += "| seconds, median (quartiles) | steps | Fréchet | torn |"
-    lines = [head, "|" + "---|" * 9]
+def _row(drags: list[Record], initial: list[Record], unsure: float | None, size: int) -> Record:
+    distances = [r["distance"] for r in drags if r["distance"] is not None]
+    row: dict[str, Any] = {"drags": len(drags)}
+    if distances:
+        low, middle, high = quartiles(distances)
+        mean = sum(distances) / len(distances)
+        start = sum(r["initial"] for r in drags) / len(drags)
+        row |= {"mean_px": mean, "median_px": middle, "quartiles_px": [low, high]}
+        row |= {"share_of_none": mean / start if start else None, "share_of_size": mean / size}
+    fast, usual, slow = quartiles([r["seconds"] for r in drags])
+    row |= {"median_s": usual, "quartiles_s": [fast, slow], "mean_steps": sum(r["steps"] for r in drags) / len(drags)}
+    row["dai"] = {gamma: sum(r["dai"][gamma] for r in drags) / len(drags) for gamma in drags[0]["dai"]}
+    if len(initial) > 1 and len(drags) > 1 and all("features" in r for r in (*drags, *initial)):
+        before = torch.tensor([r["features"] for r in initial])
+        row["frechet"] = frechet_distance(torch.tensor([r["features"] for r in drags]), before)
+    if unsure is not None:
+        torn = [r["confidence"] is None or r["confidence"] < unsure for r in drags]
+        row["torn"] = sum(torn) / len(torn)
+    return row
+
+
+def table(rows: list[Record], frechet: str = "Fréchet") -> str:
+    """The rows as a Markdown table; `frechet` is what the distance between sets of images is called."""
+    columns = ["points", "method", "mean distance, px", "of no edit", "median (quartiles), px"]
+    columns += ["seconds, median (quartiles)", "steps", frechet, "torn", "DAI, γ = " + " / ".join(rows[0]["dai"])]
+    lines = []
     for r in rows:
-        low, high = r["quartiles_px"]
+        distances = ["–", "–", "–"]
+        if "mean_px" in r:
+            share = "–" if r["share_of_none"] is None else f"{100 * r['share_of_none']:.0f} %"
+            low, high = r["quartiles_px"]
+            distances = [f"{r['mean_px']:.2f}", share, spread((low, r["median_px"], high), 2)]
         fast, slow = r["quartiles_s"]
         lines.append(
-            f"| {r['points']} | {r['method']} | {r['mean_px']:.2f} | {100 * r['share_of_none']:.0f} % "
-            f"| {r['median_px']:.2f} ({low:.2f}–{high:.2f}) | {r['median_s']:.3f} ({fast:.3f}–{slow:.3f}) "
-            f"| {r['mean_steps']:.0f} | {r.get('frechet', 0.0):.3f} | {100 * r.get('torn', 0.0):.1f} % |"
+            [
+                str(r["points"]),
+                r["method"],
+                *distances,
+                spread((fast, r["median_s"], slow), 3),
+                f"{r['mean_steps']:.0f}",
+                f"{r['frechet']:.3f}" if "frechet" in r else "–",
+                f"{100 * r['torn']:.1f} %" if "torn" in r else "–",
+                " / ".join(f"{value:.3f}" for value in r["dai"].values()),
+            ]
         )
-    return "\n".join(lines) + "\n"
-
-
-def write_sheet(generator: Generator, pairs: list[Pair], methods: tuple[str, ...], points: int, out: Path) -> Path:
-    """A contact sheet of the first drags: before with the drag drawn on it, then every method's result."""
-    from autodrag.images import read_image
-
-    cells = []
-    with torch.no_grad():
-        for k, pair in enumerate(pairs[:SHEET_PAIRS]):
-            chosen = list(pair.order[:points])
-            before = to_uint8(generator(pair.latent))[0]
-            cells.append(annotate(before, handles=pair.source[chosen], targets=pair.target[chosen], least=192))
-            for name in methods:
-                if name != "none":
-                    cells.append(enlarge(read_image(out / "images" / f"{name}-{points}-{k:02d}.png"), 192))
-    path = out / f"sheet-{points}.png"
-    width = len(methods) - ("none" in methods) + 1
-    write_png(path, contact_sheet(cells, columns=width * max(1, 12 // width)))
-    return path
+    return markdown(columns, lines)
 
 
 def main(argv: list[str]) -> int:
     """`autodrag eval landmarks`."""
     parser = argparse.ArgumentParser(prog="autodrag eval landmarks", description="Drag landmarks and find them again.")
-    parser.add_argument("--checkpoint", default="checkpoints/critters")
-    parser.add_argument("--methods", default=",".join(METHODS), help=f"of {', '.join(METHODS)} (default: all)")
-    parser.add_argument("--pairs", type=int, default=200)
+    add_options(parser, steps=300, psi=0.7)
     parser.add_argument("--points", default="1", help="numbers of points, such as 1,5,all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--psi", type=float, default=0.7)
-    parser.add_argument("--steps", type=int, help="step limit of every method; default: each preset's own")
-    parser.add_argument(
-        "--out", type=Path, default=Path("out/eval-landmarks"), help="an earlier run there is continued"
-    )
+    detectors.add_options(parser)
+    perceptual.add_option(parser)
     args = parser.parse_args(argv)
 
-    methods = tuple(args.methods.split(","))
-    for name in methods:
-        if name not in METHODS:
-            raise AutodragError(f"method {name!r} is unknown; expected some of {', '.join(METHODS)}.")
-    generator, identity = load_generator(args.checkpoint)
-    generator.freeze()
-    net = load_landmarks(args.checkpoint)
-    if net is None:
-        raise AutodragError(f"{args.checkpoint} holds no landmarks.safetensors; train one: autodrag train landmarks.")
-    names = len(net.config.names)
-    try:
-        points = tuple(names if text == "all" else int(text) for text in args.points.split(","))
-    except ValueError:
-        points = (0,)
-    if args.pairs < 1 or not all(1 <= n <= names for n in points):
-        raise AutodragError(
-            f"--pairs {args.pairs} --points {args.points}: expected at least 1, and 1 to {names} or all."
-        )
-
-    setup = {
-        "fingerprint": identity,
-        "pairs": args.pairs,
-        "seed": args.seed,
-        "psi": args.psi,
-        "steps": args.steps,
-    }
-    marker = args.out / "setup.json"
-    if marker.exists() and json.loads(marker.read_text()) != setup:
-        raise AutodragError(f"{args.out} holds a run with other settings; choose another --out or delete it.")
-    write_json(marker, setup)
-    pairs = sample_pairs(generator, net, count=args.pairs, seed=args.seed, psi=args.psi)
-    records = evaluate(generator, net, methods=methods, pairs=pairs, points=points, out=args.out, steps=args.steps)
-    rows = summarise(
-        [r for r in records if r["method"] in methods and r["points"] in points], generator.config.resolution
-    )
-    write_json(args.out / "table.json", rows)
-    write_text(args.out / "table.md", table(rows))
+    bench = open_bench(args)
+    detector = detectors.require_detector(args, bench.net, bench.generator.config.image_size, bench.device)
+    points = read_points(args.points, detector.count)
+    features = perceptual.load_features(args.metrics, bench.net, bench.device)
+    title = "Fréchet" if features is None else features.title
+    claim(bench.out, {"protocol": "landmarks", "landmarks": detector.identity, "features": title} | bench.setup())
+    pairs = landmark_pairs(bench, detector)
+    records = evaluate(bench, detector, features, pairs, points)
+    rows = summarise(records, bench.generator.config.resolution)
     for n in points:
-        write_sheet(generator, pairs, methods, n, args.out)
-    print(table(rows), end="")
+        of = [r for r in records if r["points"] == n]
+        plot_distances(of, bench.out / f"distance-{n}.png", f"{n} of {detector.count} landmarks")
+        write_sheet(bench, pairs, of, bench.out / f"sheet-{n}.png")
+    finish(bench.out, rows, table(rows, title))
     return 0

@@ -1,10 +1,11 @@
-"""What must hold before a drag is computed: points, anchors and mask of the right number, place and size."""
+"""What must hold before a drag is computed: points, anchors and mask of the right number, place and size; a device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from autodrag.errors import AutodragError, NothingToDo
@@ -88,6 +89,16 @@ def check_mask(mask: object, image: Size) -> np.ndarray | None:
     if not array.any():
         raise AutodragError("the mask is all False, so that nothing may move; set True where the image may change")
     return array.copy()
+
+
+def check_device(name: str | None) -> torch.device:
+    """The device of a name such as "cpu" or "cuda:1"; None takes CUDA where it is available."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise AutodragError(f"device {name!r} cannot be used here; try --device cpu") from error
+    return device
 
 
 def _pixel(point: Sequence[float] | np.ndarray) -> tuple[int, int]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from autodrag.images import to_tensor
-from autodrag.nets.landmarks import LandmarkNet
+from autodrag.nets.landmarks import LandmarkNet, Landmarks
 from autodrag.points import rescale
 
 NEAR = 0.05
@@ -18,14 +21,20 @@ NEAR = 0.05
 def detect_landmarks(net: LandmarkNet, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "K 2"]:
     """Landmarks (x, y) in px of `image`, which is resized where the net was made for another size."""
     device = next(net.parameters()).device
-    pixels = to_tensor(image).to(device)
-    size, side = (image.shape[0], image.shape[1]), net.config.resolution
-    with torch.no_grad():
-        if size != (side, side):
-            pixels = F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
-        points = rescale(net(pixels).points[0], (side, side), size)
+    points = find_landmarks(net, to_tensor(image).to(device)).points[0]
     found: np.ndarray = points.double().cpu().numpy()
     return found
+
+
+@torch.no_grad()
+def find_landmarks(net: LandmarkNet, images: Float[Tensor, "B 3 H W"]) -> Landmarks:
+    """What the net sees in `images` ([-1, 1]), points in their px; they are resized where it was made for other ones."""
+    size, side = (images.shape[2], images.shape[3]), net.config.resolution
+    if size == (side, side):
+        return net(images)
+    resized = F.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    found = net(resized)
+    return replace(found, points=rescale(found.points, (side, side), size))
 
 
 def landmark_distances(

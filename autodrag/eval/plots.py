@@ -1,0 +1,131 @@
+"""Pictures of a run: distance against time, decay of the distance, and a contact sheet of edits.
+
+matplotlib is imported where it is needed; without it a run ends with its tables and says what it left out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from autodrag.eval.metrics import quartiles
+from autodrag.eval.run import Bench, Edited, Record
+from autodrag.eval.tasks import Pair
+from autodrag.files import replacing
+from autodrag.images import read_image, to_uint8, write_png
+from autodrag.infer.draw import annotate, contact_sheet, enlarge
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHEET_PAIRS = 32
+"""How many tasks a contact sheet shows."""
+CELL_PX = 192
+_HEADER_PX = 24
+_GAP_PX = 2
+
+
+def plot_distances(records: Sequence[Record], path: Path, title: str) -> None:
+    """Distance left against time on a log axis: every drag a dot, and each method's medians with its quartiles."""
+    opened = _open(path)
+    if opened is None:
+        return
+    figure, axis = opened
+    for index, name in enumerate(dict.fromkeys(r["method"] for r in records)):
+        color = f"C{index}"
+        drags = [r for r in records if r["method"] == name and r["distance"] is not None]
+        if not drags:
+            continue
+        x, y = [r["seconds"] for r in drags], [r["distance"] for r in drags]
+        (left, time, right), (low, distance, high) = quartiles(x), quartiles(y)
+        axis.scatter(x, y, s=6, alpha=0.25, linewidths=0, color=color)
+        across, along = [[time - left], [right - time]], [[distance - low], [high - distance]]
+        axis.errorbar([time], [distance], along, across, fmt="o", capsize=3, color=color, label=name)
+    axis.set(xscale="log", xlabel="seconds", ylabel="distance left, px", title=title)
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    _save(figure, path)
+
+
+def plot_decay(curves: dict[str, list[list[float]]], times: Sequence[float], path: Path, title: str) -> None:
+    """MDD against time on a log axis: the median of each method's curves, and the band between their quartiles."""
+    opened = _open(path)
+    if opened is None:
+        return
+    figure, axis = opened
+    for name, values in curves.items():
+        low, middle, high = zip(*(quartiles(column) for column in zip(*values, strict=True)), strict=True)
+        (line,) = axis.plot(times, middle, label=name)
+        axis.fill_between(times, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    axis.set(xscale="log", xlabel="seconds", ylabel="share of the distance left", title=title)
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    _save(figure, path)
+
+
+def keep_picture(bench: Bench, task: Record, edited: Edited) -> None:
+    """Keeps the result of a task that the contact sheet will show."""
+    if task["pair"] < SHEET_PAIRS:
+        write_png(bench.picture(task), edited.picture)
+
+
+def write_sheet(bench: Bench, pairs: Sequence[Pair], records: Sequence[Record], path: Path) -> None:
+    """A contact sheet of the first tasks: before with its drags, then each method's result.
+
+    `records` are those of one number of points. On a result red is where a point was found again and blue where it
+    should be; where nothing was looked for or found, only the picture is shown.
+    """
+    names = list(dict.fromkeys(r["method"] for r in records if r["method"] != "none"))
+    by_task = {(r["method"], r["pair"]): r for r in records}
+    cells: list[np.ndarray] = []
+    for k in range(min(len(pairs), SHEET_PAIRS)):
+        _, handles, targets = pairs[k].drags(records[0]["points"])
+        before = to_uint8(bench.image(pairs[k].latent))[0]
+        cells.append(annotate(before, handles=handles.cpu(), targets=targets.cpu(), least=CELL_PX))
+        for name in names:
+            record = by_task[name, k]
+            found = record.get("found")
+            after = read_image(bench.picture(record))
+            if found is None:
+                cells.append(enlarge(after, CELL_PX))
+            else:
+                cells.append(annotate(after, handles=found, targets=targets.cpu(), least=CELL_PX))
+    width = len(names) + 1
+    repeats = max(1, 12 // width)
+    sheet = contact_sheet(cells, columns=width * repeats, gap=_GAP_PX)
+    shown = min(width * repeats, len(cells))
+    labels = _labels((["before", *names] * repeats)[:shown], cells[0].shape[1], sheet.shape[1])
+    write_png(path, np.concatenate([labels, sheet]))
+
+
+def _labels(names: Sequence[str], cell: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A white strip with a name over each column."""
+    strip = np.full((_HEADER_PX, width, 3), 255, dtype=np.uint8)
+    for index, name in enumerate(names):
+        place = (index * (cell + _GAP_PX) + 4, _HEADER_PX - 7)
+        cv2.putText(strip, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return strip
+
+
+def _open(path: Path) -> tuple[Figure, Axes] | None:
+    """A figure of its own, which touches no global state of matplotlib; None where that is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"{path.name} is left out: it needs matplotlib (pip install 'autodrag[eval]')", file=sys.stderr)
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
