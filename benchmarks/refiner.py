@@ -19,8 +19,8 @@ from dataclasses import replace
 import torch
 
 from autodrag.eval.metrics import quartiles
-from autodrag.infer.latent_space import LatentBasis
 from autodrag.infer.refine import RefineConfig, StepState, refine
+from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig, seed_z
 
 

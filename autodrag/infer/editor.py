@@ -38,12 +38,12 @@ from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Parameters, Preset, r
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8, write_png
 from autodrag.infer.checks import PointsLike, check_anchors, check_drags, check_mask
-from autodrag.infer.latent_space import LatentBasis
 from autodrag.infer.measure import NEAR, detect_landmarks, landmark_distances
 from autodrag.infer.refine import RefineConfig, StepState, feature_block
 from autodrag.infer.refine import refine as run_refiner
 from autodrag.infer.result import DragResult, Preview
 from autodrag.infer.tracking import References
+from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.points import Size
 

@@ -28,7 +28,7 @@ def detect_landmarks(net: LandmarkNet, image: UInt8[np.ndarray, "H W 3"]) -> Flo
 
 @torch.no_grad()
 def find_landmarks(net: LandmarkNet, images: Float[Tensor, "B 3 H W"]) -> Landmarks:
-    """What the net sees in `images` ([-1, 1]), points in their px; they are resized where it was made for other ones."""
+    """What the net sees in `images` ([-1, 1]), points in their px; they are resized where it takes another size."""
     size, side = (images.shape[2], images.shape[3]), net.config.resolution
     if size == (side, side):
         return net(images)

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.infer.latent_space import LatentBasis
 from autodrag.infer.motion import fixed_region, held_points, locate, motion_supervision, movable_share
 from autodrag.infer.settings import RefineConfig
 from autodrag.infer.tracking import References, take_references, track
+from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.points import square
 
@@ -84,6 +84,19 @@ def feature_block(generator: Generator, config: RefineConfig) -> int:
     return min(config.feature_block, len(generator.config.block_resolutions) - 1)
 
 
+@torch.no_grad()
+def take_first_look(
+    generator: Generator, latent: Float[Tensor, "1 L D"], handles: Float[Tensor, "N 2"], config: RefineConfig
+) -> References:
+    """What the handles (px) look like in the image of `latent`: one feature each at whole pixels (published), or 3 x 3
+    cells (ours)."""
+    maps = generator.features(latent, block=feature_block(generator, config)).last
+    image = generator.config.image_size
+    if config.objective == "draggan":
+        return take_references(maps, handles.round(), image, offsets=torch.zeros(1, 2), norm=config.norm)
+    return take_references(maps, handles, image, offsets=square(1, image[0] / maps.shape[2]), norm="l2")
+
+
 def refine(
     generator: Generator,
     latent: Float[Tensor, "1 L D"],
@@ -136,21 +149,11 @@ class _Drag:
         device = latent.device
         self.handles, self.targets = handles.to(device, torch.float32), targets.to(device, torch.float32)
         self.anchors = None if anchors is None or not len(anchors) else anchors.to(device, torch.float32)
-        self.references = references or self._look(latent)
+        self.references = references or take_first_look(generator, latent, self.handles, config)
         height, width = self.references.maps.shape[2:]
         self.movable = movable_share(mask, (height, width))
         self.lost = torch.zeros(len(handles), dtype=torch.bool, device=device)
         self.loss = 0.0
-
-    @torch.no_grad()
-    def _look(self, latent: Tensor) -> References:
-        """What the handles look like: one feature each at whole pixels (published), or 3 x 3 cells (ours)."""
-        maps = self.generator.features(latent, block=self.block).last
-        if self.config.objective == "draggan":
-            spot = torch.zeros(1, 2)
-            return take_references(maps, self.handles.round(), self.image, offsets=spot, norm=self.config.norm)
-        patch = square(1, self.image[0] / maps.shape[2])
-        return take_references(maps, self.handles, self.image, offsets=patch, norm="l2")
 
     def features(self, edited: Float[Tensor, "1 E D"]) -> tuple[Tensor, Features]:
         """The whole latent of edited first layers, and its features."""

@@ -58,7 +58,9 @@ class UserLTConfig:
     def __post_init__(self) -> None:
         sizes = (self.w_dim, self.edit_layers, self.channels, self.width, self.heads)
         if min(sizes) < 1 or self.feature_block < 0 or self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width}: expected a multiple of twice the heads ({self.heads}), and sizes > 0.")
+            raise ValueError(
+                f"width {self.width}: expected a multiple of twice the heads ({self.heads}), and sizes > 0."
+            )
         if not (1 <= self.encoder_layers <= 64 and 1 <= self.decoder_layers <= 64):
             raise ValueError("encoder_layers and decoder_layers: expected 1 to 64 of each.")
         if min(self.mlp_ratio, self.flow_px, self.expansion) <= 0 or self.width * self.mlp_ratio < 1:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from autodrag.checkpoint import load_generator, load_landmarks
-from autodrag.infer.latent_space import LatentBasis
 from autodrag.infer.refine import RefineConfig, StepState, refine
+from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 IMAGE = (32, 32)

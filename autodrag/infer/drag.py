@@ -1,0 +1,122 @@
+"""One drag by any method: the predictor alone, the refiner alone, or the refiner from where the predictor came to.
+
+In the last the refiner starts only where a point has not arrived, follows what the handles looked like in the image
+before the prediction, and has what is left of the time.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from autodrag.edits import Method
+from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predict
+from autodrag.infer.refine import Callback, RefineConfig, RefineResult, refine, take_first_look
+from autodrag.infer.tracking import References
+from autodrag.nets.latent_space import LatentBasis
+from autodrag.nets.stylegan2 import Generator
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a drag ended; `points` were found in `latent`. Distances in px."""
+
+    latent: Float[Tensor, "1 L D"]
+    points: Float[Tensor, "N 2"]
+    distances: Float[Tensor, "N"]
+    confidences: Float[Tensor, "N"]
+    lost: Bool[Tensor, "N"]
+    rounds: int
+    """Predictions made."""
+    steps: int
+    """Optimisation steps made."""
+    seconds: float
+    reason: str
+    """Why it ended: arrived, steps, budget, stopped, stalled, lost; or rounds, of the predictor alone."""
+    references: References | None
+    """What the handles first looked like; None where the refiner had nothing to do."""
+
+
+def drag(
+    generator: Generator,
+    nets: LearnedNets | None,
+    latent: Float[Tensor, "1 L D"],
+    handles: Float[Tensor, "N 2"],
+    targets: Float[Tensor, "N 2"],
+    *,
+    method: Method,
+    refiner: RefineConfig,
+    predictor: PredictConfig | None = None,
+    mask: Bool[Tensor, "H W"] | None = None,
+    anchors: Float[Tensor, "M 2"] | None = None,
+    references: References | None = None,
+    basis: LatentBasis | None = None,
+    stop: threading.Event | None = None,
+    callback: Callback | None = None,
+) -> Outcome:
+    """Moves `handles` to `targets` (px); see `refine` and `predict` for the arguments.
+
+    Raises ValueError where a method needs a predictor and `nets` is None.
+    """
+    started = time.monotonic()
+
+    def refined(start: Tensor, points: Tensor, known: References | None, config: RefineConfig) -> RefineResult:
+        return refine(
+            generator,
+            start,
+            points,
+            targets,
+            config=config,
+            mask=mask,
+            anchors=anchors,
+            references=known,
+            basis=basis,
+            stop=stop,
+            callback=callback,
+        )
+
+    if method == "refine":
+        return _from_refiner(refined(latent, handles, references, refiner), 0, started)
+    if nets is None:
+        raise ValueError(f"method {method!r} needs a predictor.")
+    settings = predictor or PredictConfig()
+    if refiner.budget_s is not None:
+        settings = replace(settings, budget_s=refiner.budget_s)
+    drags = make_drags(nets.predictor, handles, targets, mask=mask, anchors=anchors)
+    guess = predict(nets, generator, latent, drags, config=settings, stop=stop)
+    count = len(handles)
+    points, distances, lost = guess.points[0, :count], guess.distances[0, :count], guess.lost[0, :count]
+    arrived = bool((distances <= refiner.stop_px).all())
+    stopped = stop is not None and stop.is_set()
+    left = None if refiner.budget_s is None else refiner.budget_s - (time.monotonic() - started)
+    if method == "predict" or arrived or stopped or (left is not None and left <= 0):
+        reason = "arrived" if arrived else "stopped" if stopped else "rounds" if method == "predict" else "budget"
+        seconds = time.monotonic() - started
+        sure = guess.confidences[0, :count]
+        return Outcome(
+            guess.latent.clone(), points, distances, sure, lost, guess.rounds, 0, seconds, reason, references
+        )
+    known = references or take_first_look(generator, latent, handles, refiner)
+    result = refined(guess.latent.clone(), points.clone(), known, replace(refiner, budget_s=left))
+    return _from_refiner(result, guess.rounds, started)
+
+
+def _from_refiner(result: RefineResult, rounds: int, started: float) -> Outcome:
+    r, seconds = result, time.monotonic() - started
+    fields = (r.latent, r.points, r.distances, r.confidences, r.lost, rounds, r.steps, seconds, r.reason, r.references)
+    return Outcome(*fields)
+
+
+def warm_up(generator: Generator, nets: LearnedNets) -> None:
+    """One throw-away prediction, so that the first real one is not the slow one."""
+    latent = generator.mapping.w_avg.expand(1, generator.config.latent_layers, -1)
+    height, width = generator.config.image_size
+    handle = torch.tensor([[width / 2, height / 2]], device=latent.device)
+    drags = make_drags(nets.predictor, handle, handle + 2)
+    guess = predict(nets, generator, latent, drags, config=PredictConfig(rounds=2, stop_px=0.0))
+    generator.image(guess.latent, guess.features)

@@ -1,0 +1,191 @@
+"""The closed loop of the learned editor: predict, synthesise up to the feature block, find the points, predict the rest.
+
+Auto DragGAN (2024) predicts once, open loop: `rounds` = 1 is that. Looking where the points really went costs a part of
+a synthesis and lets the next prediction correct the one before. A round that brings points no nearer is not kept.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from autodrag.data.matching import Appearance, appearance, follow
+from autodrag.nets.predictor import Drags, Predictor
+from autodrag.nets.regularizer import Regularizer
+from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.points import resize_mask
+
+PULL = 0.5
+"""Weight of nearness where points are looked for, as in training; see `follow`."""
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """When the closed loop ends."""
+
+    rounds: int = 4
+    """Most predictions in a row; 1 is an open loop."""
+    stop_px: float = 0.5
+    """A point has arrived at this distance from its target, px."""
+    budget_s: float | None = None
+    """Wall-clock limit in seconds; the first prediction is always made."""
+    lost_confidence: float = 0.2
+    """A point whose confidence is below this is lost."""
+    gain: float = 0.02
+    """The loop ends when a round has not shortened the way left by this share."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.stop_px < 0 or not 0 <= self.gain < 1:
+            raise ValueError("expected rounds >= 1, stop_px >= 0 and gain in [0, 1).")
+        if self.budget_s is not None and not self.budget_s > 0:
+            raise ValueError(f"budget_s {self.budget_s}: expected a positive number of seconds, or none.")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Where B drags of N points ended; `points` were found in `latent`. Distances in px; padding has distance 0."""
+
+    latent: Float[Tensor, "B L D"]
+    points: Float[Tensor, "B N 2"]
+    distances: Float[Tensor, "B N"]
+    confidences: Float[Tensor, "B N"]
+    lost: Bool[Tensor, "B N"]
+    rounds: int
+    """Predictions made."""
+    seconds: float
+    features: Features
+    """Of `latent`: the image costs only the blocks that are left."""
+
+
+@dataclass(frozen=True)
+class LearnedNets:
+    """The two networks of a checkpoint; the regularizer may be missing."""
+
+    predictor: Predictor
+    regularizer: Regularizer | None
+
+    def edit(self, latent: Float[Tensor, "B L D"], maps: Float[Tensor, "B C h w"], drags: Drags) -> Tensor:
+        """The last code of one predicted motion, restored: (B, L, D)."""
+        memory = self.predictor.encode(maps, drags)
+        for _ in range(self.predictor.config.steps):
+            latent = self.predictor.next_code(memory, latent)
+        return latent if self.regularizer is None else self.regularizer(latent)
+
+
+def make_drags(
+    predictor: Predictor,
+    handles: Float[Tensor, "N 2"],
+    targets: Float[Tensor, "N 2"],
+    *,
+    mask: Bool[Tensor, "H W"] | None = None,
+    anchors: Float[Tensor, "M 2"] | None = None,
+) -> Drags:
+    """One image's drags, then its anchors. mask: True = may move."""
+    if anchors is not None:
+        handles, targets = torch.cat([handles, anchors]), torch.cat([targets, anchors])
+    movable = None
+    if mask is not None and not bool(mask.all()):
+        rows = predictor.config.feature_height
+        movable = resize_mask(mask, (rows, rows * mask.shape[1] // mask.shape[0]))[None]
+    valid = torch.ones(1, len(handles), dtype=torch.bool, device=handles.device)
+    return Drags(handles[None], targets[None], valid, movable)
+
+
+@torch.inference_mode()
+def predict(
+    nets: LearnedNets,
+    generator: Generator,
+    latent: Float[Tensor, "B L D"],
+    drags: Drags,
+    *,
+    config: PredictConfig,
+    what: Appearance | None = None,
+    features: Features | None = None,
+    stop: threading.Event | None = None,
+) -> Prediction:
+    """Moves the handles of B images to their targets by at most `rounds` predictions.
+
+    The order of points does not matter, to the last bit: they are sorted first. what: appearance of the (unsorted)
+    handles from an earlier image, None takes it from `latent`. features: of `latent`, where known. stop: set it from
+    any thread to end after the current round.
+    """
+    started = time.monotonic()
+    image, block = nets.predictor.config.image, nets.predictor.config.feature_block
+    order = _order(drags)
+    back = order.argsort(dim=1)
+    drags = replace(
+        drags,
+        handles=torch.take_along_dim(drags.handles, order[..., None], 1),
+        targets=torch.take_along_dim(drags.targets, order[..., None], 1),
+        valid=torch.take_along_dim(drags.valid, order, 1),
+    )
+    features = features or generator.features(latent, block=block)
+    if what is None:
+        what = appearance(features.outputs[block], drags.handles, image)
+    else:
+        index = order[:, None, :, None]
+        what = Appearance(torch.take_along_dim(what.features, index, 2), torch.take_along_dim(what.scale, order, 1))
+    best = _state(latent, features, drags.handles, torch.ones_like(what.scale), drags, config)
+    points, codes, maps, made = drags.handles, latent, features, 0
+    for made in range(1, config.rounds + 1):
+        codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points))
+        maps = generator.features(codes, block=block)
+        points, sure = follow(maps.outputs[block], what, image, near=points, pull=PULL)
+        now = _state(codes, maps, points, sure, drags, config)
+        before = best.distances.sum(dim=1)
+        # Of the first round any result is taken: the way before it was known, what the code did was not.
+        better = now.distances.sum(dim=1) < (torch.inf if made == 1 else before)
+        best = _choose(better, now, best)
+        arrived = ((best.distances <= config.stop_px) | ~drags.valid).all(dim=1)
+        stuck = best.distances.sum(dim=1) > before * (1 - config.gain)
+        if bool((arrived | (stuck & torch.tensor(made > 1))).all()) or (stop is not None and stop.is_set()):
+            break
+        if config.budget_s is not None and (time.monotonic() - started) * (made + 1) / made > config.budget_s:
+            break
+    return replace(
+        best,
+        points=torch.take_along_dim(best.points, back[..., None], 1),
+        distances=torch.take_along_dim(best.distances, back, 1),
+        confidences=torch.take_along_dim(best.confidences, back, 1),
+        lost=torch.take_along_dim(best.lost, back, 1),
+        rounds=made,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _order(drags: Drags) -> Tensor:
+    """The order of points by handle, then target: (B, N)."""
+    keys = torch.cat([drags.handles, drags.targets], dim=2)
+    order = torch.arange(keys.shape[1], device=keys.device).expand(keys.shape[:2])
+    for k in range(3, -1, -1):  # stable sorts, least significant key first
+        step = torch.take_along_dim(keys[..., k], order, 1).argsort(dim=1, stable=True)
+        order = torch.take_along_dim(order, step, 1)
+    return order
+
+
+def _state(
+    latent: Tensor, features: Features, points: Tensor, sure: Tensor, drags: Drags, config: PredictConfig
+) -> Prediction:
+    distances = (points - drags.targets).norm(dim=2) * drags.valid
+    return Prediction(latent, points, distances, sure, sure < config.lost_confidence, 0, 0.0, features)
+
+
+def _choose(better: Tensor, now: Prediction, best: Prediction) -> Prediction:
+    """Row by row the better of two states."""
+    if bool(better.all()):
+        return now
+    if not bool(better.any()):
+        return best
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(better.view(-1, *[1] * (a.dim() - 1)), a, b)
+
+    outputs = tuple(pick(a, b) for a, b in zip(now.features.outputs, best.features.outputs, strict=True))
+    fields = {name: pick(getattr(now, name), getattr(best, name)) for name in ("latent", "points", "distances")}
+    fields |= {name: pick(getattr(now, name), getattr(best, name)) for name in ("confidences", "lost")}
+    return Prediction(**fields, rounds=0, seconds=0.0, features=Features(outputs))
