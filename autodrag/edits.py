@@ -20,7 +20,7 @@ from autodrag.files import read_bounded, write_json
 
 Point = tuple[float, float]
 Preset = Literal["default", "draggan"]
-Method = Literal["refine", "predict", "both"]
+Method = Literal["auto", "refine", "predict", "both"]
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 12
@@ -43,6 +43,8 @@ class Parameters:
 
     preset: Preset = "default"
     """Named settings of the refiner: ours, or the published ones."""
+    rounds: int | None = None
+    """Most predictions in a row."""
     steps: int | None = None
     """Most optimisation steps."""
     budget_s: float | None = None
@@ -61,7 +63,7 @@ class Parameters:
     """Track the features of the edit before instead of those of the present image."""
 
     def overrides(self) -> dict[str, Any]:
-        """The refiner settings that differ from the preset's."""
+        """The settings that differ from the preset's."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {k: v for k, v in values.items() if k not in ("preset", "keep_references") and v is not None}
 
@@ -88,8 +90,8 @@ class Edit:
     """Points that must stay."""
     mask: Path | None = None
     """Mask image, True = may move."""
-    method: Method = "refine"
-    """Refiner, predictor, or both."""
+    method: Method = "auto"
+    """Refiner, predictor, or both; auto takes both where there is a predictor."""
     parameters: Parameters = field(default_factory=Parameters)
     """How to edit."""
 

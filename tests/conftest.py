@@ -66,8 +66,8 @@ def fake_refiner(monkeypatch: pytest.MonkeyPatch) -> FakeRefiner:
     """The editor's refiner, replaced by one that takes no time."""
     from fakes import FakeRefiner
 
-    from autodrag.infer import editor
+    from autodrag.infer import drag
 
     refiner = FakeRefiner()
-    monkeypatch.setattr(editor, "run_refiner", refiner)
+    monkeypatch.setattr(drag, "refine", refiner)
     return refiner

@@ -66,6 +66,8 @@ def edits_of(args: argparse.Namespace) -> list[Edit]:
         )
     parameters = parameters_of(args)
     edits = [dataclasses.replace(edit, parameters=dataclasses.replace(edit.parameters, **parameters)) for edit in edits]
+    if args.method is not None:
+        edits = [dataclasses.replace(edit, method=args.method) for edit in edits]
     first = edits[0]
     if args.checkpoint is not None:
         first = dataclasses.replace(first, checkpoint=args.checkpoint)

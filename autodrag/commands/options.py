@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from autodrag.edits import DEFAULT_CHECKPOINT, Parameters
+from autodrag.edits import DEFAULT_CHECKPOINT, Method, Parameters
 
 if TYPE_CHECKING:
     from autodrag.infer.editor import DragEditor
@@ -26,6 +26,12 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 def add_parameters(parser: argparse.ArgumentParser) -> None:
     """How to edit: what is not given is left to the edit file, then to the preset."""
     group = parser.add_argument_group("how to edit")
+    group.add_argument(
+        "--method",
+        choices=get_args(Method),
+        help="predictor, refiner, or both; auto (the default) takes both where there is a predictor",
+    )
+    group.add_argument("--rounds", type=int, help="most predictions in a row")
     group.add_argument("--preset", choices=("default", "draggan"), help="our settings, or the published ones")
     group.add_argument("--steps", type=int, help="most optimisation steps")
     group.add_argument("--budget", type=float, dest="budget_s", metavar="SECONDS", help="most seconds")

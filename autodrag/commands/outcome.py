@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from autodrag import __version__
 from autodrag.edits import Edit
 from autodrag.files import write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from autodrag.infer.editor import DragEditor
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from autodrag.infer.result import DragResult
 
 MAX_FRAMES = 48
+LEAP_FRAMES = 16  # of an animation, for what a predictor does at once
 GIF_PX = 320  # least side: a GIF grows with its area far more than an MP4
 
 
@@ -39,7 +41,7 @@ class Outcome:
     masks: list[np.ndarray | None]
     """One per edit, None: everything may move."""
     path: list[tuple[int, torch.Tensor, list[list[float]]]] = field(default_factory=list)
-    """Every step: number of the edit, latent (1, L, D), points."""
+    """Every step, and ways between where a predictor leapt: number of the edit, latent (1, L, D), points."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds by part."""
 
@@ -70,7 +72,14 @@ def run_edits(
 
         outcome.masks.append(_mask(editor, edit))
         follow = dataclasses.replace(edit, seed=None, latent=None) if number == 0 else edit
-        outcome.results.append(editor.apply(follow, callback=step))
+        origin, made = editor.latent, len(outcome.path)
+        result = editor.apply(follow, callback=step)
+        outcome.results.append(result)
+        if record and result.rounds:
+            refined = outcome.path[made:]
+            latent, points = refined[0][1:] if refined else (result.latent, result.points.tolist())
+            leap = _between(number, origin, latent.cpu(), result.handles, np.array(points))
+            outcome.path[made:] = [*leap, *refined]
     outcome.timing["drag"] = sum(result.seconds for result in outcome.results)
     outcome.timing["total"] = time.perf_counter() - start
     return outcome
@@ -111,7 +120,7 @@ def write_outcome(
             **origin_of,
             "noise": "const",
             "edits": [
-                {"method": edit.method, "preset": edit.parameters.preset, **result.report()}
+                {"preset": edit.parameters.preset, **result.report()}
                 for edit, result in zip(outcome.edits, outcome.results, strict=True)
             ],
             "timing_s": {name: round(seconds, 4) for name, seconds in outcome.timing.items()},
@@ -136,7 +145,9 @@ def describe(outcome: Outcome) -> list[str]:
             lines.append(
                 f"{lead}{hx:g},{hy:g} to {tx:g},{ty:g}: {point['distance']:.2f} px left by the tracker{seen}, {state}"
             )
-        lines.append(f"{lead}{result.reason} after {result.steps} steps, {result.seconds:.2f} s")
+        work = [f"{result.rounds} predictions"] if result.rounds else []
+        work += [f"{result.steps} steps"] if result.steps or not work else []
+        lines.append(f"{lead}{result.reason} after {' and '.join(work)}, {result.seconds:.3f} s")
     return lines
 
 
@@ -159,6 +170,14 @@ def _mask(editor: DragEditor, edit: Edit) -> np.ndarray | None:
     from autodrag.images import read_mask
 
     return None if edit.mask is None else read_mask(edit.mask, editor.image_size)
+
+
+def _between(
+    number: int, start: torch.Tensor, end: torch.Tensor, handles: np.ndarray, points: np.ndarray
+) -> list[tuple[int, torch.Tensor, list[list[float]]]]:
+    """A predictor's leap as an animation shows it: codes on the straight way, points moving in step."""
+    shares = [(k + 1) / LEAP_FRAMES for k in range(LEAP_FRAMES)]
+    return [(number, start.lerp(end, s), (handles + s * (points - handles)).tolist()) for s in shares]
 
 
 def _frames(editor: DragEditor, outcome: Outcome) -> list[dict[str, Any]]:

@@ -81,7 +81,8 @@ def drag(
         )
 
     if method == "refine":
-        return _from_refiner(refined(latent, handles, references, refiner), 0, started)
+        result = refined(latent, handles, references, refiner)
+        return _from_refiner(result, 0, result.seconds)
     if nets is None:
         raise ValueError(f"method {method!r} needs a predictor.")
     settings = predictor or PredictConfig()
@@ -103,11 +104,11 @@ def drag(
         )
     known = references or take_first_look(generator, latent, handles, refiner)
     result = refined(guess.latent.clone(), points.clone(), known, replace(refiner, budget_s=left))
-    return _from_refiner(result, guess.rounds, started)
+    return _from_refiner(result, guess.rounds, time.monotonic() - started)
 
 
-def _from_refiner(result: RefineResult, rounds: int, started: float) -> Outcome:
-    r, seconds = result, time.monotonic() - started
+def _from_refiner(result: RefineResult, rounds: int, seconds: float) -> Outcome:
+    r = result
     fields = (r.latent, r.points, r.distances, r.confidences, r.lost, rounds, r.steps, seconds, r.reason, r.references)
     return Outcome(*fields)
 

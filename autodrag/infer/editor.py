@@ -32,15 +32,19 @@ from autodrag.checkpoint import (
     load_generator,
     load_landmarks,
     load_latent,
+    load_predictor,
+    load_regularizer,
     save_latent,
 )
-from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Parameters, Preset, read_edits, write_session
+from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Method, Parameters, Preset, read_edits, write_session
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8, write_png
 from autodrag.infer.checks import PointsLike, check_anchors, check_drags, check_mask
+from autodrag.infer.drag import drag as run_drag
+from autodrag.infer.drag import warm_up
 from autodrag.infer.measure import NEAR, detect_landmarks, landmark_distances
+from autodrag.infer.predict import LearnedNets, PredictConfig
 from autodrag.infer.refine import RefineConfig, StepState, feature_block
-from autodrag.infer.refine import refine as run_refiner
 from autodrag.infer.result import DragResult, Preview
 from autodrag.infer.tracking import References
 from autodrag.nets.latent_space import LatentBasis
@@ -51,6 +55,8 @@ if TYPE_CHECKING:
     from autodrag.nets.landmarks import LandmarkNet
 
 
+REFINE: dict[Method, bool | Literal["auto"]] = {"refine": True, "predict": False, "both": "auto", "auto": "auto"}
+"""An edit's method as the argument `refine` of `DragEditor.drag`."""
 PREVIEW_S = 0.1
 """Time that the refiner has for a preview where there is no predictor."""
 
@@ -75,6 +81,7 @@ class DragEditor:
         self,
         generator: Generator,
         *,
+        learned: LearnedNets | None = None,
         landmarks: LandmarkNet | None = None,
         checkpoint: str = DEFAULT_CHECKPOINT,
         device: str | torch.device | None = None,
@@ -83,6 +90,7 @@ class DragEditor:
         """Take ownership of a generator (it is moved and frozen); `load` is the usual way in.
 
         Args:
+            learned: predictor and regularizer that were trained on this generator; None: the refiner does all edits.
             landmarks: net that measures a drag independently; None leaves landmark distances out.
             checkpoint: what saved edits call the checkpoint.
             device: None takes CUDA where it is available.
@@ -93,6 +101,7 @@ class DragEditor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.fingerprint = fingerprint(generator.state_dict())
         self.generator = generator.to(self.device).freeze()
+        self.learned = None if learned is None else learned.to(self.device)
         self.landmarks = None if landmarks is None else landmarks.to(self.device).eval()
         self.checkpoint = checkpoint
         self._dtype = dtype
@@ -101,6 +110,9 @@ class DragEditor:
         self._cursor = 0
         self._image: np.ndarray | None = None
         self._source = Edit(drags=())
+        if self.learned is not None:
+            with self._precision():
+                warm_up(self.generator, self.learned)
 
     @classmethod
     def load(
@@ -109,14 +121,17 @@ class DragEditor:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> DragEditor:
-        """Load a checkpoint folder; only its generator is needed.
+        """Load a checkpoint folder; only its generator is needed. A predictor is warmed up by a first prediction.
 
         Raises:
             CheckpointError: unknown, broken, or with a predictor that belongs to another generator.
         """
         generator, identity = load_generator(folder)
-        has_predictor(folder, identity)  # refuses one of another generator; running it is not supported yet
-        return cls(generator, landmarks=load_landmarks(folder), checkpoint=str(folder), device=device, dtype=dtype)
+        learned = None
+        if has_predictor(folder, identity):
+            learned = LearnedNets(load_predictor(folder, identity), load_regularizer(folder, identity))
+        nets = {"learned": learned, "landmarks": load_landmarks(folder)}
+        return cls(generator, **nets, checkpoint=str(folder), device=device, dtype=dtype)  # type: ignore[arg-type]
 
     @property
     def image_size(self) -> Size:
@@ -126,7 +141,7 @@ class DragEditor:
     @property
     def can_predict(self) -> bool:
         """Whether the checkpoint brought a predictor."""
-        return False
+        return self.learned is not None
 
     @property
     def latent(self) -> Float[Tensor, "1 L D"]:
@@ -194,20 +209,24 @@ class DragEditor:
             handles, targets: N points (x, y) in px of the image, integers at pixel centres, y down.
             mask: (H, W), True = may move; None: everything may.
             anchors: M points that must stay.
-            refine: True or "auto" runs the refiner; False asks for the predictor alone.
+            refine: False is the predictor alone, True the refiner alone; "auto" predicts where there is a predictor,
+                and refines where that left a point short of its target.
             preset: "default" or "draggan", the published method.
-            budget_s, steps: most seconds and most steps; None takes the preset's.
+            budget_s, steps: most seconds, and most steps of the refiner; None takes the preset's.
             callback: called after each step, in this thread.
             stop: set it from another thread to end the loop after the current step.
             keep_references: go on tracking what the drag before tracked, instead of the present image.
-            settings: further fields of `RefineConfig`: lr, space, edit_layers, feature_block, stop_px.
+            settings: further fields of `Parameters`: rounds, lr, space, edit_layers, feature_block, stop_px.
 
         Raises:
             NothingToDo: every handle already lies on its target.
             AutodragError: points, mask, anchors or settings that cannot be used; the image stays as it is.
         """
         state = self._state
+        method: Method = "refine" if refine is True or (refine == "auto" and not self.can_predict) else "both"
         if refine is False:
+            method = "predict"
+        if method != "refine" and not self.can_predict:
             raise AutodragError(_no_predictor("refine=False", self.checkpoint))
         size = self.image_size
         start, end = check_drags(handles, targets, size)
@@ -220,12 +239,15 @@ class DragEditor:
         if keep_references and references is None:
             raise AutodragError("keep_references needs a drag before this one; drag once without it")
         with self._precision():
-            outcome = run_refiner(
+            outcome = run_drag(
                 self.generator,
+                self.learned,
                 state.latent,
                 self._points(start),
                 self._points(end),
-                config=config,
+                method=method,
+                refiner=config,
+                predictor=self._rounds(parameters),
                 mask=None if free is None else torch.from_numpy(free).to(self.device),
                 anchors=None if fixed is None else self._points(fixed),
                 references=references,
@@ -237,8 +259,11 @@ class DragEditor:
         edit = Edit(
             drags=tuple(Drag((a[0], a[1]), (b[0], b[1])) for a, b in zip(start.tolist(), end.tolist(), strict=True)),
             anchors=() if fixed is None else tuple((x, y) for x, y in fixed.tolist()),
-            # A clock cannot be replayed, a number of steps can.
-            parameters=dataclasses.replace(parameters, steps=outcome.steps, budget_s=None),
+            method=method,
+            # A clock cannot be replayed, numbers of rounds and steps can.
+            parameters=dataclasses.replace(
+                parameters, steps=outcome.steps, rounds=outcome.rounds or None, budget_s=None
+            ),
         )
         self._push(_State(outcome.latent.detach(), edit, free, outcome.references))
         return DragResult(
@@ -251,6 +276,8 @@ class DragEditor:
             confidences=outcome.confidences.detach().double().cpu().numpy(),
             lost=outcome.lost.cpu().numpy(),
             landmark_distances=self._measure(before, self.image, start, end),
+            method=method,
+            rounds=outcome.rounds,
             steps=outcome.steps,
             seconds=outcome.seconds,
             reason=outcome.reason,
@@ -267,8 +294,8 @@ class DragEditor:
     ) -> Preview:
         """What a drag of the present image would give, as fast as can be; the image and its history stay.
 
-        Made for a pointer in motion. Without a predictor the refiner works for `PREVIEW_S` seconds and goes on from
-        `start`, the preview before of the same handles.
+        Made for a pointer in motion. A predictor answers from the present image; without one the refiner works for
+        `PREVIEW_S` seconds and goes on from `start`, the preview before of the same handles.
 
         Raises:
             NothingToDo, AutodragError: as `drag` does.
@@ -276,14 +303,18 @@ class DragEditor:
         size = self.image_size
         first, last = check_drags(handles, targets, size)
         fixed, free = check_anchors(anchors, first, size), check_mask(mask, size)
-        config = self._config(Parameters(budget_s=PREVIEW_S))
+        config = self._config(Parameters(budget_s=None if self.can_predict else PREVIEW_S))
+        if self.can_predict:
+            start = None
         with self._precision():
-            outcome = run_refiner(
+            outcome = run_drag(
                 self.generator,
+                self.learned,
                 self._state.latent if start is None else start.latent.to(self.device),
                 self._points(first if start is None else start.points),
                 self._points(last),
-                config=config,
+                method="predict" if self.can_predict else "refine",
+                refiner=config,
                 mask=None if free is None else torch.from_numpy(free).to(self.device),
                 anchors=None if fixed is None else self._points(fixed),
                 references=None if start is None else start.references,
@@ -308,7 +339,7 @@ class DragEditor:
         stop: threading.Event | None = None,
     ) -> DragResult:
         """Open the image that an edit names, if it names one, and drag."""
-        if edit.method != "refine":
+        if edit.method in ("predict", "both") and not self.can_predict:
             raise AutodragError(_no_predictor(f"method {edit.method!r}", self.checkpoint))
         if edit.fingerprint not in (None, self.fingerprint):
             raise AutodragError(
@@ -325,7 +356,7 @@ class DragEditor:
             edit.targets,
             mask=None if edit.mask is None else read_mask(edit.mask, self.image_size),
             anchors=edit.anchors or None,
-            refine=True,
+            refine=REFINE[edit.method],
             preset=parameters.preset,
             callback=callback,
             stop=stop,
@@ -488,8 +519,15 @@ class DragEditor:
     def _config(self, parameters: Parameters) -> RefineConfig:
         try:
             config = RefineConfig.preset(parameters.preset, self.image_size)
-            return dataclasses.replace(config, **parameters.overrides())
+            settings = {name: value for name, value in parameters.overrides().items() if name != "rounds"}
+            return dataclasses.replace(config, **settings)
         except (ValueError, TypeError, KeyError) as error:
+            raise AutodragError(f"the settings cannot be used: {str(error).rstrip('.')}") from error
+
+    def _rounds(self, parameters: Parameters) -> PredictConfig:
+        try:
+            return PredictConfig() if parameters.rounds is None else PredictConfig(rounds=parameters.rounds)
+        except ValueError as error:
             raise AutodragError(f"the settings cannot be used: {str(error).rstrip('.')}") from error
 
     def _measure(

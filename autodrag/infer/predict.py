@@ -1,4 +1,4 @@
-"""The closed loop of the learned editor: predict, synthesise up to the feature block, find the points, predict the rest.
+"""The closed loop of the learned editor: predict, synthesise up to the feature block, find the points, predict on.
 
 Auto DragGAN (2024) predicts once, open loop: `rounds` = 1 is that. Looking where the points really went costs a part of
 a synthesis and lets the next prediction correct the one before. A round that brings points no nearer is not kept.
@@ -68,6 +68,13 @@ class LearnedNets:
 
     predictor: Predictor
     regularizer: Regularizer | None
+
+    def to(self, device: torch.device) -> LearnedNets:
+        """Both on a device, frozen."""
+        for net in (self.predictor, self.regularizer):
+            if net is not None:
+                net.to(device).eval().requires_grad_(False)
+        return self
 
     def edit(self, latent: Float[Tensor, "B L D"], maps: Float[Tensor, "B C h w"], drags: Drags) -> Tensor:
         """The last code of one predicted motion, restored: (B, L, D)."""

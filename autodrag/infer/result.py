@@ -30,8 +30,8 @@ class Preview:
     """Points that the tracker no longer recognises."""
     seconds: float
     """Wall time without the final synthesis."""
-    references: References
-    """What the handles looked like; for the next preview of the same pull."""
+    references: References | None
+    """What the handles looked like; for the next preview of the same pull, where the refiner makes it."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,16 @@ class DragResult:
     """Points that the tracker no longer recognises; their distance means little."""
     landmark_distances: tuple[float | None, ...] | None
     """Distance left by the landmark net, None for a handle near no landmark; None without such a net."""
+    method: str
+    """What was run: predict, refine or both."""
+    rounds: int
+    """Predictions made."""
     steps: int
     """Optimisation steps made."""
     seconds: float
     """Wall time of the loop."""
     reason: str
-    """Why it ended: arrived, steps, budget, stopped, stalled or lost."""
+    """Why it ended: arrived, steps, budget, stopped, stalled or lost; rounds, of the predictor alone."""
     feature_block: int
     """Index of the block whose features were tracked."""
 
@@ -82,6 +86,8 @@ class DragResult:
         ]
         return {
             "points": points,
+            "method": self.method,
+            "rounds": self.rounds,
             "steps": self.steps,
             "seconds": _rounded(self.seconds),
             "reason": self.reason,

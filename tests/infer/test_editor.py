@@ -103,6 +103,8 @@ def test_results(editor: DragEditor) -> None:
                 "lost": False,
             }
         ],
+        "method": "refine",
+        "rounds": 0,
         "steps": 5,
         "seconds": 0.1,
         "reason": "arrived",
