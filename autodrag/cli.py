@@ -20,7 +20,7 @@ from autodrag.errors import AutodragError, NothingToDo
 Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
-TRAINING = ("generator", "landmarks", "regularizer", "predictor")
+TRAINING = ("generator", "landmarks", "regularizer", "predictor", "userlt")
 EVALUATIONS = ("landmarks", "paired", "mdd", "ccsd", "speed", "samples")
 
 

@@ -35,22 +35,23 @@ def dis_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3
     Images under 256 px are enlarged to it first (bicubic), because the method starts at a quarter of the resolution;
     the flow is scaled back. Both are our choice; the papers do not name their flow.
     """
+    height, width = first.shape[:2]
+    factor = max(1, -(-_DIS_PX // min(height, width)))
+    size = (width * factor, height * factor)
+    grey = [cv2.resize(_grey(image), size, interpolation=cv2.INTER_CUBIC) for image in (first, second)]
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    return _enlarged(first, second, lambda a, b: method.calc(a, b, None))  # type: ignore[call-overload]
+    large = method.calc(grey[0], grey[1], None)  # type: ignore[call-overload]
+    return np.asarray(cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA) / factor, dtype=np.float32)
 
 
 def farneback_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
-    """Polynomial expansion (Farnebäck 2003), 3 levels and a window of 15 px, on images enlarged as for `dis_flow`."""
-
-    def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        start = np.zeros((*a.shape, 2), np.float32)
-        return cv2.calcOpticalFlowFarneback(a, b, start, 0.5, 3, 15, 3, 5, 1.2, 0)
-
-    return _enlarged(first, second, run)
+    """Polynomial expansion (Farnebäck 2003) on grey values, 3 levels, a window of 15 px."""
+    start = np.zeros((*first.shape[:2], 2), np.float32)
+    return cv2.calcOpticalFlowFarneback(_grey(first), _grey(second), start, 0.5, 3, 15, 3, 5, 1.2, 0)
 
 
 class RaftFlow:
-    """RAFT (Teed and Deng 2020), torchvision's large model, where it and its weights are at hand; nothing is downloaded.
+    """RAFT (Teed and Deng 2020), torchvision's large model, where it and its weights are here; nothing is downloaded.
 
     Images under 128 px, the least it takes, are enlarged; sides are brought to multiples of eight.
     """
@@ -65,14 +66,18 @@ class RaftFlow:
             raise AutodragError("RAFT needs the package torchvision; install it: pip install torchvision")
         path = weights or Path(torch.hub.get_dir()) / "checkpoints" / RAFT_FILE
         if not path.is_file():
-            raise AutodragError(f"RAFT needs its weights at {str(path)!r}, which is not there; get them from {RAFT_URL}")
+            raise AutodragError(
+                f"RAFT needs its weights at {str(path)!r}, which is not there; get them from {RAFT_URL}"
+            )
         from torchvision.models.optical_flow import raft_large
 
         net = raft_large(weights=None, progress=False)
         try:
             net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as problem:
-            raise AutodragError(f"{str(path)!r} does not hold the weights of RAFT; get them from {RAFT_URL}") from problem
+            raise AutodragError(
+                f"{str(path)!r} does not hold the weights of RAFT; get them from {RAFT_URL}"
+            ) from problem
         self._net = net.to(device).eval().requires_grad_(False)
         self._device = device
 
@@ -85,7 +90,9 @@ class RaftFlow:
         size = (8 * round(height * factor / 8), 8 * round(width * factor / 8))
         large = self._net(self._input(first, size), self._input(second, size))[-1]  # (1, 2, h, w), the last refinement
         flow = F.interpolate(large, (height, width), mode="bilinear", align_corners=False, antialias=True)
-        found: np.ndarray = (flow[0].permute(1, 2, 0) * flow.new_tensor([width / size[1], height / size[0]])).cpu().numpy()
+        found: np.ndarray = (
+            (flow[0].permute(1, 2, 0) * flow.new_tensor([width / size[1], height / size[0]])).cpu().numpy()
+        )
         return found
 
     def _input(self, image: np.ndarray, size: tuple[int, int]) -> Tensor:
@@ -104,14 +111,5 @@ def log_expansion(flow: Float[np.ndarray, "H W 2"]) -> Float[np.ndarray, "H W"]:
     return grown
 
 
-def _enlarged(first: np.ndarray, second: np.ndarray, method: Flow) -> np.ndarray:
-    """A flow of grey values, on images enlarged to 256 px at least."""
-    height, width = first.shape[:2]
-    factor = max(1, -(-_DIS_PX // min(height, width)))
-    size = (width * factor, height * factor)
-    grey = [
-        cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_CUBIC)
-        for image in (first, second)
-    ]
-    flow = cv2.resize(method(grey[0], grey[1]), (width, height), interpolation=cv2.INTER_AREA) / factor
-    return np.asarray(flow, dtype=np.float32)
+def _grey(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)

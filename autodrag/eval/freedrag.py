@@ -15,8 +15,8 @@ place is chosen: further on, the same, or back (line search with backtracking).
 
 Paper and public code differ: a point is signed off (it stays, and lambda is 1) where L_end < 0.5 l within 2 px of its
 target in the paper, where L_end < 0.25 l within 1 px in the code; the code also ends a sub-motion early once every
-point is below 0.25 l, and steps back by no more than is left to the target. The defaults are the code's. Its numbers are
-for features of 128 x 128; where a generator's map is smaller (images under 128 px), lengths in cells and the spacing of
+point is below 0.25 l, and steps back by no more than is left to the target. The defaults are the code's. They are made
+for features of 128 x 128: where a generator's map is smaller (images under 128 px), lengths in cells and the spacing of
 samples shrink with it. This is written from the paper and from those constants; no code of theirs is in it.
 """
 

@@ -1,8 +1,8 @@
 """The latent transformer of UserControllableLT (Endo 2022, arXiv 2208.12408): motions at points to an edit of W+.
 
-Every point is a token: its motion (dx, dy, log-expansion) and the generator's feature where it lies. An encoder lets the
-points see one another; the first six latent vectors query them through a decoder, and what comes out is added to the
-vectors, times a strength alpha:
+Every point is a token: its motion (dx, dy, log-expansion) and the generator's feature where it lies. An encoder lets
+the points see one another; the first six latent vectors query them through a decoder, and what comes out is added to
+the vectors, times a strength alpha:
 
     tokens  = Linear(3 -> D / 2)(motion) ++ Linear(C -> D / 2)(feature)
     queries = Linear(W -> D)(w_0 ... w_5) + position embedding
@@ -107,5 +107,5 @@ class UserLT(nn.Module):
             tokens = layer(tokens)
         x = self.latent(latent) + self.position  # (B, E, width)
         for layer in self.decoder:
-            x, _ = layer(x, layer.cross.project(tokens))
+            x, _ = layer(x, layer.cross.project(tokens))  # type: ignore[union-attr, operator]
         return latent + alpha * self.head(x)

@@ -1,0 +1,270 @@
+"""Training of UserControllableLT (Endo 2022, arXiv 2208.12408), a baseline, on any generator.
+
+Two images a little apart, the flow between them as if a user had drawn it, and the code of the second as the truth:
+
+    w1    = mapping(z1) at psi 0.3
+    w2    = untruncated mapping, an independent z for each layer
+    w_mid = w1 + 0.1 (w2 - w1) in the first six layers, w1 in the others
+    loss  = mean squared error of the first six layers of w_mid, from w1 and the flow on a 16 x 16 grid, alpha = 1
+
+Published with a network for optical flow and expansion, batch 1, Ranger at 1e-3 and 60,100 steps. Here the flow is
+OpenCV's or RAFT's, the expansion is computed from it, steps are fewer and larger, and AdamW decays to zero. Motions are
+divided by their root mean square over the first pairs; the original has such numbers written down for its data sets.
+A step's pairs depend on (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from autodrag.checkpoint import load_generator, save_tensors
+from autodrag.data.flow import Flow, RaftFlow, dis_flow, farneback_flow, log_expansion
+from autodrag.data.latents import map_codes
+from autodrag.errors import AutodragError
+from autodrag.images import to_uint8
+from autodrag.nets.stylegan2 import Generator
+from autodrag.nets.userlt import UserLT, UserLTConfig, map_block
+from autodrag.points import Size, sample
+from autodrag.train.regularizer import check_batch, half_cosine, own_rows, take_step
+from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch
+
+BATCH = 32
+"""Pairs that are measured at a time."""
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """The pairs of images, and the motions between them."""
+
+    psi: float = 0.3
+    """Truncation of the first code."""
+    strength: float = 0.1
+    """Share of the way to the second code."""
+    grid: int = 16
+    """Motions are taken at grid x grid points."""
+    flow: Literal["dis", "farneback", "raft"] = "dis"
+    """Optical flow: OpenCV's dense inverse search or Farnebäck's, or RAFT where it and its weights are here."""
+    raft_weights: Path | None = None
+    """File of RAFT's weights; none looks in PyTorch's hub folder."""
+    held_out: int = 256
+    """Fresh pairs that the error is measured on; the units of motions are measured on 64 of their kind at most."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1 or self.grid < 1 or self.psi < 0 or self.held_out < 1:
+            raise ValueError("expected strength in (0, 1], grid >= 1, psi >= 0 and held_out >= 1.")
+
+
+@dataclass(frozen=True)
+class UserLTOptimisation:
+    """The optimisation."""
+
+    steps: int = 60_100
+    """Steps in all."""
+    batch: int = 1
+    """Pairs per step, over all processes."""
+    lr: float = 1e-3
+    """AdamW's learning rate after warm-up (the paper's); it decays to zero as a half cosine."""
+    average_decay: float = 0.999
+    """Decay of the average of the weights that is exported."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.lr <= 0:
+            raise ValueError("expected steps >= 1, batch >= 1 and lr > 0.")
+
+
+@dataclass(frozen=True)
+class UserLTTraining:
+    """Training of the baseline UserControllableLT on a generator."""
+
+    run: RunConfig
+    """Folder, precision, saving."""
+    checkpoint: Path = Path("checkpoints/critters")
+    """The generator."""
+    net: UserLTConfig = field(default_factory=UserLTConfig)
+    """The network; what depends on the generator and the units of motions are found, whatever is written."""
+    pairs: PairConfig = field(default_factory=PairConfig)
+    """The pairs and the flow between them."""
+    training: UserLTOptimisation = field(default_factory=UserLTOptimisation)
+    """The optimisation."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a step learns from."""
+
+    before: Float[Tensor, "B E D"]
+    """First layers of w1."""
+    after: Float[Tensor, "B E D"]
+    """Those of w_mid."""
+    flow: Float[Tensor, "B N 2"]
+    """Motions at the grid, px."""
+    expansion: Float[Tensor, "B N"]
+    """Log-expansions there."""
+    features: Float[Tensor, "B N C"]
+    """Features of the first image there."""
+
+
+def grid_points(count: int, image: Size) -> Float[Tensor, "N 2"]:
+    """count x count points (px) from corner to corner of an image (H, W), row by row."""
+    rows, columns = (torch.linspace(0, side - 1, count) for side in image)
+    return torch.cartesian_prod(rows, columns).flip(1)
+
+
+def draw_codes(
+    generator: Generator, count: int, layers: int, config: PairConfig, rng: torch.Generator
+) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
+    """w1 and w_mid; `layers` is how many of the first differ."""
+    w1 = map_codes(generator, count, torch.full((count,), config.psi), rng)
+    w1 = w1[:, None].repeat(1, generator.config.latent_layers, 1)
+    w2 = map_codes(generator, count * layers, torch.ones(count * layers), rng).unflatten(0, (count, layers))
+    w_mid = w1.clone()
+    w_mid[:, :layers] += config.strength * (w2 - w1[:, :layers])
+    return w1, w_mid
+
+
+@torch.no_grad()
+def draw_pairs(
+    generator: Generator, net: UserLTConfig, config: PairConfig, flow: Flow, count: int, rng: torch.Generator
+) -> Pairs:
+    """Pairs of codes, the motions between their images, and the features where they begin."""
+    image, layers = generator.config.image_size, net.edit_layers
+    w1, w_mid = draw_codes(generator, count, layers, config, rng)
+    features = generator.features(w1, block=net.feature_block)
+    pictures = zip(to_uint8(generator.image(w1, features)), to_uint8(generator(w_mid)), strict=True)
+    flows = [flow(first, second) for first, second in pictures]
+    motions = np.stack([np.concatenate([f, log_expansion(f)[..., None]], axis=2) for f in flows])  # (B, H, W, 3)
+    points = grid_points(config.grid, image).to(w1).expand(count, -1, -1)
+    maps = torch.from_numpy(motions).permute(0, 3, 1, 2).to(w1)
+    found = sample(maps, points, image).transpose(1, 2)  # (B, N, 3)
+    there = sample(features.last, points, image).transpose(1, 2)  # (B, N, C)
+    return Pairs(w1[:, :layers], w_mid[:, :layers], found[..., :2], found[..., 2], there)
+
+
+def make_flow(config: PairConfig, device: torch.device) -> Flow:
+    """The flow that a config names; AutodragError where RAFT is not at hand."""
+    if config.flow == "raft":
+        return RaftFlow(device, config.raft_weights)
+    return dis_flow if config.flow == "dis" else farneback_flow
+
+
+def fit(net: UserLTConfig, generator: Generator, config: PairConfig, flow: Flow, seed: int) -> UserLTConfig:
+    """The config with the generator's sizes, and with the root mean square motion of its pairs as units."""
+    block = map_block(generator.config)
+    sizes = {
+        "w_dim": generator.config.w_dim,
+        "edit_layers": min(net.edit_layers, generator.config.latent_layers),
+        "feature_block": block,
+        "channels": generator.config.channels(generator.config.block_resolutions[block]),
+    }
+    fitted = dataclasses.replace(net, **sizes)
+    count = min(2 * BATCH, config.held_out)
+    pairs = draw_pairs(generator, fitted, config, flow, count, torch.Generator().manual_seed(2**30 + seed))
+    flow_px, expansion = (float(values.square().mean().sqrt()) for values in (pairs.flow, pairs.expansion))
+    if not (flow_px > 0 and expansion > 0):
+        raise AutodragError(f"nothing moves between images {config.strength:g} of the way apart; raise pairs.strength")
+    return dataclasses.replace(fitted, flow_px=flow_px * 256 / generator.config.image_size[0], expansion=expansion)
+
+
+def code_loss(found: Float[Tensor, "B E D"], truth: Float[Tensor, "B E D"]) -> Float[Tensor, ""]:
+    """Mean squared error of latent vectors."""
+    return (found - truth).square().mean()
+
+
+class UserLTModule(L.LightningModule):
+    """The net, its average, and the loss."""
+
+    def __init__(self, config: UserLTTraining, generator: Generator, flow: Flow) -> None:
+        super().__init__()
+        self.config, self.hp, self.flow = config, config.training, flow
+        self.automatic_optimization = False
+        self.sources = [generator]  # in a list: neither trained nor saved with the module
+        self.net = UserLT(config.net)
+        self.average = UserLT(config.net).requires_grad_(False)
+        self.average.load_state_dict(self.net.state_dict())
+        self.step = 0
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a warm-up of 2 % of the steps and a half-cosine decay."""
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hp.lr, weight_decay=1e-2)
+        return {"optimizer": optimizer, "lr_scheduler": half_cosine(optimizer, self.hp.steps)}
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """The steps that are left."""
+        return DataLoader(Steps(self.step, self.hp.steps), batch_size=None)
+
+    def on_fit_start(self) -> None:
+        self.sources[0].to(self.device)
+
+    def predict(self, net: UserLT, pairs: Pairs) -> Float[Tensor, "B E D"]:
+        """The net's guess of the second codes."""
+        image = self.sources[0].config.image_size
+        return net(pairs.before, net.motions(pairs.flow, pairs.expansion, image), pairs.features)
+
+    def training_step(self, step: Any, batch_idx: int) -> None:
+        rng = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + self.step)
+        pairs = draw_pairs(self.sources[0], self.config.net, self.config.pairs, self.flow, self.hp.batch, rng)
+        own = own_rows(self.hp.batch, self.trainer)
+        pairs = Pairs(*(getattr(pairs, part.name)[own] for part in dataclasses.fields(Pairs)))
+        loss = code_loss(self.predict(self.net, pairs), pairs.after)
+        idle = code_loss(pairs.before, pairs.after)
+        take_step(self, loss)
+        self.log("loss", loss.detach())
+        self.log("of_no_edit", loss.detach() / idle)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["step"] = self.step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = int(checkpoint["step"])
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Mean squared errors on fresh pairs: of the average net, and of leaving the code as it is."""
+        self.sources[0].to(next(self.average.parameters()).device)
+        rng = torch.Generator().manual_seed(2**31 + self.config.run.seed)
+        edited, idle, total = 0.0, 0.0, self.config.pairs.held_out
+        for start in range(0, total, BATCH):
+            count = min(BATCH, total - start)
+            pairs = draw_pairs(self.sources[0], self.config.net, self.config.pairs, self.flow, count, rng)
+            edited += count / total * float(code_loss(self.predict(self.average.eval(), pairs), pairs.after))
+            idle += count / total * float(code_loss(pairs.before, pairs.after))
+        return {"mse": edited, "mse_of_no_edit": idle}
+
+
+def train(config: UserLTTraining) -> Path:
+    """Runs or resumes the training; returns the exported userlt.safetensors, its error in the metadata."""
+    prepare_torch(config.run)
+    check_batch(config.training.batch, config.run)
+    generator, identity = load_generator(config.checkpoint)
+    flow = make_flow(config.pairs, torch.device("cpu"))
+    net = fit(config.net, generator.freeze(), config.pairs, flow, config.run.seed)
+    module = UserLTModule(dataclasses.replace(config, net=net), generator, flow)
+    state = SaveState(config.run)
+    trainer = make_trainer(config.run, [state], batch=config.training.batch, total_steps=config.training.steps)
+    trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    error = module.measure()
+    out = config.run.folder / "userlt.safetensors"
+    how = {**asdict(config.training), "pairs": {k: str(v) for k, v in asdict(config.pairs).items()}}
+    extra = {"generator": identity, "steps": module.step, "held_out": error, "training": how}
+    if trainer.is_global_zero:
+        save_tensors(
+            out, module.average.state_dict(), kind="userlt", config=asdict(net), extra=extra, dtype=torch.float16
+        )
+        print(error)
+    return out
+
+
+def main(argv: list[str]) -> int:
+    """`autodrag train userlt`."""
+    print(train(parse_config(UserLTTraining, "userlt", argv)))
+    return 0

@@ -1,0 +1,103 @@
+"""UserControllableLT as an editor: what the net is asked, which files are taken, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from autodrag.checkpoint import save_tensors
+from autodrag.errors import AutodragError, CheckpointError
+from autodrag.eval.userlt import load_userlt, outside, userlt
+from autodrag.nets.stylegan2 import Generator, seed_z
+from autodrag.nets.userlt import UserLT, UserLTConfig
+from autodrag.points import sample
+
+CONFIG = UserLTConfig(
+    w_dim=32, edit_layers=6, feature_block=3, channels=8, width=16, heads=2, encoder_layers=1, decoder_layers=1,
+    flow_px=4.0, expansion=0.02,
+)  # fmt: skip
+HANDLES, TARGETS = torch.tensor([[12.0, 14.0], [20.0, 8.0]]), torch.tensor([[15.0, 18.0], [20.0, 11.0]])
+
+
+@pytest.fixture(scope="module")
+def net() -> UserLT:
+    torch.manual_seed(0)
+    return UserLT(CONFIG).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def latent(tiny_generator: Generator) -> torch.Tensor:
+    return tiny_generator.map(seed_z(3, 32), psi=0.5)
+
+
+def direct(
+    net: UserLT, generator: Generator, latent: torch.Tensor, points: torch.Tensor, motions: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    maps = generator.features(latent, block=3).last
+    there = sample(maps, points[None], (32, 32)).transpose(1, 2)
+    tokens = torch.cat([motions, torch.zeros(len(motions), 1)], dim=1)[None]
+    return torch.cat([net(latent[:, :6], tokens, there, alpha), latent[:, 6:]], dim=1)
+
+
+def test_one_point_is_a_unit_vector_and_alpha_a_tenth_of_its_length(
+    net: UserLT, tiny_generator: Generator, latent: torch.Tensor
+) -> None:
+    """(3, 4) px of 32 are 40 px of 256: direction (0.6, 0.8), alpha 4."""
+    result = userlt(net, tiny_generator, latent, HANDLES[:1], TARGETS[:1])
+    expected = direct(net, tiny_generator, latent, HANDLES[:1], torch.tensor([[0.6, 0.8]]), 4.0)
+    assert torch.allclose(result, expected, atol=1e-5)
+    assert torch.equal(result[:, 6:], latent[:, 6:]) and not torch.allclose(result, latent)
+
+
+def test_several_points_share_their_mean_length(net: UserLT, tiny_generator: Generator, latent: torch.Tensor) -> None:
+    """Lengths 5 and 3, mean 4 px of 32: alpha 3.2."""
+    result = userlt(net, tiny_generator, latent, HANDLES, TARGETS)
+    motions = torch.tensor([[0.75, 1.0], [0.0, 0.75]])
+    assert torch.allclose(result, direct(net, tiny_generator, latent, HANDLES, motions, 3.2), atol=1e-5)
+
+
+def test_anchors_and_masks_are_points_without_motion(
+    net: UserLT, tiny_generator: Generator, latent: torch.Tensor
+) -> None:
+    anchors = torch.tensor([[5.0, 6.0]])
+    result = userlt(net, tiny_generator, latent, HANDLES[:1], TARGETS[:1], anchors)
+    points, motions = torch.cat([HANDLES[:1], anchors]), torch.tensor([[0.6, 0.8], [0.0, 0.0]])
+    assert torch.allclose(result, direct(net, tiny_generator, latent, points, motions, 4.0), atol=1e-5)
+    mask = torch.ones(32, 32, dtype=torch.bool)
+    plain = userlt(net, tiny_generator, latent, HANDLES[:1], TARGETS[:1])
+    assert torch.equal(userlt(net, tiny_generator, latent, HANDLES[:1], TARGETS[:1], mask=mask), plain)
+    mask[:, :16] = False
+    assert not torch.equal(userlt(net, tiny_generator, latent, HANDLES[:1], TARGETS[:1], mask=mask), plain)
+    assert outside(mask).shape == (128, 2) and float(outside(mask)[:, 0].max()) < 16  # half of 16 x 16
+
+
+def test_no_motion_is_no_edit(net: UserLT, tiny_generator: Generator, latent: torch.Tensor) -> None:
+    assert torch.equal(userlt(net, tiny_generator, latent, HANDLES, HANDLES), latent)
+
+
+def save(folder: Path, net: UserLT, **changes: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    values = asdict(net.config) | changes
+    save_tensors(
+        folder / "userlt.safetensors", net.state_dict(), kind="userlt", config=values, extra={"generator": "abc"}
+    )
+    return folder
+
+
+def test_loading(tmp_path: Path, net: UserLT) -> None:
+    folder = save(tmp_path / "good", net)
+    again = load_userlt(folder, "abc")
+    assert again.config == net.config
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    with pytest.raises(CheckpointError, match=r"was trained on generator 'abc', and this one is 'xyz'"):
+        load_userlt(folder, "xyz")
+    with pytest.raises(AutodragError, match=r"holds no userlt.safetensors; make one with `autodrag train userlt`"):
+        load_userlt(tmp_path, "abc")
+    with pytest.raises(CheckpointError, match=r"tensor .* has shape \(16,\), expected \(32,\)"):
+        load_userlt(save(tmp_path / "wide", net, width=32), "abc")
+    with pytest.raises(CheckpointError, match=r"expected 1 to 64 of each"):
+        load_userlt(save(tmp_path / "deep", net, encoder_layers=10**9), "abc")
