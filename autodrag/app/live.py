@@ -42,7 +42,7 @@ T = TypeVar("T")
 LISTENERS = 8
 SEND_S = 30.0
 MESSAGES_PER_S = 300.0
-FRAME_S = 1 / 15
+FRAME_S = 1 / 10
 """Least seconds between two frames of the refiner, which would rather compute than draw."""
 ARRIVED_PX = 0.5
 """A preview goes on refining under a resting pointer until its points are so near."""

@@ -236,6 +236,11 @@ def build(service: Service) -> APIRouter:
         await service.keep(seat)
         return seat.session.state()
 
+    @router.delete("/sessions/{key}/save", status_code=204)
+    async def forget(key: Key) -> None:
+        """Remove what is kept on disk; the session itself goes on."""
+        service.forget(await service.find(key))
+
     @router.get("/sessions/{key}/image", response_class=Response, responses=_file("image/png"))
     async def image(key: Key, number: ImageId = None) -> Response:
         """An image of the history, lossless."""

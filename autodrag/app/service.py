@@ -173,10 +173,15 @@ class Service:
         await self.run(seat, archive.keep, seat.session, path)
         seat.session.saved = True
 
+    def forget(self, seat: Seat) -> None:
+        """Remove a session from disk."""
+        self._path(seat.session.key).unlink(missing_ok=True)
+        seat.session.saved = False
+
     async def delete(self, seat: Seat) -> None:
         """Forget a session, on disk too."""
         self._drop(seat, "the session was deleted")
-        self._path(seat.session.key).unlink(missing_ok=True)
+        self.forget(seat)
 
     def drop_idle(self) -> None:
         """Drop what nobody has used for long; saved sessions stay on disk."""

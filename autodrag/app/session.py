@@ -169,6 +169,11 @@ class Session:
         for name, values in (("handles", edit.drags), ("anchors", edit.anchors)):
             if len(values) > self.config.points:
                 raise AutodragError(f"{len(values)} {name} are more than this server's limit of {self.config.points}")
+        if edit.parameters.keep_references and len(edit.drags) != len(self.scene.points):
+            raise AutodragError(
+                f"keep_references goes on with the {len(self.scene.points)} points of the edit before, "
+                f"and this one has {len(edit.drags)}; leave it out"
+            )
         if edit.latent is not None:
             raise AutodragError("an edit over HTTP cannot name a latent file; upload the latent, then send the edit")
         if edit.fingerprint not in (None, self.editor.fingerprint):

@@ -1,0 +1,44 @@
+// The HTTP side. Every refusal of the server is one sentence; it is thrown as an Error and shown as it is.
+
+export class Refused extends Error {
+  constructor(status, sentence) {
+    super(sentence);
+    this.status = status;
+  }
+}
+
+export async function call(method, path, body, type = "application/json") {
+  const options = { method, headers: {} };
+  if (body !== undefined) {
+    options.headers["content-type"] = type;
+    options.body = type === "application/json" && !(body instanceof Blob) ? JSON.stringify(body) : body;
+  }
+  let response;
+  try {
+    response = await fetch(`api/${path}`, options);
+  } catch {
+    throw new Refused(0, "The server cannot be reached.");
+  }
+  if (!response.ok) {
+    const problem = await response.json().catch(() => ({}));
+    throw new Refused(response.status, sentence(problem.detail ?? `The server answered ${response.status}.`));
+  }
+  return response;
+}
+
+export const json = async (...request) => (await call(...request)).json();
+
+export function sentence(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
+/** The pixels of an encoded image as a canvas of its own size. */
+export async function pixels(blob) {
+  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
+  const canvas = document.createElement("canvas");
+  canvas.width = bitmap.width;
+  canvas.height = bitmap.height;
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  bitmap.close();
+  return canvas;
+}
