@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Detection:
     """How sure the model is, on a scale of its own; None where it does not say."""
 
 
+@runtime_checkable
 class Detector(Protocol):
     """A landmark model; `count` is its number of landmarks, `identity` what a run's setup calls it."""
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from autodrag.checkpoint import fingerprint
 from autodrag.errors import AutodragError
 from autodrag.eval.freedrag import FreeDragConfig, FreeDragState, freedrag
+from autodrag.eval.userlt import load_userlt, userlt
 from autodrag.infer.refine import RefineConfig, StepState, refine
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator
@@ -67,6 +69,7 @@ Trace = Callable[[float, Tensor], None]
 """Called with (seconds since the start, latent (1, L, D)) whenever a method has a code that it could show."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """Moves `handles` to `targets` (px); mask: True = may move."""
 
@@ -128,6 +131,17 @@ def _freedrag(generator: Generator, folder: Path, settings: Settings) -> Method:
     return run
 
 
+def _userlt(generator: Generator, folder: Path, settings: Settings) -> Method:
+    net = load_userlt(folder, fingerprint(generator.state_dict())).to(generator.mapping.w_avg.device)
+
+    def run(
+        latent: Tensor, handles: Tensor, targets: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None
+    ) -> Outcome:
+        return Outcome(userlt(net, generator, latent, handles, targets, mask=mask), 1, "one pass")
+
+    return run
+
+
 def _traced(trace: Trace) -> Callable[[StepState | FreeDragState], None]:
     return lambda state: trace(state.seconds, state.latent)
 
@@ -141,6 +155,7 @@ METHODS: dict[str, Factory] = {
     "draggan": _draggan,
     "refiner": _default,
     "freedrag": _freedrag,
+    "userlt": _userlt,
     "predictor": _predictor,
     "hybrid": _predictor,
 }

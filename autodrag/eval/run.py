@@ -220,13 +220,20 @@ def read_points(text: str, count: int) -> tuple[int, ...]:
 def claim(out: Path, setup: Record) -> None:
     """Makes `out` the folder of a run, or goes on with the one there; refuses one with other settings."""
     marker = out / "setup.json"
+    setup = json.loads(json.dumps(setup))  # as it will be read
     if marker.exists():
         try:
             there = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
             there = None
-        if there != json.loads(json.dumps(setup)):
-            raise AutodragError(f"{str(out)!r} holds a run with other settings; choose another --out or delete it")
+        if not isinstance(there, dict):
+            raise AutodragError(f"{str(marker)!r} is not a JSON object; choose another --out or delete the folder")
+        for name, value in setup.items():
+            if there.get(name) != value:
+                raise AutodragError(
+                    f"{str(out)!r} holds a run with {name} {there.get(name)!r}, and this one has {value!r}; "
+                    "choose another --out or delete it"
+                )
     write_json(marker, setup)
 
 

@@ -13,17 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from autodrag.data.flow import Flow, RaftFlow, dis_flow
 from autodrag.errors import AutodragError
 from autodrag.eval.detectors import Detector
-from autodrag.eval.flow import FLOWS, RaftFlow, dis_flow
 from autodrag.eval.run import Bench, Record
 from autodrag.images import to_uint8
 
 MOVING = 0.05
 """Least flow of a pixel that shall be dragged, as a share of the image's height."""
-
-Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Two HWC uint8 images to a flow (H, W, 2), px."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def add_flow_options(parser: argparse.ArgumentParser, strength: float) -> None:
     parser.add_argument(
         "--perturb-z", choices=("mixed", "one"), default="mixed", help="an independent z for each layer, or one"
     )
-    parser.add_argument("--flow", choices=FLOWS, default="dis", help="OpenCV's DIS, or torchvision's RAFT")
+    parser.add_argument("--flow", choices=("dis", "raft"), default="dis", help="OpenCV's DIS, or torchvision's RAFT")
 
 
 def read_flow(args: argparse.Namespace, bench: Bench) -> tuple[Perturbation, Flow]:

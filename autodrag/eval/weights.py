@@ -42,12 +42,6 @@ FID = Weights(
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     ("torchmetrics", "torch_fidelity"),
 )
-RAFT = Weights(
-    "RAFT",
-    "raft_large_C_T_SKHT_V2-ff5fadd5.pth",
-    "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth",
-    ("torchvision",),
-)
 
 
 def path_of(weights: Weights) -> Path:

@@ -3,7 +3,63 @@ from __future__ import annotations
 import pytest
 import torch
 
-from autodrag.eval.metrics import frechet_distance, quartiles
+from autodrag.eval.metrics import (
+    decay,
+    drag_accuracy,
+    frechet_distance,
+    matched_points,
+    mean_distance,
+    quartiles,
+    squared_error,
+    structural_similarity,
+)
+from autodrag.infer.tracking import take_references
+
+
+def square_at(x: int, y: int) -> torch.Tensor:
+    """A black 32 px image with a white square of 5 x 5 px centred at (x, y)."""
+    image = torch.full((1, 3, 32, 32), -1.0)
+    image[:, :, y - 2 : y + 3, x - 2 : x + 3] = 1.0
+    return image
+
+
+def test_mean_distance() -> None:
+    points, targets = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    assert mean_distance(points, targets) == pytest.approx(3.0)
+
+
+def test_squared_error_of_a_shifted_square() -> None:
+    """Shifted by 2 px, 2 columns of 5 px differ by 2 on either side: 20 * 4 / 32^2."""
+    assert squared_error(square_at(10, 10), square_at(12, 10)) == pytest.approx(20 * 4 / 32**2)
+    assert squared_error(square_at(10, 10), square_at(10, 10)) == 0
+
+
+def test_structural_similarity() -> None:
+    """1 for equal images. Of flat ones, a in [0, 1] and b: (2ab + c1) / (a^2 + b^2 + c1) with c1 = 1e-4."""
+    assert structural_similarity(square_at(10, 10), square_at(10, 10)) == pytest.approx(1.0, abs=1e-4)
+    flat = torch.ones(1, 3, 16, 16)
+    a, b = 0.25, 0.75
+    expected = (2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4)
+    assert structural_similarity(flat * (2 * a - 1), flat * (2 * b - 1)) == pytest.approx(expected, abs=1e-4)
+    assert structural_similarity(square_at(10, 10), square_at(16, 10)) < 0.9
+
+
+@pytest.mark.parametrize("gamma", [1, 5])
+def test_drag_accuracy_of_a_shifted_square(gamma: int) -> None:
+    before, after = square_at(10, 10), square_at(18, 14)
+    handle, target = torch.tensor([[10.0, 10.0]]), torch.tensor([[18.0, 14.0]])
+    assert drag_accuracy(before, after, handle, target, gamma) == pytest.approx(0.0, abs=1e-8)
+    # Not dragged at all: the patch at the target holds nothing, all of the square in the patch differs by 2.
+    inside = min(2 * gamma + 1, 5) ** 2
+    assert drag_accuracy(before, before, handle, torch.tensor([[24.0, 24.0]]), gamma) == pytest.approx(
+        inside * 3 * 4 / (2 * gamma + 1) ** 2
+    )
+
+
+def test_drag_accuracy_is_a_mean_over_points() -> None:
+    image = square_at(10, 10)
+    handles, targets = torch.tensor([[10.0, 10.0], [24.0, 24.0]]), torch.tensor([[24.0, 24.0], [25.0, 24.0]])
+    assert drag_accuracy(image, image, handles, targets, 1) == pytest.approx(3 * 4 / 2)
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
@@ -15,6 +71,21 @@ def test_frechet_distance_of_known_gaussians() -> None:
     b = base * torch.tensor([2.0, 1.0]) + torch.tensor([3.0, 0.0])
     assert frechet_distance(a, b) == pytest.approx(11.0, abs=1e-6)
     assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_matched_points_finds_what_was_moved() -> None:
+    """Features rolled by (3, -2) cells of 2 px: the handle's content is 6 px right and 4 px up."""
+    maps = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    handles = torch.tensor([[8.5, 20.5], [12.5, 10.5]])  # centres of cells
+    references = take_references(maps, handles, (32, 32), offsets=torch.zeros(1, 2), norm="l2")
+    found, relative = matched_points(maps.roll((-2, 3), (2, 3)), references, (32, 32))
+    assert torch.allclose(found, handles + torch.tensor([6.0, -4.0]))
+    assert relative.max() < 1e-3
+
+
+def test_decay_is_the_last_value_known() -> None:
+    assert decay([0.1, 0.2, 0.4], [8.0, 5.0, 1.0], 10.0, [0.05, 0.1, 0.3, 9.0]) == [1.0, 0.8, 0.5, 0.1]
+    assert decay([], [], 10.0, [1.0]) == [1.0]
 
 
 def test_quartiles() -> None:

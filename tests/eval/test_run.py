@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autodrag.errors import AutodragError
+from autodrag.eval.methods import Settings
+from autodrag.eval.run import (
+    Bench,
+    Record,
+    claim,
+    drag,
+    markdown,
+    read_log,
+    read_points,
+    read_settings,
+    run_tasks,
+    spread,
+)
+
+TASKS: list[Record] = [{"method": name, "pair": k} for k in range(3) for name in ("a", "b")]
+
+
+def test_every_task_is_run_once_and_in_order(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "drags.jsonl"
+    ran: list[Record] = []
+
+    def work(task: Record) -> Record:
+        if len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append(task)
+        return {"value": len(ran)}
+
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(log, TASKS, work)
+    assert len(log.read_text().splitlines()) == 4
+    again: list[Record] = []
+    records = run_tasks(log, TASKS, lambda task: again.append(task) or {"value": 10 + len(again)})
+    assert again == TASKS[4:]
+    assert records == [task | {"value": value} for task, value in zip(TASKS, (1, 2, 3, 4, 11, 12), strict=True)]
+    assert run_tasks(log, TASKS[:2], lambda task: pytest.fail("nothing is missing")) == records[:2]
+
+
+@given(cut=st.integers(1, 200))
+def test_a_torn_last_line_is_removed(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    log = tmp_path_factory.mktemp("torn") / "drags.jsonl"
+    text = "".join(json.dumps(task | {"value": 1}) + "\n" for task in TASKS).encode()
+    log.write_bytes(text[:-cut])
+    whole = text[:-cut].count(b"\n")
+    assert [record["pair"] for record in read_log(log)] == [task["pair"] for task in TASKS[:whole]]
+    ran: list[Record] = []
+    run_tasks(log, TASKS, lambda task: ran.append(task) or {"value": 1})
+    assert ran == TASKS[whole:]
+    assert len(read_log(log)) == len(TASKS)
+
+
+@pytest.mark.parametrize("line", ["{broken}", "[1]", ""])
+def test_a_broken_line_within_is_named(line: str, tmp_path: Path) -> None:
+    log = tmp_path / "drags.jsonl"
+    log.write_text(f'{{"method": "a"}}\n{line}\n{{"method": "b"}}\n')
+    with pytest.raises(AutodragError, match=r"line 2 of '.*drags.jsonl' is not a JSON object"):
+        read_log(log)
+
+
+def test_lines_of_other_tasks_are_kept_and_left_out(tmp_path: Path) -> None:
+    log = tmp_path / "drags.jsonl"
+    log.write_text('{"method": "a", "pair": 9, "value": 1}\n{"else": 1}\n')
+    records = run_tasks(log, TASKS, lambda task: {"value": 0})
+    assert [r["value"] for r in records] == [0] * len(TASKS)
+    assert len(read_log(log)) == 2 + len(TASKS)
+
+
+def test_no_tasks(tmp_path: Path) -> None:
+    assert run_tasks(tmp_path / "drags.jsonl", [], lambda task: {}) == []
+
+
+def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
+    claim(tmp_path, {"seed": 0, "sizes": (1, 2)})
+    claim(tmp_path, {"seed": 0, "sizes": (1, 2)})
+    with pytest.raises(AutodragError, match="holds a run with seed 0, and this one has 1"):
+        claim(tmp_path, {"seed": 1, "sizes": (1, 2)})
+    (tmp_path / "setup.json").write_text("{")
+    with pytest.raises(AutodragError, match="is not a JSON object"):
+        claim(tmp_path, {"seed": 0})
+
+
+def test_read_points() -> None:
+    assert read_points("1,5,all", 11) == (1, 5, 11)
+    assert read_points("all,11", 11) == (11,)
+    for text in ("", "0", "12", "one", "1,,2", "-1"):
+        with pytest.raises(AutodragError, match="expected numbers from 1 to 11"):
+            read_points(text, 11)
+
+
+def test_read_settings() -> None:
+    assert read_settings("300", "paper") == Settings(300, "paper")
+    assert read_settings("own", "own") == Settings(None, "own")
+    assert read_settings("5", "0.5") == Settings(5, 0.5)
+    for steps, stop in (("x", "paper"), ("-1", "paper"), ("5", "0"), ("5", "nan"), ("5", "soon")):
+        with pytest.raises(AutodragError, match=f"--steps {steps} --stop {stop}"):
+            read_settings(steps, stop)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--methods", "none,magic"], "method 'magic' is unknown"),
+        (["--methods", "predictor"], "need a predictor"),
+        (["--pairs", "0"], "--pairs 0: expected 1 to"),
+        (["--seed", "-1"], "--seed -1: expected 0 to"),
+        (["--seed", "4293"], "--seed 4293: expected 0 to"),
+        (["--psi", "nan"], "--psi nan: expected a number"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--label", "3"], "--label 3: expected none"),
+        (["--checkpoint", "nowhere"], "checkpoint 'nowhere' does not exist"),
+    ],
+)
+def test_options_are_checked_first(options: list[str], sentence: str, make_bench: Callable[..., Bench]) -> None:
+    with pytest.raises(AutodragError, match=sentence):
+        make_bench(*options)
+
+
+def test_seeds_do_not_meet(make_bench: Callable[..., Bench]) -> None:
+    first, second = make_bench("--seed", "0"), make_bench("--seed", "4292")
+    assert first.base_seed == 1_000_000
+    assert second.base_seed + 1_000_000 <= 2**32  # what RandomState takes
+    assert not torch.equal(first.latent(first.base_seed), second.latent(second.base_seed))
+
+
+def test_a_conditional_generator(make_generator: Callable[..., Any], tmp_path: Path, make_bench: Any) -> None:
+    from autodrag.checkpoint import save_generator
+
+    save_generator(tmp_path / "classes", make_generator(c_dim=3))
+    with pytest.raises(AutodragError, match="--label None: expected 0 to 2"):
+        make_bench("--methods", "none", checkpoint=tmp_path / "classes")
+    one, two = (
+        make_bench("--methods", "none", "--label", label, checkpoint=tmp_path / "classes") for label in ("1", "2")
+    )
+    assert not torch.equal(one.latent(7), two.latent(7))
+    assert one.map(torch.zeros(4, 32), psi=1.0).shape == (4, 8, 32)
+
+
+def test_a_drag_is_timed_with_its_image(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench("--methods", "none")
+    latent = bench.latent(3)
+    edited = drag(bench, "none", latent, torch.zeros(1, 2), torch.ones(1, 2))
+    assert torch.equal(edited.image, bench.image(latent)) and edited.picture.shape == (32, 32, 3)
+    assert edited.seconds > 0 and edited.record()["reason"] == "none"
+
+
+def test_markdown() -> None:
+    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    assert spread((1.0, 2.0, 3.0), 1) == "2.0 (1.0–3.0)"
