@@ -86,6 +86,8 @@ class UserLT(nn.Module):
         self.encoder = nn.ModuleList(EncoderLayer(*layer) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(config.decoder_layers))
         self.head = nn.Linear(config.width, config.w_dim)
+        nn.init.zeros_(self.head.weight)  # training starts from no edit, which a short one would else spend long on
+        nn.init.zeros_(self.head.bias)
 
     def motions(
         self, flow: Float[Tensor, "B N 2"], expansion: Float[Tensor, "B N"], image: Size

@@ -12,7 +12,9 @@ from autodrag.nets.userlt import UserLT, UserLTConfig, map_block
 def tiny(**changes: object) -> UserLT:
     torch.manual_seed(0)
     sizes = {"w_dim": 12, "edit_layers": 4, "channels": 5, "width": 16, "heads": 2, "encoder_layers": 2}
-    return UserLT(UserLTConfig(**sizes | {"decoder_layers": 2} | changes)).eval()  # type: ignore[arg-type]
+    net = UserLT(UserLTConfig(**sizes | {"decoder_layers": 2} | changes)).eval()  # type: ignore[arg-type]
+    torch.nn.init.normal_(net.head.weight)  # as if trained
+    return net
 
 
 def inputs(points: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,6 +47,12 @@ def test_the_edit_is_proportional_to_alpha() -> None:
     assert change.shape == (2, 4, 12) and bool((change != 0).all())
     assert torch.allclose(net(latent, motions, features, 0.25) - latent, 0.25 * change, atol=1e-6)
     assert torch.equal(net(latent, motions, features, 0.0), latent)
+
+
+def test_an_untrained_net_edits_nothing() -> None:
+    latent, motions, features = inputs()
+    net = UserLT(tiny().config)
+    assert torch.equal(net(latent, motions, features), latent)
 
 
 def test_points_have_no_order_and_any_number() -> None:
