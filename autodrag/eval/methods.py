@@ -14,10 +14,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.checkpoint import fingerprint
+from autodrag.checkpoint import fingerprint, has_predictor, load_predictor, load_regularizer
 from autodrag.errors import AutodragError
 from autodrag.eval.freedrag import FreeDragConfig, FreeDragState, freedrag
 from autodrag.eval.userlt import load_userlt, userlt
+from autodrag.infer.drag import drag, warm_up
+from autodrag.infer.predict import LearnedNets, PredictConfig
 from autodrag.infer.refine import RefineConfig, StepState, refine
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator
@@ -147,7 +149,35 @@ def _traced(trace: Trace) -> Callable[[StepState | FreeDragState], None]:
 
 
 def _predictor(generator: Generator, folder: Path, settings: Settings) -> Method:
-    raise AutodragError(f"methods predictor and hybrid need a predictor, which {str(folder)!r} does not have")
+    return _learned(generator, folder, settings, "predict")
+
+
+def _hybrid(generator: Generator, folder: Path, settings: Settings) -> Method:
+    return _learned(generator, folder, settings, "both")
+
+
+def _learned(generator: Generator, folder: Path, settings: Settings, how: Literal["predict", "both"]) -> Method:
+    identity = fingerprint(generator.state_dict())
+    if not has_predictor(folder, identity):
+        raise AutodragError(f"methods predictor and hybrid need a predictor, which {str(folder)!r} does not have")
+    nets = LearnedNets(load_predictor(folder, identity), load_regularizer(folder, identity))
+    nets = nets.to(generator.mapping.w_avg.device)
+    warm_up(generator, nets)
+    config, basis = RefineConfig.preset("default", generator.config.image_size), LatentBasis.of(generator)
+
+    def run(
+        latent: Tensor, handles: Tensor, targets: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None
+    ) -> Outcome:
+        held = replace(config, **settings.overrides(len(handles)))
+        loop = replace(PredictConfig(), stop_px=held.stop_px)
+        callback = None if trace is None else _traced(trace)
+        options: dict[str, Any] = {"method": how, "refiner": held, "predictor": loop, "mask": mask, "basis": basis}
+        result = drag(generator, nets, latent, handles, targets, **options, callback=callback)
+        if trace is not None:
+            trace(result.seconds, result.latent)
+        return Outcome(result.latent, result.rounds + result.steps, result.reason)
+
+    return run
 
 
 METHODS: dict[str, Factory] = {
@@ -157,7 +187,7 @@ METHODS: dict[str, Factory] = {
     "freedrag": _freedrag,
     "userlt": _userlt,
     "predictor": _predictor,
-    "hybrid": _predictor,
+    "hybrid": _hybrid,
 }
 
 

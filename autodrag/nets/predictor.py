@@ -128,13 +128,13 @@ class Predictor(nn.Module):
         width = config.width
         self.frame = LatentFrame(config.w_dim)
         self.register_buffer("feature_scale", torch.ones(config.feature_channels))
-        # F with its mask, halved until it has `token_rows` rows.
+        # F with its mask, halved until it has `token_rows` rows; narrow where the maps are large.
         convolutions: list[nn.Module] = []
-        rows, inputs = config.feature_height, config.feature_channels + 1
-        while rows > config.token_rows:
-            rows //= 2
-            convolutions += [nn.Conv2d(inputs, width, 3, stride=2, padding=1), nn.GELU()]
-            inputs = width
+        halvings, inputs = (config.feature_height // config.token_rows).bit_length() - 1, config.feature_channels + 1
+        for left in range(halvings - 1, -1, -1):
+            outputs = max(width >> left, min(width, 32))
+            convolutions += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GELU()]
+            inputs = outputs
         self.tokens = nn.Sequential(*convolutions, nn.Conv2d(inputs, width, 1 if convolutions else 3, padding="same"))
         cells = config.feature_channels * config.patch**2
         self.handle_patch, self.target_patch = nn.Linear(cells, width), nn.Linear(cells, width)
