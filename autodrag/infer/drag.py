@@ -19,7 +19,7 @@ from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predi
 from autodrag.infer.refine import Callback, RefineConfig, RefineResult, refine, take_first_look
 from autodrag.infer.tracking import References
 from autodrag.nets.latent_space import LatentBasis
-from autodrag.nets.stylegan2 import Generator
+from autodrag.nets.stylegan2 import Features, Generator
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Outcome:
     """Why it ended: arrived, steps, budget, stopped, stalled, lost; or rounds, of the predictor alone."""
     references: References | None
     """What the handles first looked like; None where the refiner had nothing to do."""
+    features: Features | None = None
+    """Of `latent`, where the predictor made it: the image costs only the blocks that are left."""
 
 
 def drag(
@@ -55,11 +57,14 @@ def drag(
     mask: Bool[Tensor, "H W"] | None = None,
     anchors: Float[Tensor, "M 2"] | None = None,
     references: References | None = None,
+    features: Features | None = None,
     basis: LatentBasis | None = None,
     stop: threading.Event | None = None,
     callback: Callback | None = None,
 ) -> Outcome:
     """Moves `handles` to `targets` (px); see `refine` and `predict` for the arguments.
+
+    features: of `latent`, which a predictor needs, where they are known.
 
     Raises ValueError where a method needs a predictor and `nets` is None.
     """
@@ -89,7 +94,7 @@ def drag(
     if refiner.budget_s is not None:
         settings = replace(settings, budget_s=refiner.budget_s)
     drags = make_drags(nets.predictor, handles, targets, mask=mask, anchors=anchors)
-    guess = predict(nets, generator, latent, drags, config=settings, stop=stop)
+    guess = predict(nets, generator, latent, drags, config=settings, features=features, stop=stop)
     count = len(handles)
     points, distances, lost = guess.points[0, :count], guess.distances[0, :count], guess.lost[0, :count]
     arrived = bool((distances <= refiner.stop_px).all())
@@ -99,9 +104,8 @@ def drag(
         reason = "arrived" if arrived else "stopped" if stopped else "rounds" if method == "predict" else "budget"
         seconds = time.monotonic() - started
         sure = guess.confidences[0, :count]
-        return Outcome(
-            guess.latent.clone(), points, distances, sure, lost, guess.rounds, 0, seconds, reason, references
-        )
+        how = (guess.rounds, 0, seconds, reason, references, guess.features)
+        return Outcome(guess.latent.clone(), points, distances, sure, lost, *how)
     known = references or take_first_look(generator, latent, handles, refiner)
     result = refined(guess.latent.clone(), points.clone(), known, replace(refiner, budget_s=left))
     return _from_refiner(result, guess.rounds, time.monotonic() - started)

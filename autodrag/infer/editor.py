@@ -48,7 +48,7 @@ from autodrag.infer.refine import RefineConfig, StepState, feature_block
 from autodrag.infer.result import DragResult, Preview
 from autodrag.infer.tracking import References
 from autodrag.nets.latent_space import LatentBasis
-from autodrag.nets.stylegan2 import Generator, seed_z
+from autodrag.nets.stylegan2 import Features, Generator, seed_z
 from autodrag.points import Size
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class DragEditor:
         self._states: list[_State] = []
         self._cursor = 0
         self._image: np.ndarray | None = None
+        self._features: Features | None = None
         self._source = Edit(drags=())
         if self.learned is not None:
             with self._precision():
@@ -152,7 +153,8 @@ class DragEditor:
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
         """The present image, HWC uint8 RGB."""
         if self._image is None:
-            self._image = self.render(self._state.latent)
+            with torch.inference_mode(), self._precision():
+                self._image = to_uint8(self.generator.image(self._state.latent, self._present()))[0]
         return self._image
 
     def open(
@@ -186,6 +188,7 @@ class DragEditor:
         path = Path(latent) if isinstance(latent, (str, Path)) else None
         self._source = Edit(drags=(), seed=seed, psi=psi, label=label, latent=path)
         self._states, self._cursor, self._image = [_State(start.to(self.device))], 0, None
+        self._features = None
         return self.image
 
     def drag(
@@ -251,6 +254,7 @@ class DragEditor:
                 mask=None if free is None else torch.from_numpy(free).to(self.device),
                 anchors=None if fixed is None else self._points(fixed),
                 references=references,
+                features=self._present() if method != "refine" else None,
                 basis=self._basis(config),
                 stop=stop,
                 callback=callback,
@@ -266,6 +270,7 @@ class DragEditor:
             ),
         )
         self._push(_State(outcome.latent.detach(), edit, free, outcome.references))
+        self._features = outcome.features
         return DragResult(
             image=self.image,
             latent=self.latent,
@@ -318,10 +323,13 @@ class DragEditor:
                 mask=None if free is None else torch.from_numpy(free).to(self.device),
                 anchors=None if fixed is None else self._points(fixed),
                 references=None if start is None else start.references,
+                features=self._present() if self.can_predict else None,
                 basis=self._basis(config),
             )
+            with torch.inference_mode():
+                image = self.generator.image(outcome.latent, outcome.features or Features(()))
         return Preview(
-            image=self.render(outcome.latent),
+            image=to_uint8(image)[0],
             latent=outcome.latent.detach().cpu(),
             points=outcome.points.detach().double().cpu().numpy(),
             distances=outcome.distances.detach().double().cpu().numpy(),
@@ -413,6 +421,7 @@ class DragEditor:
         """
         other = copy.copy(self)
         other._states, other._cursor, other._image, other._source = [], 0, None, Edit(drags=())
+        other._features = None
         return other
 
     @property
@@ -458,6 +467,7 @@ class DragEditor:
             plain = dataclasses.replace(edit, seed=None, latent=None, label=None, mask=None)
             states.append(_State(latent[None].to(self.device), plain, mask))
         self._source, self._states, self._cursor, self._image = source, states, len(edits), None
+        self._features = None
         return self.image
 
     # --- inside ---------------------------------------------------------------------------------------------
@@ -468,17 +478,25 @@ class DragEditor:
             raise AutodragError("no image is open; call open(seed=7) first")
         return self._states[self._cursor]
 
+    def _present(self) -> Features:
+        """Features of the present image, up to the block that a predictor reads; kept until the image changes."""
+        if self._features is None:
+            block = self.learned.predictor.config.feature_block if self.learned else 0
+            with torch.inference_mode(), self._precision():
+                self._features = self.generator.features(self._state.latent, block=block)
+        return self._features
+
     def _push(self, state: _State) -> None:
         del self._states[self._cursor + 1 :]
         self._states.append(state)
         self._cursor += 1
-        self._image = None
+        self._image = self._features = None
 
     def _move(self, by: int, name: str) -> np.ndarray:
         if not 0 <= self._cursor + by < len(self._states):
             raise AutodragError(f"there is nothing to {name}")
         self._cursor += by
-        self._image = None
+        self._image = self._features = None
         return self.image
 
     def _points(self, values: np.ndarray) -> Tensor:
