@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from autodrag.commands.options import add_checkpoint, add_machine, load_editor, progress
 from autodrag.commands.outcome import describe, run_edits, write_outcome
 from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit
 from autodrag.errors import AutodragError
+
+if TYPE_CHECKING:
+    from autodrag.infer.editor import DragEditor
 
 SEED = 13
 LANDMARK = "nose"
@@ -44,6 +49,35 @@ def run(args: argparse.Namespace) -> int:
     print(f"seed {args.seed}: dragging the {args.landmark} by {abs(shift):.1f} px of {width}")
     with progress("dragging") as bar:
         outcome = run_edits(editor, [edit], callback=lambda _: bar.update())
-    write_outcome(editor, outcome, out, animation=True, extra={})
-    print(*describe(outcome), f"wrote {out}: see {out / 'annotated.png'} and {out / 'animation.gif'}", sep="\n")
+    extra = compare(editor, edit) if editor.can_predict else {}
+    write_outcome(editor, outcome, out, animation=True, extra=extra)
+    where = f"wrote {out}: see {out / 'annotated.png'} and {out / 'animation.gif'}"
+    print(*describe(outcome), *comparison(extra), where, sep="\n")
     return 0
+
+
+def compare(editor: DragEditor, edit: Edit) -> dict[str, Any]:
+    """Seconds and distances of the same drag by the predictor alone and by the refiner alone, on an editor beside."""
+    other, methods = editor.sibling(), {}
+    for method in ("predict", "refine"):
+        result = other.apply(dataclasses.replace(edit, method=method))
+        report = result.report()
+        methods[method] = {"seconds": report["seconds"], "points": report["points"]}
+    return {"methods": methods}
+
+
+def comparison(extra: dict[str, Any]) -> list[str]:
+    """A line for a person about what `compare` found."""
+    if not extra:
+        return []
+    parts = []
+    for name, method in (("predictor", "predict"), ("refiner", "refine")):
+        found = extra["methods"][method]
+        parts.append(f"the {name} alone takes {found['seconds']:.3f} s and leaves {_left(found['points'])} px")
+    return ["; ".join(parts)]
+
+
+def _left(points: list[dict[str, Any]]) -> str:
+    """Mean distance left, by the landmark net where it sees the points."""
+    seen = [p["distance"] if p["landmark_distance"] is None else p["landmark_distance"] for p in points]
+    return f"{sum(seen) / len(seen):.2f}"
