@@ -11,6 +11,8 @@ so that pixel 0 of a 64-pixel row lies at 0.5 of a 128-pixel row. Sampling outsi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -73,6 +75,14 @@ def resize_mask(mask: Bool[Tensor, "H W"], size: Size) -> Float[Tensor, "h w"]:
     if shrinks:
         return F.interpolate(values, size=size, mode="area")[0, 0]
     return F.interpolate(values, size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def side_by_side(maps: Sequence[Tensor]) -> Float[Tensor, "B D H W"]:
+    """Maps (B, C, h, w) as one: bilinearly enlarged to the last and largest, their channels one after another."""
+    if len(maps) == 1:
+        return maps[0]
+    size = maps[-1].shape[2:]
+    return torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], dim=1)
 
 
 def disk(radius: float, step: float = 1.0) -> Float[Tensor, "K 2"]:

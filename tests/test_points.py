@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autodrag.points import disk, rescale, resize_mask, sample, sample_resized, square
+from autodrag.points import disk, rescale, resize_mask, sample, sample_resized, side_by_side, square
 
 SIZES = st.tuples(st.sampled_from([4, 8, 16, 31, 64, 512]), st.sampled_from([4, 8, 16, 31, 64, 512]))
 
@@ -87,3 +87,15 @@ def test_masks_keep_their_share(size: tuple[int, int]) -> None:
     assert share.shape == size
     assert float(share.mean()) == pytest.approx(0.5)
     assert float(share[0, 0]) == 1.0 and float(share[0, -1]) == 0.0
+
+
+def test_maps_side_by_side_keep_their_places() -> None:
+    """A ramp along x, in px of the image, reads the same from either map away from the border."""
+    image = (16, 16)
+    coarse = ((torch.arange(4.0) + 0.5) * 4 - 0.5).expand(1, 1, 4, 4)
+    fine = ((torch.arange(8.0) + 0.5) * 2 - 0.5).expand(1, 2, 8, 8)
+    both = side_by_side([coarse, fine])
+    assert both.shape == (1, 3, 8, 8)
+    values = sample(both, torch.tensor([[[6.0, 3.0], [9.5, 12.0]]]), image)[0]
+    assert torch.allclose(values, torch.tensor([[6.0, 9.5]]).expand(3, 2), atol=1e-5)
+    assert side_by_side([coarse]) is coarse

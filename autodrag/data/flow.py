@@ -5,6 +5,7 @@ A flow is (H, W, 2) px, (dx, dy): what lies at p in the first image lies at p + 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import pickle
 from collections.abc import Callable
@@ -98,6 +99,12 @@ class RaftFlow:
     def _input(self, image: np.ndarray, size: tuple[int, int]) -> Tensor:
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device).permute(2, 0, 1)[None]
         return F.interpolate(pixels.float().div(127.5).sub(1), size, mode="bilinear", align_corners=False)
+
+
+@functools.cache
+def load_raft(device: torch.device, weights: Path | None) -> RaftFlow:
+    """RAFT, loaded once for each device and file."""
+    return RaftFlow(device, weights)
 
 
 def log_expansion(flow: Float[np.ndarray, "H W 2"]) -> Float[np.ndarray, "H W"]:

@@ -15,18 +15,21 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from autodrag.data.flow import load_raft
+from autodrag.images import to_uint8
 from autodrag.infer.motion import fixed_region, held_points, locate, motion_supervision, movable_share
 from autodrag.infer.settings import RefineConfig
-from autodrag.infer.tracking import References, take_references, track
+from autodrag.infer.tracking import References, follow_flow, likeness, take_references, track
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features, Generator
-from autodrag.points import square
+from autodrag.points import side_by_side, square
 
 __all__ = ["References", "RefineConfig", "RefineResult", "StepState", "feature_block", "refine"]
 
@@ -84,14 +87,21 @@ def feature_block(generator: Generator, config: RefineConfig) -> int:
     return min(config.feature_block, len(generator.config.block_resolutions) - 1)
 
 
+def _blocks(generator: Generator, config: RefineConfig, chosen: tuple[int, ...]) -> list[int]:
+    """Chosen blocks from coarse to fine, each the last where a generator has fewer; of none, the feature block."""
+    last = len(generator.config.block_resolutions) - 1
+    return sorted({min(k, last) for k in chosen or (config.feature_block,)})
+
+
 @torch.no_grad()
 def take_first_look(
     generator: Generator, latent: Float[Tensor, "1 L D"], handles: Float[Tensor, "N 2"], config: RefineConfig
 ) -> References:
     """What the handles (px) look like in the image of `latent`: one feature each at whole pixels (published), or 3 x 3
     cells (ours)."""
-    maps = generator.features(latent, block=feature_block(generator, config)).last
-    image = generator.config.image_size
+    blocks = _blocks(generator, config, config.tracked_blocks)
+    features = generator.features(latent, block=blocks[-1])
+    maps, image = side_by_side([features.outputs[k] for k in blocks]), generator.config.image_size
     if config.objective == "draggan":
         return take_references(maps, handles.round(), image, offsets=torch.zeros(1, 2), norm=config.norm)
     return take_references(maps, handles, image, offsets=square(1, image[0] / maps.shape[2]), norm="l2")
@@ -143,7 +153,9 @@ class _Drag:
         self.started = time.monotonic()
         self.generator, self.config, self.stop, self.callback = generator, config, stop, callback
         self.image = generator.config.image_size
-        self.block = feature_block(generator, config)
+        self.supervised = _blocks(generator, config, config.supervised_blocks)
+        self.tracked = _blocks(generator, config, config.tracked_blocks)
+        self.block = max(self.supervised[-1], self.tracked[-1])
         layers = min(config.edit_layers, latent.shape[1])
         self.start, self.kept = latent[:, :layers], latent[:, layers:]
         device = latent.device
@@ -217,22 +229,22 @@ def _published(drag: _Drag, config: RefineConfig) -> RefineResult:
     """DragGAN's loop: track, supervise, Adam step; the codes themselves are the variables, in W one for all layers."""
     value = (drag.start if config.space == "w+" else drag.start[:, :1]).clone().requires_grad_(True)
     optimizer = torch.optim.Adam([value], lr=config.lr)
-    points = drag.handles
+    points, follow = drag.handles, _tracker(drag, config)
     for step in range(config.steps + 1):
         latent, features = drag.features(value)
-        maps = features.last
+        tracked, supervised = (
+            side_by_side([features.outputs[k] for k in blocks]) for blocks in (drag.tracked, drag.supervised)
+        )
         with torch.no_grad():
-            points, sure = track(
-                maps, drag.references, points, drag.image, radius=config.tracking_radius, norm=config.norm
-            )
+            points, sure = follow(tracked, points, partial(drag.generator.image, latent, features))
         drag.lost = drag.lost | (sure < config.lost_confidence)
         result = drag.result(latent, points, sure, step)
         drag.tell(result, features)
         reason = drag.reason(result)
         if reason is not None:
             return drag.end(result, step, reason)
-        loss = motion_supervision(maps, points, drag.targets, drag.image, radius=config.supervision_radius)
-        keep = drag.keep(maps)
+        loss = motion_supervision(supervised, points, drag.targets, drag.image, radius=config.supervision_radius)
+        keep = drag.keep(tracked)
         loss = loss if keep is None else loss + keep
         if loss.requires_grad:
             optimizer.zero_grad()
@@ -240,6 +252,28 @@ def _published(drag: _Drag, config: RefineConfig) -> RefineResult:
             optimizer.step()
         drag.loss = float(loss.detach())
     raise AssertionError("the loop ends by a reason")
+
+
+Follow = Callable[[Tensor, Tensor, Callable[[], Tensor]], tuple[Tensor, Tensor]]
+"""(features, last points (N, 2), what makes the image) to the points now and their confidences."""
+
+
+def _tracker(drag: _Drag, config: RefineConfig) -> Follow:
+    """The tracker that the settings name; AutodragError where RAFT is not at hand."""
+    references, image, norm = drag.references, drag.image, config.norm
+    if config.tracker == "nearest":
+        return lambda maps, points, _: track(maps, references, points, image, radius=config.tracking_radius, norm=norm)
+    if config.tracker == "none":
+        return lambda maps, _, __: (drag.handles, likeness(maps, references, drag.handles, image, norm))
+    flow = load_raft(drag.handles.device, config.raft_weights)
+    with torch.no_grad():
+        before = to_uint8(drag.generator(torch.cat([drag.start, drag.kept], dim=1)))[0]
+
+    def follow(maps: Tensor, _: Tensor, picture: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        points = follow_flow(flow, before, to_uint8(picture())[0], drag.handles)
+        return points, likeness(maps, references, points, image, norm)
+
+    return follow
 
 
 def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineResult:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from autodrag.infer.tracking import Norm
+from autodrag.infer.tracking import Norm, Tracker
 from autodrag.points import Size
 
 
@@ -39,6 +40,14 @@ class RefineConfig:
     """Weight of the change around points that must stay."""
     norm: Norm = "l2"
     """Feature distance of the tracker."""
+    tracker: Tracker = "nearest"
+    """`draggan`: nearest feature (published), RAFT on the images, or none: every step pulls at the first places."""
+    raft_weights: Path | None = None
+    """File of RAFT's weights; None looks in PyTorch's hub folder."""
+    supervised_blocks: tuple[int, ...] = ()
+    """`draggan`: blocks whose outputs, side by side, are supervised; none: `feature_block`."""
+    tracked_blocks: tuple[int, ...] = ()
+    """`draggan`: blocks whose outputs, side by side, are tracked and kept by the mask; none: `feature_block`."""
     sharpness: float = 8.0
     """`locate`: sharpness of the soft tracker."""
     reach: float = 0.25
@@ -61,6 +70,10 @@ class RefineConfig:
             raise ValueError(f"budget_s {self.budget_s}: expected a positive number of seconds, or none.")
         if self.edit_layers < 1 or self.feature_block < 0:
             raise ValueError("expected edit_layers >= 1 and feature_block >= 0.")
+        if self.objective == "locate" and (self.tracker != "nearest" or self.supervised_blocks or self.tracked_blocks):
+            raise ValueError("tracker, supervised_blocks and tracked_blocks are for the objective draggan alone.")
+        if min((*self.supervised_blocks, *self.tracked_blocks), default=0) < 0:
+            raise ValueError("expected blocks from 0 on.")
         if self.supervision_radius < 0 or self.tracking_radius < 1:
             raise ValueError("expected supervision_radius >= 0 and tracking_radius >= 1.")
 

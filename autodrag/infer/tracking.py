@@ -3,6 +3,8 @@
 DragGAN (Pan et al. 2023, section 3.3) searches a window around the last position for the feature nearest to that of
 the initial handle. The same search with a confidence lets a lost point be reported instead of being followed blindly.
 Features are read only at the positions that are needed; no map is ever resized to the image.
+
+Table 1 of the paper compares this search with RAFT, which follows pixels instead, and Figure 6 with no tracking at all.
 """
 
 from __future__ import annotations
@@ -10,13 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from autodrag.data.flow import Flow
 from autodrag.points import Size, sample, square
 
 Norm = Literal["l1", "l2"]
+Tracker = Literal["nearest", "raft", "none"]
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,38 @@ def track(
     limit = points.new_tensor([image[1] - 1, image[0] - 1])
     window = square(radius).to(points)  # (P, 2)
     candidates = (points.round()[:, None] + window).clamp_min(0).minimum(limit)  # (N, P, 2)
+    best, index = _distances(maps, references, candidates, image, norm).min(dim=1)
+    found = candidates[torch.arange(len(points), device=points.device), index]
+    return found, (1 - best / references.scale).clamp(0, 1)
+
+
+def likeness(
+    maps: Float[Tensor, "1 C h w"], references: References, points: Float[Tensor, "N 2"], image: Size, norm: Norm
+) -> Float[Tensor, " N"]:
+    """The confidence of `track` at given points: how much what lies there looks like the references, in [0, 1]."""
+    distances = _distances(maps, references, points[:, None], image, norm)[:, 0]
+    return (1 - distances / references.scale).clamp(0, 1)
+
+
+def follow_flow(
+    flow: Flow,
+    before: UInt8[np.ndarray, "H W 3"],
+    after: UInt8[np.ndarray, "H W 3"],
+    handles: Float[Tensor, "N 2"],
+) -> Float[Tensor, "N 2"]:
+    """Where an optical flow (px) from the image before the drag to the present one takes the handles, in the image.
+
+    Always from the first image, so that no errors add up from step to step.
+    """
+    size = (before.shape[0], before.shape[1])
+    motion = torch.from_numpy(np.ascontiguousarray(flow(before, after))).permute(2, 0, 1)[None].to(handles)
+    limit = handles.new_tensor([size[1] - 1, size[0] - 1])
+    return (handles + sample(motion, handles[None], size)[0].t()).clamp_min(0).minimum(limit)
+
+
+def _distances(maps: Tensor, references: References, candidates: Tensor, image: Size, norm: Norm) -> Tensor:
+    """Feature distance of every candidate (N, P, 2) from its reference, (N, P)."""
     around = candidates[:, :, None] + references.offsets  # (N, P, K, 2)
     features = sample(maps, around.flatten(0, 2)[None], image)[0].unflatten(1, around.shape[:3])  # (C, N, P, K)
     wanted = references.features.permute(1, 0, 2)[:, :, None]  # (C, N, 1, K)
-    distances = feature_distance(features, wanted, norm, 0).mean(dim=2)  # (N, P)
-    best, index = distances.min(dim=1)
-    found = candidates[torch.arange(len(points), device=points.device), index]
-    return found, (1 - best / references.scale).clamp(0, 1)
+    return feature_distance(features, wanted, norm, 0).mean(dim=2)  # (N, P)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from autodrag.infer.tracking import take_references, track
+from autodrag.infer.tracking import follow_flow, likeness, take_references, track
 
 IMAGE = (24, 24)
 CENTER = torch.zeros(1, 2)
@@ -72,3 +73,24 @@ def test_points_do_not_depend_on_their_order() -> None:
         results.append(track(maps(1), references, h, IMAGE, radius=4, norm="l2"))
     assert torch.equal(results[0][0][order], results[1][0])
     assert torch.allclose(results[0][1][order], results[1][1])
+
+
+def test_likeness_is_the_confidence_of_the_place_that_was_found() -> None:
+    handles = torch.tensor([[5.0, 7.0], [20.0, 3.0]])
+    references = take_references(maps(), handles, IMAGE, offsets=CENTER, norm="l2")
+    found, confidence = track(maps(1), references, handles, IMAGE, radius=4, norm="l2")
+    assert torch.allclose(likeness(maps(1), references, found, IMAGE, "l2"), confidence)
+    assert likeness(maps(), references, handles, IMAGE, "l2").tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+
+
+def test_a_flow_takes_the_handles_along_and_not_out_of_the_image() -> None:
+    before, after = np.zeros((24, 24, 3), np.uint8), np.ones((24, 24, 3), np.uint8)
+    y, x = np.mgrid[:24, :24].astype(np.float32)
+
+    def flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        assert first is before and second is after
+        return np.stack([0.5 * x, -y], axis=2)
+
+    handles = torch.tensor([[5.0, 7.0], [8.5, 3.5], [22.0, 3.0]])
+    found = follow_flow(flow, before, after, handles)
+    assert found.tolist() == [[7.5, 0.0], [12.75, 0.0], [23.0, 0.0]]
