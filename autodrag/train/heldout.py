@@ -45,25 +45,27 @@ class HeldOut:
 
 
 @torch.no_grad()
-def held_out_drags(generator: Generator, net: LandmarkNet | None, config: PredictorConfig) -> HeldOut:
+def held_out_drags(
+    generator: Generator, net: LandmarkNet | None, config: PredictorConfig, count: int = COUNT
+) -> HeldOut:
     """The same drags for every training of a generator."""
     rng = torch.Generator().manual_seed(77_777)
-    psi = torch.full((COUNT,), 0.7)
-    a, b = (map_codes(generator, COUNT, psi, rng)[:, None].repeat(1, config.layers, 1) for _ in range(2))
+    psi = torch.full((count,), 0.7)
+    a, b = (map_codes(generator, count, psi, rng)[:, None].repeat(1, config.layers, 1) for _ in range(2))
     if net is not None and net.config.resolution == config.image_height == config.image_width:
         points, targets = (net(generator(latent).clamp(-1, 1)).points for latent in (a, b))
     else:
         net = None
         first, last = (generator.features(latent, block=config.feature_block).last for latent in (a, b))
         extent = torch.tensor([config.image_width, config.image_height])
-        points = torch.rand(COUNT, 11, 2, generator=rng) * extent - 0.5
+        points = torch.rand(count, 11, 2, generator=rng) * extent - 0.5
         targets, _ = match_features(first, last, points, config.image)
     return HeldOut(a, points, targets, net, config)
 
 
 @torch.no_grad()
 def measure_drags(
-    held_out: HeldOut, generator: Generator, editor: LearnedEditor
+    held_out: HeldOut, generator: Generator, editor: LearnedEditor, rounds: int = ROUNDS
 ) -> tuple[dict[str, float], Float[Tensor, "3 H W"]]:
     """Mean distance left, as a share of the distance before, for 1, 5 and all points; and a sheet of eight edits.
 
@@ -77,7 +79,7 @@ def measure_drags(
     for count in (1, 5, points.shape[1]):
         chosen = order[:, :count, None]
         start, end = (torch.take_along_dim(p, chosen, 1) for p in (points, targets))
-        after = closed_loop(editor, generator, latent, before, start, end)
+        after = closed_loop(editor, generator, latent, before, start, end, rounds)
         pictures = generator(after).clamp(-1, 1)
         if held_out.net is not None:
             found = torch.take_along_dim(held_out.net.to(device)(pictures).points, chosen, 1)
@@ -92,15 +94,15 @@ def measure_drags(
 
 
 def closed_loop(
-    editor: LearnedEditor, generator: Generator, latent: Tensor, maps: Tensor, start: Tensor, end: Tensor
+    editor: LearnedEditor, generator: Generator, latent: Tensor, maps: Tensor, start: Tensor, end: Tensor, rounds: int
 ) -> Float[Tensor, "B L D"]:
     """A fixed number of rounds of: predict, synthesise features, find the points."""
     config = editor.predictor.config
     what, points = appearance(maps, start, config.image), start
     valid = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
-    for round_ in range(ROUNDS):
+    for round_ in range(rounds):
         latent = editor.edit(latent, maps, Drags(points, end, valid))[:, -1]
-        if round_ < ROUNDS - 1:
+        if round_ < rounds - 1:
             maps = generator.features(latent, block=config.feature_block).last
             points, _ = follow(maps, what, config.image, near=points, pull=PULL)
     return latent
