@@ -22,6 +22,7 @@ from autodrag.train.heldout import held_out_drags, measure_drags
 from autodrag.train.predictor import LearnedEditor
 
 PAPER = ["--training.drag_weight", "1", "--training.position_weight", "0"]
+FORCED = ["--training.teacher_forcing", "true", "--training.rounds", "1"]
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "without regularizer": ["--regularizer", "null"],
@@ -31,8 +32,7 @@ VARIANTS: dict[str, list[str]] = {
     "drag loss alone": [*PAPER, "--training.l1_weight", "0"],
     "position loss alone": ["--training.l1_weight", "0"],
     "away from w*, Eq. 7 as printed": ["--motion.toward", "false"],
-    "teacher forcing, n = 5": [*PAPER, "--net.steps", "5", "--training.teacher_forcing", "true"]
-    + ["--training.rounds", "1"],
+    "teacher forcing, n = 5": [*PAPER, "--net.steps", "5", *FORCED],
     **{f"n = {n}": ["--net.steps", str(n)] for n in (2, 5, 10)},
     "no positions": ["--net.positions", "false"],
     "a token per patch": ["--net.pairs", "false"],
