@@ -98,14 +98,15 @@ def _none(generator: Generator, folder: Path, settings: Settings) -> Method:
 
 
 def _draggan(generator: Generator, folder: Path, settings: Settings) -> Method:
-    return _refiner(generator, RefineConfig.preset("draggan", generator.config.image_size), settings)
+    return refiner_method(generator, RefineConfig.preset("draggan", generator.config.image_size), settings)
 
 
 def _default(generator: Generator, folder: Path, settings: Settings) -> Method:
-    return _refiner(generator, RefineConfig.preset("default", generator.config.image_size), settings)
+    return refiner_method(generator, RefineConfig.preset("default", generator.config.image_size), settings)
 
 
-def _refiner(generator: Generator, config: RefineConfig, settings: Settings) -> Method:
+def refiner_method(generator: Generator, config: RefineConfig, settings: Settings) -> Method:
+    """The refiner with a config of its own, held to the settings."""
     basis = LatentBasis.of(generator) if config.objective == "locate" else None
 
     def run(

@@ -38,14 +38,19 @@ MAX_PAIRS = 400_000
 SEEDS_APART = 1_000_000
 
 
-def add_options(parser: argparse.ArgumentParser, *, steps: int, psi: float) -> None:
-    """The options of every protocol; `steps` and `psi` are its defaults."""
+def add_options(
+    parser: argparse.ArgumentParser, *, steps: int, psi: float, pairs: int = 200, choose: bool = True
+) -> None:
+    """The options of every protocol; `steps`, `psi` and `pairs` are its defaults, `choose` lets users name methods."""
     name = parser.prog.split()[-1]
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, metavar="FOLDER")
-    parser.add_argument(
-        "--methods", help=f"of {','.join(METHODS)} (default: all that the checkpoint can run, side by side)"
-    )
-    parser.add_argument("--pairs", type=int, default=200, help="how many tasks (default: 200)")
+    if choose:
+        parser.add_argument(
+            "--methods", help=f"of {','.join(METHODS)} (default: all that the checkpoint can run, side by side)"
+        )
+    else:
+        parser.set_defaults(methods="none")
+    parser.add_argument("--pairs", type=int, default=pairs, help=f"how many tasks (default: {pairs})")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks; the same seed gives the same table")
     parser.add_argument("--psi", type=float, default=psi, help=f"truncation (default: {psi})")
     parser.add_argument("--label", type=int, help="class of a conditional generator")
