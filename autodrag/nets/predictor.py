@@ -82,6 +82,8 @@ class PredictorConfig:
             raise ValueError(
                 f"token_rows {self.token_rows}: expected {self.feature_height} (rows of F) divided by a power of two."
             )
+        if self.feature_block < 0:
+            raise ValueError(f"feature_block {self.feature_block}: expected 0 or more.")
         if min(self.w_dim, self.feature_channels, self.image_height, self.image_width, self.feature_height) < 1:
             raise ValueError("expected positive sizes.")
 

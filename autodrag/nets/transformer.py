@@ -16,7 +16,7 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values, each (B, heads, tokens, D / heads)."""
 
 
-def fourier_positions(points: Float[Tensor, "*N 2"], bands: int) -> Float[Tensor, "*N 4*bands"]:
+def fourier_positions(points: Float[Tensor, "*N 2"], bands: int) -> Float[Tensor, "*N 4*{bands}"]:
     """Sines and cosines of positions in [-1, 1] at frequencies pi, 2 pi, ... 2^(bands - 1) pi (Tancik et al. 2020)."""
     frequencies = math.pi * 2.0 ** torch.arange(bands, device=points.device, dtype=points.dtype)
     angles = (points[..., None] * frequencies).flatten(-2)

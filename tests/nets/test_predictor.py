@@ -1,0 +1,225 @@
+"""The predictor: decoding at once and step by step, causality, sets of points, and what it is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from autodrag.nets.predictor import Drags, Predictor, PredictorConfig
+from autodrag.points import sample
+
+TINY = PredictorConfig(
+    layers=8,
+    w_dim=16,
+    image_height=32,
+    image_width=32,
+    feature_block=2,
+    feature_channels=6,
+    feature_height=16,
+    edit_layers=3,
+    steps=4,
+    width=24,
+    heads=3,
+    encoder_layers=1,
+    decoder_layers=2,
+    mlp_ratio=2.0,
+    token_rows=8,
+    patch=3,
+)
+PAPER = replace(TINY, positions=False, pairs=False, residual=False)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make(config: PredictorConfig = TINY) -> Predictor:
+    """A predictor whose last layer is not zero."""
+    torch.manual_seed(0)
+    net = Predictor(config).eval()
+    torch.nn.init.normal_(net.head.weight, std=0.1)
+    return net
+
+
+def drags(count: int = 3, batch: int = 2, seed: int = 0, config: PredictorConfig = TINY) -> Drags:
+    extent = torch.tensor([config.image_width, config.image_height])
+    points = torch.rand(2, batch, count, 2, generator=torch.Generator().manual_seed(seed)) * extent - 0.5
+    return Drags(points[0], points[1], torch.ones(batch, count, dtype=torch.bool))
+
+
+def ahead(net: Predictor, maps: Tensor, what: Drags, latent: Tensor) -> Tensor:
+    """w_1 ... w_n from the net's own codes, (B, T, L, D)."""
+    memory, codes = net.encode(maps, what), []
+    for _ in range(net.config.steps):
+        latent = net.next_code(memory, latent)
+        codes.append(latent)
+    return torch.stack(codes, dim=1)
+
+
+@pytest.mark.parametrize("config", [TINY, PAPER], ids=["default", "paper"])
+def test_step_by_step_with_the_cache_is_all_at_once(config: PredictorConfig) -> None:
+    net, maps, what, codes = make(config), random(2, 6, 16, 16), drags(), random(2, 4, 8, 16)
+    whole = net.decode(net.encode(maps, what), codes)
+    memory = net.encode(maps, what)
+    for k in range(4):
+        torch.testing.assert_close(net.next_code(memory, codes[:, k]), whole[:, k], atol=1e-5, rtol=1e-5)
+    assert memory.step == 4
+
+
+def test_its_own_codes_as_true_ones_give_its_own_codes() -> None:
+    """Teacher forcing on what the net predicted itself predicts the same again."""
+    net, maps, what, start = make(), random(2, 6, 16, 16), drags(), random(2, 8, 16)
+    own = ahead(net, maps, what, start)
+    forced = net.decode(net.encode(maps, what), torch.cat([start[:, None], own[:, :-1]], dim=1))
+    torch.testing.assert_close(forced, own, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("later", [1, 2, 3])
+def test_a_later_code_does_not_change_an_earlier_answer(later: int) -> None:
+    net, codes = make(), random(2, 4, 8, 16)
+    changed = codes.clone()
+    changed[:, later] += 1
+    maps, what = random(2, 6, 16, 16), drags()
+    before, after = (net.decode(net.encode(maps, what), c) for c in (codes, changed))
+    assert torch.equal(before[:, :later], after[:, :later])
+    assert (before[:, later:, :3] - after[:, later:, :3]).abs().amax(dim=(0, 2, 3)).min() > 1e-4
+
+
+@pytest.mark.parametrize("config", [TINY, PAPER], ids=["default", "paper"])
+def test_the_order_of_points_does_not_matter(config: PredictorConfig) -> None:
+    net, maps, what, codes = make(config), random(2, 6, 16, 16), drags(5), random(2, 4, 8, 16)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    shuffled = Drags(what.handles[:, order], what.targets[:, order], what.valid[:, order])
+    first, second = (net.decode(net.encode(maps, d), codes) for d in (what, shuffled))
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [TINY, PAPER], ids=["default", "paper"])
+def test_padding_does_not_matter(config: PredictorConfig) -> None:
+    net, maps, what, codes = make(config), random(2, 6, 16, 16), drags(3), random(2, 4, 8, 16)
+    noise = random(2, 2, 2, seed=5) * 1000
+    padded = Drags(
+        torch.cat([what.handles, noise], dim=1),
+        torch.cat([what.targets, -noise], dim=1),
+        torch.cat([what.valid, torch.zeros(2, 2, dtype=torch.bool)], dim=1),
+    )
+    first, second = (net.decode(net.encode(maps, d), codes) for d in (what, padded))
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_of_a_batch_do_not_mix() -> None:
+    net, maps, what, codes = make(), random(2, 6, 16, 16), drags(), random(2, 4, 8, 16)
+    alone = Drags(what.handles[1:], what.targets[1:], what.valid[1:])
+    whole = net.decode(net.encode(maps, what), codes)
+    torch.testing.assert_close(net.decode(net.encode(maps[1:], alone), codes[1:]), whole[1:], atol=1e-5, rtol=1e-5)
+
+
+def test_an_untrained_residual_one_stays_where_it_is() -> None:
+    start = random(2, 8, 16)
+    codes = ahead(Predictor(TINY), random(2, 6, 16, 16), drags(), start)
+    assert torch.equal(codes, start[:, None].expand_as(codes))
+
+
+@pytest.mark.parametrize("config", [TINY, PAPER], ids=["default", "paper"])
+def test_only_the_first_layers_are_edited(config: PredictorConfig) -> None:
+    start = random(2, 8, 16)
+    codes = ahead(make(config), random(2, 6, 16, 16), drags(), start)
+    assert torch.equal(codes[:, :, 3:], start[:, None, 3:].expand(-1, 4, -1, -1))
+    assert (codes[:, 0, :3] - start[:, :3]).abs().amax(dim=2).min() > 1e-3
+
+
+def test_what_it_is_told_changes_its_answer() -> None:
+    net, maps, what, start = make(), random(2, 6, 16, 16), drags(), random(2, 8, 16)
+    half = torch.ones(2, 16, 16)
+    half[:, :, 8:] = 0
+    answer = ahead(net, maps, what, start)
+    for other in (
+        ahead(net, maps + random(2, 6, 16, 16, seed=3), what, start),
+        ahead(net, maps, replace(what, targets=what.targets + 4), start),
+        ahead(net, maps, replace(what, movable=half), start),
+        ahead(net, maps, replace(what, targets=what.handles), start),  # anchors
+    ):
+        assert (answer - other).abs().max() > 1e-4
+    everything = replace(what, movable=torch.ones(2, 16, 16))
+    torch.testing.assert_close(ahead(net, maps, everything, start), answer)
+
+
+def test_places_are_told_by_positions_alone() -> None:
+    """On a map that is the same everywhere a patch says nothing about its place: the paper's reading is blind there."""
+    maps, start = torch.ones(1, 6, 16, 16), random(1, 8, 16)
+    here = Drags(torch.full((1, 1, 2), 10.0), torch.full((1, 1, 2), 13.0), torch.ones(1, 1, dtype=torch.bool))
+    there = replace(here, handles=here.handles + 6, targets=here.targets + 8)
+    blind, seeing = make(PAPER), make()
+    torch.testing.assert_close(ahead(blind, maps, here, start), ahead(blind, maps, there, start))
+    assert (ahead(seeing, maps, here, start) - ahead(seeing, maps, there, start)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 16)])
+def test_patches_are_read_around_the_points(size: tuple[int, int]) -> None:
+    """The handle's token is a linear map of the cells around it; here it reads one cell of the patch."""
+    config = replace(PAPER, image_width=size[1], width=6, heads=1)
+    net, maps = make(config), random(1, 6, 16, size[1] // 2)
+    with torch.no_grad():
+        net.handle_patch.weight.zero_()
+        net.handle_patch.bias.zero_()
+        net.kind.zero_()
+        # Values come channel by channel, 9 cells each: the last cell of a patch lies down and to the right.
+        net.handle_patch.weight[range(6), [9 * c + 8 for c in range(6)]] = 1.0
+    what = drags(4, batch=1, config=config)
+    tokens, valid = net._patches(maps, what)
+    expected = sample(maps, what.handles + 2.0, size)  # one cell is 2 px
+    torch.testing.assert_close(tokens[0, :4], expected[0].t(), atol=1e-5, rtol=1e-5)
+    assert tokens.shape[1] == valid.shape[1] == 8
+
+
+def test_gradients_reach_everything_that_is_used() -> None:
+    net = make()
+    codes = ahead(net, random(2, 6, 16, 16), drags(), random(2, 8, 16))
+    codes.square().sum().backward()
+    still = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    assert still == set()
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.floats(-0.5, 31.5), st.floats(-0.5, 31.5)), min_size=1, max_size=6))
+def test_points_anywhere_on_the_image_give_finite_codes(points: list[tuple[float, float]]) -> None:
+    net = make()
+    handles = torch.tensor([points])
+    what = Drags(handles, handles.flip(1), torch.ones(1, len(points), dtype=torch.bool))
+    codes = ahead(net, random(1, 6, 16, 16), what, random(1, 8, 16))
+    assert torch.isfinite(codes).all()
+
+
+def test_the_defaults_are_the_papers_depths() -> None:
+    config = PredictorConfig()
+    assert (config.encoder_layers, config.decoder_layers, config.steps, config.patch) == (6, 16, 5, 7)
+    with torch.device("meta"):
+        net = Predictor(config)
+        points = torch.zeros(1, 3, 2)
+        memory = net.encode(torch.zeros(1, 512, 128, 128), Drags(points, points, torch.ones(1, 3, dtype=torch.bool)))
+    assert memory.mask.shape == (1, 1, 1, 16 * 16 + 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("edit_layers", 8, "edit_layers 8 of 8: some layers must stay"),
+        ("heads", 7, "width 24 must be a multiple of heads 7"),
+        ("decoder_layers", 0, "decoder_layers >= 1"),
+        ("steps", 0, "steps >= 1"),
+        ("patch", 4, "patch 4: expected an odd number of cells"),
+        ("token_rows", 3, "token_rows 3: expected 16 .rows of F. divided by a power of two"),
+        ("token_rows", 32, "token_rows 32"),
+        ("token_rows", 0, "token_rows 0"),
+        ("feature_block", -1, "feature_block -1"),
+        ("image_width", 0, "expected positive sizes"),
+    ],
+)
+def test_sizes_that_cannot_be(field: str, value: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **{field: value})

@@ -1,0 +1,102 @@
+"""The regularizer: what it may change, what it looks at, and that it can learn its task."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autodrag.nets.regularizer import Regularizer, RegularizerConfig
+
+TINY = RegularizerConfig(layers=8, w_dim=16, edit_layers=3, width=24, heads=3, encoder_layers=1, decoder_layers=2)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def net() -> Regularizer:
+    """A net whose last layer is not zero."""
+    torch.manual_seed(0)
+    net = Regularizer(TINY)
+    nn.init.normal_(net.head.weight, std=0.1)
+    return net
+
+
+def test_an_untrained_one_changes_nothing() -> None:
+    latent = random(2, 8, 16)
+    assert torch.equal(Regularizer(TINY)(latent), latent)
+
+
+def test_only_the_first_layers_change(net: Regularizer) -> None:
+    latent = random(2, 8, 16)
+    restored = net(latent)
+    assert torch.equal(restored[:, 3:], latent[:, 3:])
+    assert ((restored - latent)[:, :3].abs().amax(dim=2) > 1e-3).all()
+
+
+def test_the_clean_layers_and_the_other_edited_ones_are_looked_at(net: Regularizer) -> None:
+    latent = random(1, 8, 16).requires_grad_()
+    (gradient,) = torch.autograd.grad((net(latent) - latent)[0, 0].square().sum(), latent)
+    assert (gradient[0].abs().amax(dim=1) > 0).all()
+
+
+def test_layers_are_told_apart(net: Regularizer) -> None:
+    """With the same vector in every layer, the corrections differ by position alone."""
+    same = random(1, 1, 16).expand(1, 8, 16)
+    correction = (net(same) - same)[0, :3]
+    assert not torch.allclose(correction[0], correction[1], atol=1e-5)
+    shuffled = random(1, 8, 16)
+    other = torch.cat([shuffled[:, :3], shuffled[:, 3:].flip(1)], dim=1)
+    assert not torch.allclose(net(shuffled)[:, :3], net(other)[:, :3], atol=1e-6)
+
+
+def test_codes_of_a_batch_do_not_mix(net: Regularizer) -> None:
+    latent = random(3, 8, 16)
+    torch.testing.assert_close(net(latent)[1:2], net(latent[1:2]), atol=1e-5, rtol=1e-5)
+
+
+def test_it_can_learn_what_is_missing() -> None:
+    """A handful of codes, layers of which were set to zero: what was there can be told from the clean layers."""
+    torch.manual_seed(0)
+    net = Regularizer(TINY)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    clean = random(8, 1, 16).expand(-1, 8, -1)
+    noised = clean.clone()
+    noised[:, 1] = 0
+    errors = []
+    for _ in range(60):
+        loss = (net(noised) - clean).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        errors.append(float(loss.detach()))
+    assert errors[-1] < 0.6 * errors[0], errors[::10]
+
+
+def test_the_defaults_are_the_papers_depths() -> None:
+    config = RegularizerConfig()
+    assert (config.encoder_layers, config.decoder_layers, config.edit_layers, config.w_dim) == (6, 6, 6, 512)
+    with torch.device("meta"):
+        net = Regularizer(config)
+    assert net(torch.zeros(1, 16, 512, device="meta")).shape == (1, 16, 512)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("edit_layers", 8, "edit_layers 8 of 8: some layers must stay clean"),
+        ("edit_layers", 0, "edit_layers 0 of 8"),
+        ("heads", 5, "width 24 must be a multiple of heads 5"),
+        ("heads", 0, "multiple of heads 0"),
+        ("decoder_layers", 0, "decoder_layers >= 1"),
+        ("encoder_layers", -1, "encoder_layers >= 0"),
+        ("mlp_ratio", 0.0, "mlp_ratio > 0"),
+    ],
+)
+def test_sizes_that_cannot_be(field: str, value: float, message: str) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **{field: value})
