@@ -48,8 +48,8 @@ class PredictorOptimisation:
     """Motions per step, over all processes."""
     lr: float = 5e-4
     """AdamW's learning rate of the predictor."""
-    regularizer_lr: float = 1e-5
-    """AdamW's learning rate of the regularizer (the paper's)."""
+    regularizer_lr: float = 5e-4
+    """AdamW's learning rate of the regularizer. At the paper's 1e-5 it went on undoing edits."""
     schedule: Literal["half-cosine", "annealing"] = "half-cosine"
     """Over the whole run to zero; or the paper's cosine annealing to 1e-7 with a period of 30 epochs."""
     epoch: int = 10_000
@@ -60,13 +60,13 @@ class PredictorOptimisation:
     """Edits in a row, each from where the one before has brought the points (1 with teacher forcing)."""
     l1_weight: float = 0.1
     """Weight of the L1 distance to the true codes (the paper's alpha)."""
-    drag_weight: float = 1.0
-    """Weight of the drag loss (the paper's beta)."""
-    position_weight: float = 0.0
-    """Weight of the distance from where the points are found to where they should be."""
+    drag_weight: float = 0.0
+    """Weight of the drag loss (the paper's beta, 1 there)."""
+    position_weight: float = 5.0
+    """Weight of the distance from where the points are found to where they should be, as a share of the image."""
     prior_weight: float = 0.0
     """Weight of the squared length of the edit in standard coordinates."""
-    mask_weight: float = 1.0
+    mask_weight: float = 4.0
     """Weight of the change of features where a mask lets nothing move."""
     patch_radius: int = 3
     """Half width of the patches of the drag loss, in cells: 3 gives the paper's 7 x 7."""
