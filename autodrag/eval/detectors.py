@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,9 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Any], Size | None]:
 
 def _open_torchscript(path: Path, device: torch.device) -> Callable[[Tensor], Any]:
     try:
-        model = torch.jit.load(str(path), map_location=device)
+        with warnings.catch_warnings():  # TorchScript is deprecated, and nobody who runs a model can help that
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError) as error:
         raise AutodragError(f"landmark model {str(path)!r} is not a TorchScript file; export it again") from error
     model.eval()

@@ -1,13 +1,15 @@
 """Published networks that some metrics need: looked for on this machine, never downloaded.
 
-Their libraries would fetch a missing file by themselves; so the file is looked for first, in PyTorch's hub folder
-(`torch.hub.get_dir()`/checkpoints), and its content is compared with the hash in its name.
+Their libraries would fetch a missing file by themselves, and unpickle whatever is there; so the file is looked for
+first, in PyTorch's hub folder (`torch.hub.get_dir()`/checkpoints), its content is compared with the hash in its name,
+and it must hold tensors and nothing else.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,9 +53,6 @@ def path_of(weights: Weights) -> Path:
 
 def missing(weights: Weights) -> str | None:
     """What is missing to use the weights, as one sentence; None where all is at hand."""
-    for package in weights.packages:
-        if importlib.util.find_spec(package) is None:
-            return f"{weights.what} needs the package {package}; install it: pip install 'autodrag[eval]'"
     path = path_of(weights)
     if not path.is_file():
         return f"{weights.what} needs its weights at {str(path)!r}, which is not there; get them from {weights.url}"
@@ -63,6 +62,15 @@ def missing(weights: Weights) -> str | None:
             digest.update(part)
     if not digest.hexdigest().startswith(path.stem[-8:]):
         return f"{str(path)!r} is not the file that {weights.what} needs (its hash differs); get it from {weights.url}"
+    try:  # the libraries below unpickle it as it is; whoever passes here carries tensors and no code
+        torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        return f"{str(path)!r} is not a plain file of weights ({str(error).splitlines()[0]}); get it from {weights.url}"
+    for package in weights.packages:
+        try:
+            importlib.import_module(package)
+        except (ImportError, OSError, RuntimeError) as error:  # not there, or built for another torch
+            return f"{weights.what} needs the package {package} ({error}); install it: pip install 'autodrag[eval]'"
     return None
 
 

@@ -28,24 +28,30 @@ from autodrag.eval.run import (
 TASKS: list[Record] = [{"method": name, "pair": k} for k in range(3) for name in ("a", "b")]
 
 
+class Worker:
+    """Counts its calls from `start`, and is interrupted at call number `end`."""
+
+    def __init__(self, start: int = 0, end: int | None = None) -> None:
+        self.start, self.end = start, end
+        self.ran: list[Record] = []
+
+    def __call__(self, task: Record) -> Record:
+        if len(self.ran) == self.end:
+            raise KeyboardInterrupt
+        self.ran.append(task)
+        return {"value": self.start + len(self.ran)}
+
+
 def test_every_task_is_run_once_and_in_order(tmp_path: Path) -> None:
     log = tmp_path / "run" / "drags.jsonl"
-    ran: list[Record] = []
-
-    def work(task: Record) -> Record:
-        if len(ran) == 4:
-            raise KeyboardInterrupt
-        ran.append(task)
-        return {"value": len(ran)}
-
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(log, TASKS, work)
+        run_tasks(log, TASKS, Worker(end=4))
     assert len(log.read_text().splitlines()) == 4
-    again: list[Record] = []
-    records = run_tasks(log, TASKS, lambda task: again.append(task) or {"value": 10 + len(again)})
-    assert again == TASKS[4:]
+    again = Worker(start=10)
+    records = run_tasks(log, TASKS, again)
+    assert again.ran == TASKS[4:]
     assert records == [task | {"value": value} for task, value in zip(TASKS, (1, 2, 3, 4, 11, 12), strict=True)]
-    assert run_tasks(log, TASKS[:2], lambda task: pytest.fail("nothing is missing")) == records[:2]
+    assert run_tasks(log, TASKS[:2], Worker(end=0)) == records[:2]
 
 
 @given(cut=st.integers(1, 200))
@@ -55,9 +61,9 @@ def test_a_torn_last_line_is_removed(cut: int, tmp_path_factory: pytest.TempPath
     log.write_bytes(text[:-cut])
     whole = text[:-cut].count(b"\n")
     assert [record["pair"] for record in read_log(log)] == [task["pair"] for task in TASKS[:whole]]
-    ran: list[Record] = []
-    run_tasks(log, TASKS, lambda task: ran.append(task) or {"value": 1})
-    assert ran == TASKS[whole:]
+    worker = Worker()
+    run_tasks(log, TASKS, worker)
+    assert worker.ran == TASKS[whole:]
     assert len(read_log(log)) == len(TASKS)
 
 

@@ -1,0 +1,255 @@
+"""Every protocol from its command line to its files, on tiny networks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autodrag.cli import main
+from autodrag.eval import landmarks, mdd, speed
+from autodrag.eval.methods import METHODS
+
+COMMON = ["--pairs", "2", "--steps", "2", "--device", "cpu"]
+
+
+def run(protocol: str, checkpoint: Path, out: Path, *options: str) -> int:
+    """The command line's exit code."""
+    return main(["eval", protocol, "--checkpoint", str(checkpoint), "--out", str(out), *COMMON, *options])
+
+
+def table(out: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((out / "table.json").read_text())
+    return rows
+
+
+def untimed(value: Any) -> Any:
+    """A table without its times, which no seed repeats."""
+    if isinstance(value, list):
+        return [untimed(item) for item in value]
+    if isinstance(value, dict):
+        timed = ("seconds", "median_s", "quartiles_s", "mdd", "half_s")
+        return {key: untimed(item) for key, item in value.items() if key not in timed}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options", "files"),
+    [
+        ("landmarks", ["--points", "1,all"], {"distance-1.png", "distance-3.png", "sheet-1.png", "sheet-3.png"}),
+        ("paired", ["--points", "4"], {"sheet-4.png"}),
+        ("mdd", [], {"decay-1.png", "sheet-1.png"}),
+        ("ccsd", [], {"sheet-1.png"}),
+    ],
+)
+def test_a_run_and_the_same_run_again(
+    protocol: str,
+    options: list[str],
+    files: set[str],
+    landmark_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    assert run(protocol, landmark_checkpoint, out, "--methods", "none,refiner", *options) == 0
+    expected = {"drags.jsonl", "images", "setup.json", "table.json", "table.md"} | files
+    assert {item.name for item in out.iterdir()} == expected
+    assert capsys.readouterr().out == (out / "table.md").read_text()
+    first, lines = table(out), (out / "drags.jsonl").read_text().splitlines()
+    assert {row["method"] for row in first} == {"none", "refiner"} and all(row["drags"] == 2 for row in first)
+
+    # It was interrupted in its last drag, and goes on: the table is made of the same lines.
+    (out / "drags.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:30])
+    assert run(protocol, landmark_checkpoint, out, "--methods", "none,refiner", *options) == 0
+    assert untimed(table(out)) == untimed(first)
+
+    # Another method joins; another seed is another run, and the same seed elsewhere gives the same table.
+    assert run(protocol, landmark_checkpoint, out, "--methods", "none,refiner,draggan", *options) == 0
+    assert len((out / "drags.jsonl").read_text().splitlines()) == len(lines) // 2 * 3
+    capsys.readouterr()
+    assert run(protocol, landmark_checkpoint, out, "--methods", "none", "--seed", "1", *options) == 2
+    assert "holds a run with seed 0, and this one has 1" in capsys.readouterr().err
+    assert run(protocol, landmark_checkpoint, tmp_path / "again", "--methods", "none,refiner", *options) == 0
+    assert untimed(table(tmp_path / "again")) == untimed(first)
+
+
+@pytest.mark.parametrize("protocol", ["paired", "mdd", "ccsd"])
+def test_a_checkpoint_without_landmarks(protocol: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert run(protocol, tiny_checkpoint, tmp_path / "run", "--methods", "none,refiner") == 0
+    assert json.loads((tmp_path / "run" / "setup.json").read_text())["flow"] == "dis"
+
+
+def test_none_keeps_its_distance_and_its_image(landmark_checkpoint: Path, tmp_path: Path) -> None:
+    assert run("landmarks", landmark_checkpoint, tmp_path / "landmarks", "--methods", "none") == 0
+    (row,) = table(tmp_path / "landmarks")
+    assert row["share_of_none"] == pytest.approx(1.0) and row["frechet"] == pytest.approx(0.0, abs=1e-6)
+    assert run("ccsd", landmark_checkpoint, tmp_path / "ccsd", "--methods", "none") == 0
+    (row,) = table(tmp_path / "ccsd")
+    assert row["mse"]["mean"] == 0.0 and row["ssim"]["mean"] == pytest.approx(1.0, abs=1e-3)
+    assert run("mdd", landmark_checkpoint, tmp_path / "mdd", "--methods", "none") == 0
+    (row,) = table(tmp_path / "mdd")
+    assert row["end"] == pytest.approx([1.0, 1.0, 1.0]) and row["half_s"] is None
+
+
+BAD = [
+    ("landmarks", ["--methods", "magic"], "method 'magic' is unknown"),
+    ("landmarks", ["--methods", "none,userlt"], "holds no userlt.safetensors"),
+    ("landmarks", ["--methods", "predictor"], "need a predictor"),
+    ("landmarks", ["--points", "4"], "--points 4: expected numbers from 1 to 3"),
+    ("landmarks", ["--landmarks", "gone.onnx"], "landmark model 'gone.onnx' does not exist"),
+    ("landmarks", ["--landmarks-size", "64"], "takes images of 32x32 px"),
+    ("landmarks", ["--metrics", "torchmetrics"], "FID needs"),
+    ("paired", ["--metrics", "torchmetrics"], "LPIPS needs"),
+    ("paired", ["--flow", "raft"], "RAFT needs"),
+    ("paired", ["--perturb", "0"], "expected a share in"),
+    ("mdd", ["--stop", "never"], "--stop never: expected"),
+    ("ccsd", ["--points", "many"], "--points many: expected"),
+    ("speed", ["--methods", "magic"], "method 'magic' is unknown"),
+    ("speed", ["--methods", "userlt"], "holds no userlt.safetensors"),
+    ("speed", ["--dtypes", "float8"], "--dtypes float8: expected"),
+    ("speed", ["--max-steps", "1"], "--max-steps 1: expected"),
+]
+
+
+@pytest.mark.parametrize(("protocol", "options", "sentence"), BAD)
+def test_bad_input_ends_before_the_long_work(
+    protocol: str,
+    options: list[str],
+    sentence: str,
+    landmark_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("autodrag.eval.run.Bench.image", lambda *_: pytest.fail("the work has begun"))
+    shared = ["--out", str(tmp_path / "run"), "--checkpoint", str(landmark_checkpoint)]
+    assert main(["eval", protocol, *shared, *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and sentence in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_landmarks_need_a_model(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("landmarks", tiny_checkpoint, tmp_path / "run") == 2
+    assert "holds no landmarks.safetensors; train one with autodrag train landmarks" in capsys.readouterr().err
+
+
+def test_landmark_table_by_hand() -> None:
+    """Four results, of which one has no face and one is less sure than the unedited."""
+    shared = {"points": 1, "seconds": 1.0, "steps": 3, "initial": 10.0, "dai": {"1": 0.5}}
+    none = [shared | {"method": "none", "distance": 10.0, "confidence": c, "features": [c, 0.0]} for c in (0.8, 0.9)]
+    results = ((4.0, 0.9), (2.0, 0.1), (None, None), (3.0, 0.95))
+    edited = [
+        shared | {"method": "refiner", "distance": d, "confidence": c, "features": [1.0, 1.0]} for d, c in results
+    ]
+    before, after = landmarks.summarise([*none, *edited], 100)
+    assert before["share_of_none"] == 1.0 and before["torn"] == 0.5
+    assert after["mean_px"] == pytest.approx(3.0) and after["share_of_none"] == pytest.approx(0.3)
+    assert after["quartiles_px"] == pytest.approx([2.5, 3.5]) and after["share_of_size"] == pytest.approx(0.03)
+    assert after["torn"] == 0.5 and after["mean_steps"] == 3
+    assert after["frechet"] == pytest.approx((1 - 0.85) ** 2 + 1 + 0.005, abs=1e-6)  # means, and the trace of one
+    text = landmarks.table([before, after], "FID")
+    assert "| FID |" in text and "| 1 | refiner | 3.00 | 30 % | 3.00 (2.50–3.50) | 1.000 (1.000–1.000) | 3 |" in text
+
+
+def test_decay_measures_only_the_moments_that_a_curve_shows() -> None:
+    moments = [(0.0005 * k, torch.full((1, 1, 1), float(k))) for k in range(2000)]
+    thinned = mdd.thin(moments)
+    assert len(thinned) < 30 and thinned[-1] is moments[-1]
+    for time in mdd.TIMES:
+        last = max(seconds for seconds, _ in moments if seconds <= time)
+        assert last in [seconds for seconds, _ in thinned]
+
+
+def test_times_of_the_table_are_on_the_curve() -> None:
+    assert set(mdd.SHOWN) <= set(mdd.TIMES) and mdd.TIMES[0] == 0.001 and mdd.TIMES[-1] == 100
+
+
+def test_one_shot_methods_are_in_the_table() -> None:
+    assert set(speed.ONE_SHOT) | set(speed.PRESETS) <= set(METHODS)
+
+
+def test_speed_measures_steps_and_synthesis(landmark_checkpoint: Path) -> None:
+    generator = speed.open_generator(str(landmark_checkpoint), 32, 32768)
+    row = speed.Row(px=32, method="refiner", device="cpu", dtype="bfloat16", compiled=False)
+    record = speed.measure(row, generator, landmark_checkpoint, rounds=1, steps=4)
+    assert record["measured"] == 3  # the first of four also makes the references
+    assert 0 < record["synthesis_s"][0] <= record["synthesis_s"][2]
+    assert record["ratio"] == pytest.approx(record["work_s"][1] / record["synthesis_s"][1])
+    assert record["memory_mb"] > 50
+
+
+def test_speed_runs_each_row_in_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+
+    def process(command: list[str], **_: Any) -> Any:
+        from types import SimpleNamespace
+
+        asked.append(command)
+        if "128" in command[command.index("--one") + 1]:
+            return SimpleNamespace(returncode=2, stderr="error: out of memory\n", stdout="")
+        answer = {"synthesis_s": [1, 2, 3], "work_s": [2, 3, 4], "ratio": 1.5, "memory_mb": 7}
+        return SimpleNamespace(returncode=0, stderr="", stdout=json.dumps(answer) + "\n")
+
+    monkeypatch.setattr("subprocess.run", process)
+    options = ["--channel-base", "128", "--methods", "refiner", "--devices", "cpu", "--out", str(tmp_path / "run")]
+    assert main(["eval", "speed", "--sizes", "64,128", *options]) == 2
+    assert "refiner at 128 px on cpu failed: out of memory" in capsys.readouterr().err
+    assert main(["eval", "speed", "--sizes", "64", *options]) == 0  # what was measured is kept
+    assert len(asked) == 2
+    line = "| 64 | cpu | float32 | refiner step | 2.0000 (1.0000–3.0000) | 3.0000 (2.0000–4.0000) | 1.50 | 7 |"
+    assert line in capsys.readouterr().out
+
+
+def test_speed_in_a_real_process(landmark_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--methods", "refiner", "--devices", "cpu", "--rounds", "1", "--max-steps", "3", "--out", str(out)]
+    assert main(["eval", "speed", "--checkpoint", str(landmark_checkpoint), *options]) == 0
+    (row,) = table(out)
+    assert row["px"] == 32 and row["work_s"][1] > 0
+
+
+def test_random_weights_have_the_published_shape() -> None:
+    generator = speed.open_generator(None, 64, 4096)
+    again = speed.open_generator(None, 64, 4096)
+    assert generator.config.resolution == 64 and generator.config.w_dim == 512
+    latent = generator.map(torch.ones(1, 512))
+    assert torch.equal(latent, again.map(torch.ones(1, 512)))
+
+
+def test_a_foreign_landmark_model(landmark_checkpoint: Path, tmp_path: Path) -> None:
+    """The images' own net exported to ONNX would do; a net that sees one point in the middle does, too."""
+    from onnx import TensorProto, helper, save
+
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Gather", ["mean", "channels"], ["small"], axis=1),
+        helper.make_node("Mul", ["small", "scale"], ["large"]),
+        helper.make_node("Add", ["large", "middle"], ["points"]),
+    ]
+    constants = [
+        helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3]),
+        helper.make_tensor("channels", TensorProto.INT64, [2, 2], [0, 1, 1, 2]),
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [8.0]),
+        helper.make_tensor("middle", TensorProto.FLOAT, [], [15.0]),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 32, 32])
+    points = helper.make_tensor_value_info("points", TensorProto.FLOAT, [1, 2, 2])
+    graph = helper.make_graph(nodes, "means", [image], [points], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    save(model, str(tmp_path / "model.onnx"))
+    bare = tmp_path / "bare"
+    shutil.copytree(landmark_checkpoint, bare)
+    (bare / "landmarks.safetensors").unlink()
+    options = ["--landmarks", str(tmp_path / "model.onnx"), "--methods", "none,refiner", "--points", "all"]
+    assert run("landmarks", bare, tmp_path / "run", *options) == 0
+    rows = table(tmp_path / "run")
+    assert [row["points"] for row in rows] == [2, 2] and "frechet" not in rows[0] and "torn" not in rows[0]
+    assert "| – | – |" in (tmp_path / "run" / "table.md").read_text()
