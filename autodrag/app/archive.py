@@ -32,6 +32,7 @@ from autodrag.infer.refine import StepState
 SESSION, PAST, STATE = "session.json", "past.safetensors", "state.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_FILES = 512
+MAX_DOCUMENT = 256 * 2**10
 MAX_UNPACKED = 64 * 2**20
 
 
@@ -96,6 +97,8 @@ def replay(
         Stopped: `stop` was set.
         AutodragError: a file that cannot be replayed here.
     """
+    if path.stat().st_size > MAX_DOCUMENT:
+        raise AutodragError(f"the session file has more than {MAX_DOCUMENT} bytes, which is this server's limit")
     edits = read_edits(path)
     if len(edits) > session.config.history:
         raise AutodragError(f"the session has {len(edits)} edits, more than this server's {session.config.history}")
@@ -130,7 +133,7 @@ def replay(
             result = editor.apply(follow, callback=step)
             asked = _scene(edit, name)
             scenes[-1] = (asked, scenes[-1][1])
-            scenes.append((scene_after(asked, result, editor.image_size), outcome_of(edit, result)))
+            scenes.append((scene_after(asked, result, editor.image_size), outcome_of(result)))
             images.append(result.image)
         session.adopt(editor, (first.seed, first.psi, first.label), images, scenes, masks)
 

@@ -6,8 +6,6 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from autodrag.edits import Method
-
 Coordinate = Annotated[float, Field(allow_inf_nan=False)]
 XY = tuple[Coordinate, Coordinate]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1, description="Seed of the image.")]
@@ -62,7 +60,8 @@ class Scene(BaseModel):
 class Outcome(BaseModel):
     """How the last edit ended."""
 
-    method: Method
+    method: str
+    """predict, refine or both."""
     steps: int
     seconds: float
     reason: str

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -104,21 +106,9 @@ def _explain(api: FastAPI) -> None:
         return sentence(400, "the body was cut off")
 
 
-def serve(config: AppConfig, announce: Callable[[str], None]) -> None:
-    """Serve until interrupted. `announce` is told the address once the server listens."""
-    import uvicorn
-
+def make_server(config: AppConfig, announce: Callable[[str], None]) -> uvicorn.Server:
+    """A server that has yet to `run()`. `announce` is told its address once it listens."""
     guarded, _, _ = create_app(config)
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            if not self.started:
-                return
-            port = self.servers[0].sockets[0].getsockname()[1]
-            host = f"[{config.host}]" if ":" in config.host else config.host
-            announce(f"http://{host}:{port}/" + (f"?token={config.token}" if config.token else ""))
-
     options = uvicorn.Config(
         guarded,
         host=config.host,
@@ -132,4 +122,19 @@ def serve(config: AppConfig, announce: Callable[[str], None]) -> None:
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=32 * 2**10,
     )
-    Server(options).run()
+    return _Announcing(options, config, announce)
+
+
+class _Announcing(uvicorn.Server):
+    def __init__(self, options: uvicorn.Config, config: AppConfig, announce: Callable[[str], None]) -> None:
+        super().__init__(options)
+        self._told, self._announce = config, announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As the parent's; then say where."""
+        await super().startup(sockets)
+        if self.started:
+            config = self._told
+            port = self.servers[0].sockets[0].getsockname()[1]
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            self._announce(f"http://{host}:{port}/" + (f"?token={config.token}" if config.token else ""))

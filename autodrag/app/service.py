@@ -234,15 +234,19 @@ class Service:
         return self.config.data.expanduser() / "sessions" / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.zip"
 
     def _make_room(self, address: str) -> None:
-        mine = sum(seat.session.address == address for seat in self._seats.values())
-        if mine >= self.config.sessions_per_address:
-            raise Busy(f"this address has {mine} sessions open, which is the limit; delete one")
-        if len(self._seats) < self.config.sessions:
+        """Drop the session that has not been used for longest, if a bound asks for it and it is not in use."""
+        config, seats = self.config, list(self._seats.values())
+        mine = [seat for seat in seats if seat.session.address == address]
+        if len(mine) >= config.sessions_per_address:
+            full, candidates = f"this address has {len(mine)} sessions in use, which is the limit; delete one", mine
+        elif len(seats) >= config.sessions:
+            full, candidates = f"all {len(seats)} sessions of this server are in use; try again in a minute", seats
+        else:
             return
-        idle = [seat for seat in self._seats.values() if not seat.listeners and not seat.lock.locked()]
+        idle = [seat for seat in candidates if not seat.listeners and not seat.lock.locked()]
         oldest = min(idle, key=lambda seat: seat.session.touched, default=None)
         if oldest is None or time.monotonic() - oldest.session.touched < FRESH_S:
-            raise Busy(f"all {self.config.sessions} sessions of this server are in use; try again in a minute")
+            raise Busy(full)
         self._drop(oldest, "the server needed room")
 
     def _drop(self, seat: Seat, why: str) -> None:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from autodrag.app.config import AppConfig
 from autodrag.app.frames import png, shrink
 from autodrag.app.gate import Gate, Stopped, Stopwatch
 from autodrag.app.models import Outcome, PointState, Scene, SessionState
-from autodrag.edits import Edit, Method, parse_edits
+from autodrag.edits import Edit, parse_edits
 from autodrag.errors import AutodragError
 from autodrag.images import decode_image
-from autodrag.infer.editor import DragEditor
+from autodrag.infer.editor import REFINE, DragEditor
 from autodrag.infer.refine import StepState
 from autodrag.infer.result import DragResult, Preview
 
@@ -36,8 +36,6 @@ FOLDER = Path("session").resolve()
 THUMB_PX = 96
 REFERENCES = 8
 """Edits back to which `keep_references` reaches after undo."""
-
-REFINE: dict[Method, bool | Literal["auto"]] = {"predict": False, "refine": True, "both": "auto"}
 
 
 @dataclass(frozen=True)
@@ -162,13 +160,11 @@ class Session:
     def read(self, document: bytes | str | dict[str, Any]) -> Edit:
         """An edit in the common schema, checked against this session and the server's bounds."""
         text = json.dumps(document) if isinstance(document, dict) else document
+        check_size(text, self.config)
         edits = parse_edits(text, folder=FOLDER, where="the edit")
         if len(edits) != 1:
             raise AutodragError(f"the edit is a session of {len(edits)} edits; send one edit at a time")
         (edit,) = edits
-        for name, values in (("handles", edit.drags), ("anchors", edit.anchors)):
-            if len(values) > self.config.points:
-                raise AutodragError(f"{len(values)} {name} are more than this server's limit of {self.config.points}")
         if edit.parameters.keep_references and len(edit.drags) != len(self.scene.points):
             raise AutodragError(
                 f"keep_references goes on with the {len(self.scene.points)} points of the edit before, "
@@ -296,7 +292,7 @@ class Session:
         )
         self.moments[self.present :] = [
             Moment(before.number, before.thumb, asked, before.outcome),
-            self._moment(result.image, scene_after(asked, result, self.editor.image_size), outcome_of(edit, result)),
+            self._moment(result.image, scene_after(asked, result, self.editor.image_size), outcome_of(result)),
         ]
         self.present += 1
         dropped = self.editor.forget(self.config.history, REFERENCES)
@@ -313,6 +309,20 @@ class Session:
     def _changed(self) -> None:
         self.revision += 1
         self.saved = False
+
+
+def check_size(text: bytes | str, config: AppConfig) -> None:
+    """Refuse an edit of too many bytes or points before the schema is asked, which takes a second for a thousand."""
+    if len(text) > config.message_bytes:
+        raise AutodragError(f"the edit has {len(text)} bytes, more than this server's limit of {config.message_bytes}")
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # which the parser will say better
+    for name in ("drags", "anchors"):
+        values = document.get(name) if isinstance(document, dict) else None
+        if isinstance(values, list) and len(values) > config.points:
+            raise AutodragError(f"{len(values)} {name} are more than this server's limit of {config.points}")
 
 
 def scene_after(asked: Scene, result: DragResult, image: tuple[int, int]) -> Scene:
@@ -335,9 +345,9 @@ def scene_after(asked: Scene, result: DragResult, image: tuple[int, int]) -> Sce
     return Scene(points=points, anchors=asked.anchors, mask=asked.mask)
 
 
-def outcome_of(edit: Edit, result: DragResult) -> Outcome:
+def outcome_of(result: DragResult) -> Outcome:
     """How an edit ended."""
-    return Outcome(method=edit.method, steps=result.steps, seconds=round(result.seconds, 3), reason=result.reason)
+    return Outcome(method=result.method, steps=result.steps, seconds=round(result.seconds, 3), reason=result.reason)
 
 
 def _mask_name(edit: Edit) -> str | None:

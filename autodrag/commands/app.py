@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from autodrag.app.config import AppConfig, is_loopback
 
     try:
-        from autodrag.app.server import serve
+        from autodrag.app.server import make_server
     except ImportError as error:
         raise AutodragError(f"the app needs {error.name}; install it with pip install 'autodrag[app]'") from error
 
@@ -80,5 +80,5 @@ def run(args: argparse.Namespace) -> int:
 
             webbrowser.open(address)
 
-    serve(config, announce)
+    make_server(config, announce).run()
     return 0

@@ -1,0 +1,257 @@
+"""The HTTP API: sessions, edits, history, files in and out, and every bad input with its status and sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from app.serving import EDIT, Running
+from autodrag.app import exports
+from autodrag.app.frames import png
+from autodrag.edits import read_edits
+from autodrag.infer.editor import DragEditor
+
+
+def mask_png(height: int = 32, width: int = 32) -> bytes:
+    """The left half may move."""
+    mask = np.zeros((height, width, 3), np.uint8)
+    mask[:, : width // 2] = 255
+    return png(mask)
+
+
+def decoded(data: bytes) -> np.ndarray:
+    return np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR))[:, :, ::-1]
+
+
+def test_an_edit_its_undo_and_its_redo_are_bit_for_bit(shared: Running, tiny_checkpoint: Path) -> None:
+    session = shared.open(seed=5)
+    first = shared.http.get(f"{session}/image").content
+    assert np.array_equal(decoded(first), DragEditor.load(tiny_checkpoint, device="cpu").open(5))
+    state = shared.http.post(f"{session}/drag", json=EDIT).json()
+    second = shared.http.get(f"{session}/image").content
+    assert state["present"] == 1 and second != first and state["outcome"]["method"] == "refine"
+    undone = shared.http.post(f"{session}/undo").json()
+    assert undone["present"] == 0 and len(undone["images"]) == 2
+    assert undone["scene"]["points"][0]["handle"] == [10, 12], "the points are back where they were"
+    assert shared.http.get(f"{session}/image").content == first
+    assert shared.http.post(f"{session}/redo").json()["scene"] == state["scene"]
+    assert shared.http.get(f"{session}/image").content == second
+    assert shared.http.get(f"{session}/image?number={state['images'][0]}").content == first
+
+
+def test_refine_tells_of_every_step(shared: Running) -> None:
+    session = shared.open(seed=5)
+    with shared.http.stream("POST", f"{session}/refine", json=EDIT) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        events = [line for line in answer.iter_lines() if line]
+    kinds = [line.removeprefix("event: ") for line in events if line.startswith("event: ")]
+    data = [json.loads(line.removeprefix("data: ")) for line in events if line.startswith("data: ")]
+    assert kinds == ["step"] * (len(kinds) - 1) + ["done"] and len(kinds) >= 2
+    assert [step["step"] for step in data[:-1]] == list(range(len(data) - 1))
+    assert data[-1]["present"] == 1
+
+
+def test_a_session_that_is_taken_and_brought_replays_to_the_same_image(shared: Running, tmp_path: Path) -> None:
+    session = shared.open(seed=5, psi=0.6)
+    shared.http.put(f"{session}/masks/half.png", content=mask_png()).raise_for_status()
+    shared.http.post(f"{session}/drag", json={**EDIT, "mask": "half.png", "anchors": [[3, 3]]}).raise_for_status()
+    shared.http.post(f"{session}/drag", json={"drags": [{"handle": [20, 20], "target": [18, 22]}]}).raise_for_status()
+    image = shared.http.get(f"{session}/image").content
+    taken = shared.http.get(f"{session}/session")
+    assert taken.headers["content-type"] == "application/zip"
+    other = shared.open(seed=1)
+    state = shared.http.put(f"{other}/session", content=taken.content).json()
+    assert shared.http.get(f"{other}/image").content == image
+    assert state["present"] == 2 and state["seed"] == 5 and state["psi"] == 0.6
+    back = shared.http.post(f"{other}/undo").json()
+    assert back["scene"]["mask"] is None and back["scene"]["points"][0]["handle"] == [20, 20]
+    scene = shared.http.post(f"{other}/undo").json()["scene"]
+    mask = shared.http.get(f"{other}/masks/{scene['mask']}").content
+    assert np.array_equal(decoded(mask), decoded(mask_png()))
+    with zipfile.ZipFile(io.BytesIO(taken.content)) as archive:
+        archive.extractall(tmp_path)
+    assert len(read_edits(tmp_path / "session.json")) == 2, "the same file as everywhere"
+
+
+def test_a_plain_session_is_plain_json_that_the_editor_replays(
+    shared: Running, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    session = shared.open(seed=5)
+    shared.http.post(f"{session}/drag", json=EDIT).raise_for_status()
+    taken = shared.http.get(f"{session}/session")
+    assert taken.headers["content-type"] == "application/json"
+    (tmp_path / "session.json").write_bytes(taken.content)
+    editor = DragEditor.load(tiny_checkpoint, device="cpu")
+    assert np.array_equal(
+        editor.load_session(tmp_path / "session.json"), decoded(shared.http.get(f"{session}/image").content)
+    )
+
+
+def test_a_latent_comes_back_as_the_same_image(shared: Running) -> None:
+    session = shared.open(seed=5)
+    shared.http.post(f"{session}/drag", json=EDIT).raise_for_status()
+    image = shared.http.get(f"{session}/image").content
+    latent = shared.http.get(f"{session}/latent").content
+    other = shared.open(seed=1)
+    state = shared.http.put(f"{other}/latent", content=latent).json()
+    assert state["seed"] is None and state["present"] == 0
+    assert shared.http.get(f"{other}/image").content == image
+    shared.http.post(f"{other}/drag", json=EDIT).raise_for_status()
+    assert shared.http.get(f"{other}/session").headers["content-type"] == "application/zip", "the latent goes with it"
+
+
+def test_pictures_and_films(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "PER_EDIT", 2)
+    monkeypatch.setattr(exports, "REST", 1)
+    session = shared.open(seed=5)
+    shared.http.post(f"{session}/drag", json={**EDIT, "anchors": [[3, 3]]}).raise_for_status()
+    assert min(decoded(shared.http.get(f"{session}/annotated").content).shape[:2]) >= 512
+    number = shared.http.get(session).json()["images"][1]
+    assert decoded(shared.http.get(f"{session}/thumb?number={number}").content).shape == (32, 32, 3)
+    assert shared.http.get(f"{session}/film?suffix=gif").content.startswith(b"GIF8")
+    film = shared.http.get(f"{session}/film")
+    assert film.headers["content-type"] == "video/mp4" and film.content[4:8] == b"ftyp"
+    assert decoded(shared.http.get("/api/thumbnail?checkpoint=tiny&seed=4").content).shape == (32, 32, 3)
+
+
+def test_opening_another_image_forgets_the_history(shared: Running) -> None:
+    session = shared.open(seed=5)
+    shared.http.post(f"{session}/drag", json=EDIT).raise_for_status()
+    state = shared.http.post(f"{session}/open", json={"seed": 9, "psi": 0.5}).json()
+    assert (state["seed"], state["psi"], state["present"], len(state["images"])) == (9, 0.5, 0, 1)
+    assert shared.http.post(f"{session}/undo").status_code == 422
+
+
+def test_an_edit_may_open_its_own_image(shared: Running) -> None:
+    session = shared.open(seed=5)
+    state = shared.http.post(f"{session}/drag", json={**EDIT, "seed": 8, "psi": 0.9}).json()
+    assert (state["seed"], state["psi"], state["present"]) == (8, 0.9, 1)
+
+
+def test_a_deleted_session_is_gone(shared: Running) -> None:
+    session = shared.open(seed=5)
+    assert shared.http.delete(session).status_code == 204
+    assert shared.http.get(session).status_code == 404
+
+
+BAD: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "/drag", b"not json", 422, "not JSON"),
+    ("POST", "/drag", b"", 422, "not JSON"),
+    ("POST", "/drag", b"\xff\xfe", 422, "not JSON"),
+    ("POST", "/drag", {"drags": "many"}, 422, "drags"),
+    ("POST", "/drag", {"drags": []}, 422, "no points"),
+    ("POST", "/drag", b'{"drags": [{"handle": [NaN, 1], "target": [2, 2]}]}', 422, "NaN"),
+    ("POST", "/drag", {"drags": [{"handle": [1, 1], "target": [1, 1]}]}, 422, "nothing to do"),
+    ("POST", "/drag", {"drags": [{"handle": [1, 1], "target": [99, 1]}]}, 422, "outside"),
+    ("POST", "/drag", {"drags": [{"handle": [k / 400, 1], "target": [2, 2]} for k in range(10000)]}, 422, "limit"),
+    ("POST", "/drag", {"drags": [{"handle": [k, 1], "target": [2, 2]} for k in range(101)]}, 422, "limit of 100"),
+    ("POST", "/drag", {**EDIT, "mask": "/etc/passwd"}, 422, "leaves"),
+    ("POST", "/drag", {**EDIT, "mask": "nothing.png"}, 422, "upload it first"),
+    ("POST", "/drag", {**EDIT, "latent": "a.safetensors"}, 422, "upload the latent"),
+    ("POST", "/drag", {**EDIT, "fingerprint": "0123456789abcdef"}, 422, "generator"),
+    ("POST", "/drag", {**EDIT, "method": "predict"}, 422, "predictor"),
+    ("POST", "/drag", {**EDIT, "parameters": {"keep_references": True}}, 422, "keep_references"),
+    ("POST", "/drag", {"autodrag_session": 1, "edits": [EDIT, EDIT]}, 422, "one edit at a time"),
+    ("POST", "/refine", {"drags": []}, 422, "no points"),
+    ("POST", "/undo", None, 422, "0 edits to undo"),
+    ("POST", "/redo?steps=2", None, 422, "0 edits to redo"),
+    ("POST", "/undo?steps=-1", None, 422, "steps"),
+    ("POST", "/open", {"seed": -1}, 422, "seed"),
+    ("POST", "/open", {"seed": 2**40}, 422, "seed"),
+    ("POST", "/open", b'{"psi": NaN}', 422, "psi"),
+    ("POST", "/open", {"checkpoint": "../../etc"}, 422, "not among those on offer"),
+    ("POST", "/open", {"seed": 1, "label": 3}, 422, "no classes"),
+    ("POST", "/open", {"sede": 1}, 422, "sede"),
+    ("POST", "/open", b"[" * 100000, 400, "parsing the body"),
+    ("GET", "/session", None, 422, "empty"),
+    ("GET", "/image?number=99", None, 422, "not in the history"),
+    ("GET", "/film?suffix=exe", None, 422, "suffix"),
+    ("GET", "/masks/none.png", None, 422, "upload it first"),
+    ("PUT", "/masks/half.png", b"no image", 422, "not an image"),
+    ("PUT", "/masks/half.png", mask_png(8, 8), 422, "resize the mask"),
+    ("PUT", "/masks/half.png", mask_png(2000, 2000), 422, "limit of 1024 pixels"),
+    ("PUT", "/masks/..%2Fhalf.png", mask_png(), 405, ""),
+    ("PUT", "/masks/half.exe", mask_png(), 422, "name"),
+    ("PUT", "/latent", b"rubbish", 422, "corrupt"),
+    ("PUT", "/session", b"PK\x03\x04 rubbish", 422, "zip"),
+    ("PUT", "/session", {"drags": EDIT["drags"]}, 422, "neither a seed nor a latent"),
+    ("PUT", "/session", {**EDIT, "seed": 1, "checkpoint": "elsewhere"}, 422, "not among those on offer"),
+    ("PUT", "/session", b"x" * (9 * 2**20), 413, "limit"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "words"), BAD, ids=range(len(BAD)))
+def test_bad_input_is_refused_in_one_sentence(
+    shared: Running, method: str, path: str, body: Any, status: int, words: str
+) -> None:
+    session = shared.open(seed=5)
+    before = shared.http.get(session).json()
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    answer = shared.http.request(method, session + path, content=data, headers={"content-type": "application/json"})
+    assert answer.status_code == status, answer.text
+    sentence = answer.json()["detail"]
+    assert words in sentence and "\n" not in sentence and "/tmp" not in sentence
+    assert shared.http.get(session).json() == before, "nothing has changed"
+
+
+def test_a_foreign_key_opens_nothing(shared: Running) -> None:
+    for key, status in (("A" * 32, 404), ("short", 422), ("..%2F..%2Fetc%2Fpasswd", 404), ("A" * 500, 422)):
+        for path in ("", "/image", "/session"):
+            assert shared.http.get(f"/api/sessions/{key}{path}").status_code == status
+
+
+def test_a_body_that_is_cut_off_leaves_the_server_up(shared: Running) -> None:
+    session = shared.open(seed=5)
+    port = int(shared.address.rstrip("/").rpartition(":")[2])
+    for path in (f"{session}/drag", f"{session}/open", "/api/sessions"):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+            raw.sendall(
+                f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+                "Content-Length: 1000\r\n\r\n{".encode()
+            )
+    assert shared.http.get(session).json()["present"] == 0
+
+
+def test_a_body_without_a_stated_length_is_bounded_too(shared: Running) -> None:
+    session = shared.open(seed=5)
+    answer = shared.http.put(f"{session}/session", content=(b"x" * 2**16 for _ in range(160)))
+    assert answer.status_code == 413 and "limit" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("names", [["../evil.json"], ["/evil.json"], ["a/b.json"], ["a.json", "b.json"], []])
+def test_a_zip_with_strange_names_is_refused(shared: Running, names: list[str]) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, json.dumps({**EDIT, "seed": 1}))
+        archive.writestr("other.txt", "")
+    session = shared.open(seed=5)
+    answer = shared.http.put(f"{session}/session", content=buffer.getvalue())
+    assert answer.status_code == 422 and "zip holds" in answer.json()["detail"]
+
+
+def test_a_zip_that_swells_is_refused(shared: Running) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("session.json", b" " * (70 * 2**20))
+    session = shared.open(seed=5)
+    answer = shared.http.put(f"{session}/session", content=buffer.getvalue())
+    assert answer.status_code == 422 and "more than" in answer.json()["detail"]
+
+
+def test_the_page_asks_no_other_host(shared: Running) -> None:
+    page = shared.http.get("/")
+    assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
+    folder = Path(__file__).resolve().parents[2] / "autodrag" / "app" / "page"
+    for file in folder.iterdir():
+        text = file.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text and "https://" not in text, file
+        assert shared.http.get(f"/{file.name}").status_code == 200
