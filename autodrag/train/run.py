@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,10 @@ def prepare_torch(config: RunConfig) -> None:
     A confident discriminator sends gradients so small that they are denormal numbers, on which a CPU computes many
     times slower: a run was seen to fall from 40 to 6 images a second. They are zero for any practical purpose.
     """
+    # Lightning's notes on TPUs and on a logging service, and a deprecation inside of it, help nobody here.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*weights_only.*")
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
