@@ -7,6 +7,7 @@ small or smooth images, and are the default.
 from __future__ import annotations
 
 import functools
+import pickle
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,8 @@ def match_pictures(
 def match_sift(before: Float[Tensor, "1 3 H W"], after: Float[Tensor, "1 3 H W"]) -> tuple[np.ndarray, np.ndarray]:
     """Mutual nearest SIFT descriptors that pass Lowe's ratio test: (M, 2) points before and after, px."""
     none = np.zeros((0, 2), dtype=np.float32)
-    sift = cv2.SIFT.create(contrastThreshold=0.01)
+    # Without the precise upscale every key point lies a quarter of a pixel too far right and down.
+    sift = cv2.SIFT.create(contrastThreshold=0.01, enable_precise_upscale=True)
     found = [sift.detectAndCompute(cv2.cvtColor(to_uint8(p)[0], cv2.COLOR_RGB2GRAY), None) for p in (before, after)]
     (keys_a, a), (keys_b, b) = found
     if a is None or b is None or len(b) < 2:
@@ -88,7 +90,7 @@ def _loftr(weights: str, device: torch.device) -> Any:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         net = LoFTR(pretrained=None)
         net.load_state_dict(state.get("state_dict", state))
-    except (OSError, RuntimeError, AttributeError) as problem:
+    except (OSError, EOFError, RuntimeError, AttributeError, pickle.UnpicklingError) as problem:
         reason = str(problem).splitlines()[0]
         raise AutodragError(
             f"matcher weights {weights!r} cannot be used ({reason}); expected kornia's LoFTR file"
