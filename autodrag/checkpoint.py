@@ -13,7 +13,7 @@ import json
 import struct
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,9 +35,12 @@ MAX_FILE_BYTES = 8 * 2**30
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 GENERATOR_FILE = "generator.safetensors"
 LANDMARKS_FILE = "landmarks.safetensors"
+REGULARIZER_FILE = "regularizer.safetensors"
+PREDICTOR_FILE = "predictor.safetensors"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 ConfigT = TypeVar("ConfigT")
+NetT = TypeVar("NetT", bound=nn.Module)
 
 
 def save_tensors(
@@ -159,17 +162,8 @@ def load_generator(path: str | Path) -> tuple[Generator, str]:
     """
     from autodrag.nets.stylegan2 import Generator, GeneratorConfig
 
-    file = _file_in(path, GENERATOR_FILE)
-    tensors, values, _ = load_tensors(file, kind="generator")
-    if values.get("mapping_layers", 0) > len(tensors):  # a config may not make us build more layers than are stored
-        raise CheckpointError(f"{str(file)!r} names {values['mapping_layers']} mapping layers but does not hold them")
-    config = build_config(GeneratorConfig, values, file)
-    with _building(file), torch.device("meta"):
-        outline = Generator(config)
-    check_tensors(tensors, outline, file)
-    generator = Generator(config)
-    generator.load_state_dict(tensors)
-    return generator.eval().requires_grad_(False), fingerprint(tensors)
+    generator = load_net(_file_in(path, GENERATOR_FILE), "generator", GeneratorConfig, Generator)
+    return generator, fingerprint(generator.state_dict())
 
 
 def save_generator(
@@ -199,55 +193,57 @@ def load_landmarks(path: str | Path) -> LandmarkNet | None:
     file = find_checkpoint(path) / LANDMARKS_FILE
     if not file.is_file():
         return None
-    tensors, values, _ = load_tensors(file, kind="landmarks")
-    config = build_config(LandmarkConfig, values, file)
-    with _building(file), torch.device("meta"):
-        outline = LandmarkNet(config)
-    check_tensors(tensors, outline, file)
-    net = LandmarkNet(config)
-    net.load_state_dict(tensors)
-    return net.eval().requires_grad_(False)
+    return load_net(file, "landmarks", LandmarkConfig, LandmarkNet)
 
 
 def load_regularizer(path: str | Path, generator: str) -> Regularizer:
     """Load a regularizer from a checkpoint folder or its file; `generator` is the fingerprint it must have."""
     from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 
-    file = _file_in(path, "regularizer.safetensors")
-    tensors, values = _of_generator(file, "regularizer", generator)
-    config = build_config(RegularizerConfig, values, file)
-    with _building(file), torch.device("meta"):
-        outline = Regularizer(config)
-    check_tensors(tensors, outline, file)
-    net = Regularizer(config)
-    net.load_state_dict(tensors)
-    return net.eval().requires_grad_(False)
+    return load_net(_file_in(path, REGULARIZER_FILE), "regularizer", RegularizerConfig, Regularizer, generator)
 
 
 def load_predictor(path: str | Path, generator: str) -> Predictor:
     """Load a predictor from a checkpoint folder or its file; `generator` is the fingerprint it must have."""
     from autodrag.nets.predictor import Predictor, PredictorConfig
 
-    file = _file_in(path, "predictor.safetensors")
-    tensors, values = _of_generator(file, "predictor", generator)
-    config = build_config(PredictorConfig, values, file)
-    with _building(file), torch.device("meta"):
-        outline = Predictor(config)
-    check_tensors(tensors, outline, file)
-    net = Predictor(config)
-    net.load_state_dict(tensors)
-    return net.eval().requires_grad_(False)
+    return load_net(_file_in(path, PREDICTOR_FILE), "predictor", PredictorConfig, Predictor, generator)
 
 
-def _of_generator(file: Path, kind: str, generator: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and config of a file that was trained on this very generator."""
+def load_net(
+    file: Path, kind: str, config: type[ConfigT], net: Callable[[ConfigT], NetT], generator: str | None = None
+) -> NetT:
+    """Load any network of a release file strictly, frozen.
+
+    Args:
+        config, net: what to build the config in the file as, and the network from it.
+        generator: fingerprint of the generator that the network must have been trained on; None: it knows none.
+
+    Raises:
+        CheckpointError: a broken file, tensors that do not fit its config, or another generator.
+    """
     tensors, values, extra = load_tensors(file, kind=kind)
+    if generator is not None:
+        _check_generator(file, extra, generator)
+    for name, value in values.items():  # a config may not make us build more layers than are stored
+        if name.endswith("_layers") and isinstance(value, int) and value > len(tensors):
+            raise CheckpointError(f"{str(file)!r} names {value} {name.replace('_', ' ')} but does not hold them")
+    built = build_config(config, values, file)
+    with _building(file), torch.device("meta"):
+        outline = net(built)
+    check_tensors(tensors, outline, file)
+    loaded = net(built)
+    loaded.load_state_dict(tensors)
+    return loaded.eval().requires_grad_(False)
+
+
+def _check_generator(file: Path, extra: Mapping[str, Any], generator: str) -> None:
+    """Refuses what was trained on another generator than that of this fingerprint."""
     if extra.get("generator") != generator:
         raise CheckpointError(
             f"{str(file)!r} was trained on generator {extra.get('generator')!r}, "
             f"and this one is {generator!r}; remove it or train it again"
         )
-    return tensors, values
 
 
 def has_predictor(path: str | Path, generator: str) -> bool:
@@ -260,17 +256,10 @@ def has_predictor(path: str | Path, generator: str) -> bool:
         CheckpointError: a regularizer or a predictor is broken or belongs to another generator.
     """
     folder = find_checkpoint(path)
-    for kind in ("regularizer", "predictor"):
-        file = folder / f"{kind}.safetensors"
-        if not file.is_file():
-            continue
-        _, extra = read_info(file, kind=kind)
-        if extra.get("generator") != generator:
-            raise CheckpointError(
-                f"{str(file)!r} was trained on generator {extra.get('generator')!r}, "
-                f"and this one is {generator!r}; remove it or train it again"
-            )
-    return (folder / "predictor.safetensors").is_file()
+    for kind, name in (("regularizer", REGULARIZER_FILE), ("predictor", PREDICTOR_FILE)):
+        if (folder / name).is_file():
+            _check_generator(folder / name, read_info(folder / name, kind=kind)[1], generator)
+    return (folder / PREDICTOR_FILE).is_file()
 
 
 def save_latent(path: str | Path, latent: Tensor, extra: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.checkpoint import build_config, check_tensors, find_checkpoint, load_tensors
-from autodrag.errors import AutodragError, CheckpointError
+from autodrag.checkpoint import find_checkpoint, load_net
+from autodrag.errors import AutodragError
 from autodrag.nets.stylegan2 import Generator
 from autodrag.nets.userlt import UserLT, UserLTConfig
 from autodrag.points import sample
@@ -38,19 +38,7 @@ def load_userlt(folder: str | Path, fingerprint: str) -> UserLT:
     file = find_checkpoint(folder) / FILE
     if not file.is_file():
         raise AutodragError(f"{str(folder)!r} holds no {FILE}; make one with `autodrag train userlt`")
-    tensors, values, extra = load_tensors(file, kind="userlt")
-    if extra.get("generator") != fingerprint:
-        raise CheckpointError(
-            f"{str(file)!r} was trained on generator {extra.get('generator')!r}, and this one is {fingerprint!r}; "
-            "remove it or train it again"
-        )
-    config = build_config(UserLTConfig, values, file)
-    with torch.device("meta"):
-        outline = UserLT(config)
-    check_tensors(tensors, outline, file)
-    net = UserLT(config)
-    net.load_state_dict(tensors)
-    return net.eval().requires_grad_(False)
+    return load_net(file, "userlt", UserLTConfig, UserLT, fingerprint)
 
 
 @torch.no_grad()
