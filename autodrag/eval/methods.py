@@ -121,7 +121,7 @@ def refiner_method(generator: Generator, config: RefineConfig, settings: Setting
 
 
 def _freedrag(generator: Generator, folder: Path, settings: Settings) -> Method:
-    config = FreeDragConfig.preset(generator.config.image_size)
+    config = FreeDragConfig.fitted(generator)
 
     def run(
         latent: Tensor, handles: Tensor, targets: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None

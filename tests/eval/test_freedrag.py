@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,19 @@ def test_published_settings() -> None:
         FreeDragConfig(expected=0.0)
     with pytest.raises(ValueError, match="at least 1"):
         FreeDragConfig(inner_steps=0)
+
+
+def test_l_is_measured_in_units_of_the_features(make_generator: Callable[..., Generator]) -> None:
+    """Features twice as large make l twice as large; everything else stays the preset's."""
+    generator = make_generator()
+    config = FreeDragConfig.fitted(generator, samples=2)
+    assert replace(config, expected=0.3) == FreeDragConfig.preset(IMAGE)
+    assert config == FreeDragConfig.fitted(generator, samples=2)
+    maps = generator.features(generator.map(seed_z(0, 32), psi=0.7), block=3).last
+    assert 0 < config.expected < float((maps.amax(dim=(2, 3)) - maps.amin(dim=(2, 3))).mean())
+    block = generator.synthesis.blocks[3]
+    block.register_forward_hook(lambda module, args, output: 2 * output)
+    assert FreeDragConfig.fitted(generator, samples=2).expected == pytest.approx(2 * config.expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("expected", [0.3, 0.4])
