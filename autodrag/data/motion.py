@@ -200,13 +200,19 @@ def step_pairs(
     net: PredictorConfig,
     config: MotionConfig,
     codes: Float[Tensor, "B T L D"],
+    count: int,
     rng: torch.Generator,
+    keep: slice = slice(None),
 ) -> StepPairs:
-    """Matches between neighbouring images (Eq. 13), those kept that moved at least `min_step_px`."""
+    """Matches between neighbouring images (Eq. 13), those kept that moved at least `min_step_px`.
+
+    `codes` are the samples `keep` of a batch of `count`, as in `draw_motion`.
+    """
     before, after = codes[:, :-1].flatten(0, 1), codes[:, 1:].flatten(0, 1)
     maps = generator.features(before, block=net.feature_block).last.float()
     image = net.image
-    points = torch.rand(len(before), config.candidates, 2, generator=rng) * torch.tensor([image[1], image[0]]) - 0.5
+    points = torch.rand(count, net.steps, config.candidates, 2, generator=rng)[keep].flatten(0, 1)
+    points = points * torch.tensor([image[1], image[0]]) - 0.5
     pair = torch.stack([before, after], dim=1)
     points, found, mutual = _match(generator, config, net, pair, maps, points.to(maps.device))
     far = (found - points).norm(dim=2) >= config.min_step_px * image[0] / 512

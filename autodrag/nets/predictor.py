@@ -144,6 +144,9 @@ class Predictor(nn.Module):
         self.token_position = nn.Linear(place, width)
         self.drag_position = nn.Linear(3 * place, width)
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        # What is not used is not trained either: data-parallel training waits for every gradient.
+        self.token_position.requires_grad_(config.positions)
+        self.drag_position.requires_grad_(config.positions and config.pairs)
         self.kind = nn.Parameter(torch.randn(3, width) * 0.02)  # of tokens: map, handle or drag, target
         block = (width, config.heads, config.mlp_ratio)
         self.encoder = nn.ModuleList(EncoderLayer(*block) for _ in range(config.encoder_layers))

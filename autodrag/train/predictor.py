@@ -167,11 +167,11 @@ class PredictorModule(L.LightningModule):
         predictor = self.net.predictor.config
         own = own_rows(self.hp.batch, self.trainer)
         motion = draw_motion(self.generator, predictor, self.config.motion, self.hp.batch, rng, own)
-        losses = self.forced(motion, rng) if self.hp.teacher_forcing else self.unrolled(motion)
+        losses = self.forced(motion, rng, own) if self.hp.teacher_forcing else self.unrolled(motion)
         weights = {"l1": self.hp.l1_weight, "drag": self.hp.drag_weight, "position": self.hp.position_weight}
         weights |= {"prior": self.hp.prior_weight, "mask": self.hp.mask_weight}
         take_step(self, sum((weights[name] * loss for name, loss in losses.items()), torch.zeros([])))
-        self.log_dict({f"loss/{name}": loss.detach() for name, loss in losses.items()})
+        self.log_dict({f"loss/{name}": loss.detach() for name, loss in losses.items()}, sync_dist=True)
         if self.step % self.hp.validate_steps == 0:
             self.validate()
 
@@ -211,7 +211,7 @@ class PredictorModule(L.LightningModule):
             latent, maps, handles = latent.detach(), present.detach(), found.detach()
         return totals
 
-    def forced(self, motion: Motion, rng: torch.Generator) -> dict[str, Tensor]:
+    def forced(self, motion: Motion, rng: torch.Generator, own: slice) -> dict[str, Tensor]:
         """The paper's losses: Eq. 12 on codes predicted from true ones, Eq. 13 on neighbouring images."""
         config = self.net.predictor.config
         memory = self.net.predictor.encode(motion.maps, motion.drags)
@@ -219,10 +219,12 @@ class PredictorModule(L.LightningModule):
         error = (codes - motion.codes[:, 1:])[:, :, : config.edit_layers].abs().mean(dim=(1, 2, 3))
         losses = {"l1": (error * motion.free).mean()}
         if self.hp.drag_weight:
-            pairs = step_pairs(self.generator, config, self.config.motion, motion.codes, rng)
+            pairs = step_pairs(self.generator, config, self.config.motion, motion.codes, self.hp.batch, rng, own)
             after = self.generator.features(codes.flatten(0, 1), block=config.feature_block).last.float()
             scale = self.net.predictor.feature_scale[:, None, None]
-            share = pairs.valid / pairs.valid.sum().clamp_min(1)
+            # Pairs count alike whichever process holds them.
+            number = self.trainer.strategy.reduce(pairs.valid.sum().float(), reduce_op="mean")
+            share = pairs.valid / number.clamp_min(1 / self.trainer.world_size)
             spots = (pairs.handles, pairs.targets, share)
             losses["drag"] = drag_loss(
                 pairs.maps / scale, after / scale, *spots, config.image, radius=self.hp.patch_radius
@@ -233,6 +235,7 @@ class PredictorModule(L.LightningModule):
         """Mean distance left on held-out drags, as a share of the distance before, to TensorBoard; and pictures."""
         if not self.trainer.is_global_zero:
             return
+        self.generator.to(self.device)  # after the last step the module is back on the CPU
         left, sheet = measure_drags(self.held_out, self.generator, self.average.eval())
         self.held_out_left = left
         logger = self.logger.experiment  # type: ignore[union-attr]

@@ -123,7 +123,7 @@ class RegularizerModule(L.LightningModule):
         clean, noised = (codes[own] for codes in self.pair(self.hp.batch, rng))
         loss = restoration_loss(self.net(noised), clean)
         take_step(self, loss)
-        self.log("loss", loss.detach())
+        self.log("loss", loss.detach(), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["step"] = self.step

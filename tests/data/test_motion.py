@@ -142,7 +142,7 @@ def test_the_seed_decides(tiny_generator: Generator) -> None:
 
 def test_pairs_of_neighbouring_images(tiny_generator: Generator) -> None:
     sample = draw(tiny_generator, count=3)
-    pairs = step_pairs(tiny_generator, NET, CONFIG, sample.codes, torch.Generator().manual_seed(0))
+    pairs = step_pairs(tiny_generator, NET, CONFIG, sample.codes, 3, torch.Generator().manual_seed(0))
     assert pairs.maps.shape == (9, 16, 16, 16)
     torch.testing.assert_close(
         pairs.maps[4], tiny_generator.features(sample.codes[1:2, 1], block=2).last[0], atol=1e-5, rtol=1e-5
@@ -150,7 +150,7 @@ def test_pairs_of_neighbouring_images(tiny_generator: Generator) -> None:
     moved = (pairs.targets - pairs.handles).norm(dim=2)
     assert moved[pairs.valid].min() >= 10 * 32 / 512 if pairs.valid.any() else True
     everything = step_pairs(
-        tiny_generator, NET, replace(CONFIG, min_step_px=0.0), sample.codes, torch.Generator().manual_seed(0)
+        tiny_generator, NET, replace(CONFIG, min_step_px=0.0), sample.codes, 3, torch.Generator().manual_seed(0)
     )
     assert everything.valid.any() and (everything.valid | ~pairs.valid).all()
 
