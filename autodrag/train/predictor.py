@@ -32,7 +32,7 @@ from autodrag.nets.stylegan2 import Generator
 from autodrag.train.heldout import HeldOut, held_out_drags, measure_drags
 from autodrag.train.losses import drag_loss, position_loss
 from autodrag.train.regularizer import check_batch, half_cosine, own_rows, take_step
-from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch
+from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch, run_trainer
 
 PULL = 0.5
 """Weight of nearness where points are looked for again, see `follow`."""
@@ -48,7 +48,7 @@ class PredictorOptimisation:
     """Motions per step, over all processes."""
     lr: float = 5e-4
     """AdamW's learning rate of the predictor."""
-    regularizer_lr: float = 5e-4
+    regularizer_lr: float = 2e-4
     """AdamW's learning rate of the regularizer. At the paper's 1e-5 it went on undoing edits."""
     schedule: Literal["half-cosine", "annealing"] = "half-cosine"
     """Over the whole run to zero; or the paper's cosine annealing to 1e-7 with a period of 30 epochs."""
@@ -66,7 +66,7 @@ class PredictorOptimisation:
     """Weight of the distance from where the points are found to where they should be, as a share of the image."""
     prior_weight: float = 0.0
     """Weight of the squared length of the edit in standard coordinates."""
-    mask_weight: float = 4.0
+    mask_weight: float = 2.0
     """Weight of the change of features where a mask lets nothing move."""
     patch_radius: int = 3
     """Half width of the patches of the drag loss, in cells: 3 gives the paper's 7 x 7."""
@@ -295,7 +295,7 @@ def train(config: PredictorTraining) -> Path:
     module = PredictorModule(config, generator, net, held_out)
     state = SaveState(config.run)
     trainer = make_trainer(config.run, [state], batch=config.training.batch, total_steps=config.training.steps)
-    trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    run_trainer(trainer, module, state)
     out = config.run.folder / "predictor.safetensors"
     if trainer.is_global_zero:
         module.validate()
