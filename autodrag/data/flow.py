@@ -70,7 +70,12 @@ class RaftFlow:
             raise AutodragError(
                 f"RAFT needs its weights at {str(path)!r}, which is not there; get them from {RAFT_URL}"
             )
-        from torchvision.models.optical_flow import raft_large
+        try:
+            from torchvision.models.optical_flow import raft_large
+        except (ImportError, RuntimeError) as problem:  # one made for another torch
+            raise AutodragError(
+                f"torchvision cannot be imported ({problem}); install the one of this torch"
+            ) from problem
 
         net = raft_large(weights=None, progress=False)
         try:

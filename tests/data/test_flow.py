@@ -55,6 +55,15 @@ def test_raft_says_what_it_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         RaftFlow(CPU, tmp_path / "mine.pth")
 
 
+def test_a_torchvision_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    weights = tmp_path / "mine.pth"
+    weights.touch()
+    with pytest.raises(AutodragError, match="torchvision cannot be imported .*; install the one of this torch"):
+        RaftFlow(CPU, weights)
+
+
 class FakeNet(torch.nn.Module):
     """Answers every pair with a flow of one tenth of the images' size."""
 
