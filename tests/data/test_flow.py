@@ -60,7 +60,7 @@ def test_a_torchvision_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeyp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     weights = tmp_path / "mine.pth"
     weights.touch()
-    with pytest.raises(AutodragError, match="torchvision cannot be imported .*; install the one of this torch"):
+    with pytest.raises(AutodragError, match=r"torchvision cannot be imported .*; install the one of this torch"):
         RaftFlow(CPU, weights)
 
 
