@@ -27,7 +27,15 @@ from autodrag.images import write_png
 from autodrag.nets.discriminator import Discriminator, DiscriminatorConfig
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig
 from autodrag.train.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty
-from autodrag.train.run import RunConfig, SaveState, make_trainer, parse_config, prepare_torch, print_progress
+from autodrag.train.run import (
+    RunConfig,
+    SaveState,
+    make_trainer,
+    parse_config,
+    prepare_torch,
+    print_progress,
+    run_trainer,
+)
 
 
 @dataclass(frozen=True)
@@ -283,7 +291,7 @@ def train(config: GeneratorTraining) -> Path:
         total_steps=math.ceil(config.training.images / config.training.batch),
     )
     with contextlib.suppress(KeyboardInterrupt):
-        trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+        run_trainer(trainer, module, state)
     module.write_grid()
     out = config.run.folder / "generator.safetensors"
     module.export(out)

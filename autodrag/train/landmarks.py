@@ -24,7 +24,15 @@ from autodrag.checkpoint import save_tensors
 from autodrag.data.critters import LANDMARKS, mirror_landmarks, render, sample_factors
 from autodrag.data.image_array import critters_array, landmarks_path
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet, Landmarks
-from autodrag.train.run import RunConfig, SaveState, make_trainer, parse_config, prepare_torch, print_progress
+from autodrag.train.run import (
+    RunConfig,
+    SaveState,
+    make_trainer,
+    parse_config,
+    prepare_torch,
+    print_progress,
+    run_trainer,
+)
 
 
 @dataclass(frozen=True)
@@ -217,7 +225,7 @@ def train(config: LandmarkTraining) -> Path:
     module = LandmarkModule(config)
     state = SaveState(config.run)
     trainer = make_trainer(config.run, [state], batch=hp.batch, total_steps=hp.steps)
-    trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    run_trainer(trainer, module, state)
     # Seeds of the training renders start at data.seed * 1,000,003; this one lies far from them.
     error = measure(module.average, count=data.held_out, seed=2_500_000_000 + data.seed)
     out = config.run.folder / "landmarks.safetensors"

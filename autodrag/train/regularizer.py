@@ -24,7 +24,7 @@ from autodrag.errors import AutodragError
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator
-from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch
+from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch, run_trainer
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def train(config: RegularizerTraining) -> Path:
     module = RegularizerModule(dataclasses.replace(config, net=net), generator.freeze())
     state = SaveState(config.run)
     trainer = make_trainer(config.run, [state], batch=config.training.batch, total_steps=config.training.steps)
-    trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    run_trainer(trainer, module, state)
     error = module.measure()
     out = config.run.folder / "regularizer.safetensors"
     extra = {"generator": identity, "steps": module.step, "held_out": error, "training": asdict(config.training)}

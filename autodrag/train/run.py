@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
@@ -60,14 +61,19 @@ class RunConfig:
 
 
 def parse_config(config: type[Config], command: str, argv: list[str]) -> Config:
-    """`--config file.yaml` and `--group.field value` overrides to a config dataclass; unknown keys are errors.
+    """`--config file.yaml` and `--group.field value` overrides to a config dataclass.
 
-    Exits with code 2 and one sentence on bad input, as every command does.
+    Unknown keys and wrong types exit with code 2; values that do not go together raise AutodragError.
     """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # what fields say of themselves is their help
     parser = ArgumentParser(prog=f"autodrag train {command}", description=(config.__doc__ or "").split("\n")[0])
     parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
     parser.add_class_arguments(config, None, sub_configs=False)
-    parsed = parser.instantiate_classes(parser.parse_args(argv))
+    given = parser.parse_args(argv)
+    try:
+        parsed = parser.instantiate_classes(given)
+    except ValueError as problem:
+        raise AutodragError(str(problem)) from None
     return config(**{field.name: parsed[field.name] for field in dataclasses.fields(config)})  # type: ignore[arg-type]
 
 
@@ -148,6 +154,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first, self.started = _step(pl_module), time.monotonic()
+        trainer.should_stop = self.first >= self.total_steps  # else a run that was done before would never end
         if sys.stdout.isatty() and trainer.is_global_zero:
             self.bar = tqdm(total=self.total_steps * self.batch, initial=self.first * self.batch, unit="image")
 
@@ -198,19 +205,37 @@ def make_trainer(config: RunConfig, callbacks: list[Callback], *, batch: int, to
     from lightning.pytorch.loggers import TensorBoardLogger
 
     callbacks = [Progress(config.log_steps, batch, total_steps), *callbacks]
-    return L.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.nodes,
-        strategy="ddp" if config.devices * config.nodes > 1 else "auto",
-        precision=config.precision,  # type: ignore[arg-type]
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=TensorBoardLogger(config.folder, name=None, version="logs"),
-        log_every_n_steps=config.log_steps,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    try:
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy="ddp" if config.devices * config.nodes > 1 else "auto",
+            precision=config.precision,  # type: ignore[arg-type]
+            max_epochs=-1,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(config.folder, name=None, version="logs"),
+            log_every_n_steps=config.log_steps,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0].rstrip(".")
+        raise AutodragError(
+            f"accelerator {config.accelerator!r} with {config.devices} devices cannot be used ({reason}); choose others"
+        ) from None
+
+
+def run_trainer(trainer: L.Trainer, module: L.LightningModule, state: SaveState) -> None:
+    """Trains from the saved state where there is one; AutodragError where that is of another network."""
+    try:
+        trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    except RuntimeError as problem:
+        if "loading state_dict" not in str(problem):
+            raise
+        raise AutodragError(
+            f"{state.path} was saved by a network of other sizes; remove it or choose another run.folder"
+        ) from None

@@ -36,7 +36,7 @@ from autodrag.nets.stylegan2 import Generator
 from autodrag.nets.userlt import UserLT, UserLTConfig, map_block
 from autodrag.points import Size, sample
 from autodrag.train.regularizer import check_batch, half_cosine, own_rows, take_step
-from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch
+from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch, run_trainer
 
 BATCH = 32
 """Pairs that are measured at a time."""
@@ -251,7 +251,7 @@ def train(config: UserLTTraining) -> Path:
     module = UserLTModule(dataclasses.replace(config, net=net), generator, flow)
     state = SaveState(config.run)
     trainer = make_trainer(config.run, [state], batch=config.training.batch, total_steps=config.training.steps)
-    trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    run_trainer(trainer, module, state)
     error = module.measure()
     out = config.run.folder / "userlt.safetensors"
     how = {**asdict(config.training), "pairs": {k: str(v) for k, v in asdict(config.pairs).items()}}

@@ -1,0 +1,219 @@
+"""What every training shares: typed configs, early refusals, and states that survive what happens to machines."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from autodrag.errors import AutodragError
+from autodrag.train.predictor import PredictorTraining
+from autodrag.train.regularizer import RegularizerTraining, check_batch, half_cosine, own_rows
+from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, run_trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+
+
+class Toy(L.LightningModule):
+    """One number that every step adds its own index to."""
+
+    def __init__(self, total: int, size: int = 1, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(size))
+        self.automatic_optimization = False
+        self.total, self.fail_at, self.step = total, fail_at, 0
+        self.seen: list[int] = []
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    def train_dataloader(self) -> DataLoader[int]:
+        return DataLoader(Steps(self.step, self.total), batch_size=None)
+
+    def training_step(self, step: int, batch_idx: int) -> None:
+        if step == self.fail_at:
+            raise KeyboardInterrupt
+        self.seen.append(int(step))
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(-(step + 1) * self.value.sum())
+        optimizer.step()  # type: ignore[union-attr]
+        self.step += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["step"] = self.step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = int(checkpoint["step"])
+
+
+def run(folder: Path, toy: Toy, **changes: Any) -> SaveState:
+    config = RunConfig(**({"folder": folder, "precision": "32-true", "accelerator": "cpu", "log_steps": 1} | changes))
+    state = SaveState(config)
+    run_trainer(make_trainer(config, [state], batch=2, total_steps=toy.total), toy, state)
+    return state
+
+
+def test_every_step_runs_once_over_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = Toy(6)
+    run(tmp_path, first, max_minutes=1e-9)  # out of time after one step
+    second = Toy(6)
+    run(tmp_path, second)
+    assert (first.seen, second.seen) == ([0], [1, 2, 3, 4, 5])
+    assert float(second.value.detach()) == sum(range(1, 7))
+    assert "step 6/6" in capsys.readouterr().out
+    third = Toy(6)
+    run(tmp_path, third)  # nothing is left to do
+    assert (third.seen, third.step, float(third.value.detach())) == ([], 6, 21.0)
+
+
+def test_states_are_saved_on_the_way(tmp_path: Path) -> None:
+    state = SaveState(RunConfig(folder=tmp_path, save_minutes=1e-9))
+    toy = Toy(9, fail_at=4)
+    config = RunConfig(folder=tmp_path, precision="32-true", accelerator="cpu", save_minutes=1e-9)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run_trainer(make_trainer(config, [state], batch=2, total_steps=9), toy, state)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert (saved["step"], float(saved["state_dict"]["value"])) == (4, 10.0)
+    resumed = Toy(9)
+    run(tmp_path, resumed)
+    assert resumed.seen == [4, 5, 6, 7, 8]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("place", ["write", "replace"])
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    run(tmp_path, Toy(3))
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        if place == "write":
+            (tmp_path / "last.partial").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if place == "write":
+            patch.setattr(L.Trainer, "save_checkpoint", full)
+        else:
+            patch.setattr(os, "replace", full)
+        with pytest.raises(AutodragError, match=r"last\.ckpt cannot be written .*No space left.*free some space"):
+            run(tmp_path, Toy(5))
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+    resumed = Toy(5)
+    run(tmp_path, resumed)
+    assert resumed.seen == [3, 4]
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, Toy(2))
+    with pytest.raises(AutodragError, match=r"last\.ckpt was saved by a network of other sizes; remove it or choose"):
+        run(tmp_path, Toy(2, size=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accelerator": "abacus"}, "accelerator 'abacus' with 1 devices cannot be used"),
+        pytest.param(
+            {"accelerator": "gpu"},
+            "accelerator 'gpu' with 1 devices cannot be used",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_machines_that_are_not_there(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(AutodragError, match=message):
+        run(tmp_path, Toy(1), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "8-bit"}, "precision '8-bit': expected bf16-mixed or 32-true"),
+        ({"log_steps": 0}, "log_steps and save_minutes must be positive"),
+        ({"save_minutes": 0.0}, "must be positive"),
+        ({"devices": 0}, "devices 0, nodes 1: expected at least 1"),
+        ({"nodes": 0}, "nodes 0: expected at least 1"),
+    ],
+)
+def test_bad_runs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig(folder=Path("x"), **changes)
+
+
+def test_a_batch_must_be_shared_evenly() -> None:
+    check_batch(12, RunConfig(folder=Path("x"), devices=3, nodes=2))
+    with pytest.raises(AutodragError, match="batch 8 cannot be divided among 6 processes; choose a multiple"):
+        check_batch(8, RunConfig(folder=Path("x"), devices=3, nodes=2))
+
+
+def test_every_row_of_a_batch_has_one_process() -> None:
+    class Rank(L.Trainer):
+        world_size = 3
+        global_rank = 0
+
+        def __init__(self, rank: int) -> None:
+            self.global_rank = rank  # type: ignore[misc]
+
+    rows = [list(range(12))[own_rows(12, Rank(rank))] for rank in range(3)]
+    assert sum(rows, []) == list(range(12)) and {len(part) for part in rows} == {4}
+
+
+def test_the_half_cosine_warms_up_and_ends_at_zero() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule, rates = half_cosine(optimizer, 100), []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(1.0)  # 2 % of the steps are 2
+    assert max(rates) == rates[1] == pytest.approx(2.0, rel=1e-3)
+    assert rates[50] == pytest.approx(1.0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_fields_are_typed_and_overridden_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("run: {folder: runs/x}\nnet: {width: 64, heads: 4}\ntraining: {lr: 1.0e-5}\n")
+    words = ["--config", str(file), "--training.lr", "3e-4", "--motion.psi", "[0.3, 0.8]", "--net.pairs", "false"]
+    parsed = parse_config(PredictorTraining, "predictor", words)
+    assert (parsed.net.width, parsed.net.pairs, parsed.training.lr, parsed.motion.psi) == (64, False, 3e-4, (0.3, 0.8))
+    wrong = [["--training.speed", "1"], ["--net.width", "wide"], ["--motion.matcher", "eye"], []]
+    for words in (*(["--run.folder", "x", *w] if w else w for w in wrong), ["--config", str(tmp_path / "none.yaml")]):
+        with pytest.raises(SystemExit) as ended:
+            parse_config(PredictorTraining, "predictor", words)
+        assert ended.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+    for words, message in (
+        (["--net.heads", "7"], "width 512 must be a multiple of heads 7"),
+        (["--training.teacher_forcing", "true"], "rounds 2 with teacher_forcing"),
+        (["--run.devices", "0"], "devices 0, nodes 1"),
+    ):
+        with pytest.raises(AutodragError, match=message):
+            parse_config(PredictorTraining, "predictor", ["--run.folder", "x", *words])
+
+
+def test_every_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, name in ((RegularizerTraining, "regularizer"), (PredictorTraining, "predictor")):
+        with pytest.raises(SystemExit) as ended:
+            parse_config(kind, name, ["--help"])
+        assert ended.value.code == 0
+        text = capsys.readouterr().out
+        for words in (
+            "--net.width",
+            "--training.lr",
+            "--run.save_minutes",
+            "AdamW's learning rate",
+            "Width of the tokens",
+        ):
+            assert words in text
