@@ -78,7 +78,7 @@ def run_edits(
         if record and result.rounds:
             refined = outcome.path[made:]
             latent, points = refined[0][1:] if refined else (result.latent, result.points.tolist())
-            leap = _between(number, origin, latent.cpu(), result.handles, np.array(points))
+            leap = _between(number, origin, latent.cpu(), result.handles.tolist(), points)
             outcome.path[made:] = [*leap, *refined]
     outcome.timing["drag"] = sum(result.seconds for result in outcome.results)
     outcome.timing["total"] = time.perf_counter() - start
@@ -173,11 +173,21 @@ def _mask(editor: DragEditor, edit: Edit) -> np.ndarray | None:
 
 
 def _between(
-    number: int, start: torch.Tensor, end: torch.Tensor, handles: np.ndarray, points: np.ndarray
+    number: int, start: torch.Tensor, end: torch.Tensor, handles: list[list[float]], points: list[list[float]]
 ) -> list[tuple[int, torch.Tensor, list[list[float]]]]:
     """A predictor's leap as an animation shows it: codes on the straight way, points moving in step."""
-    shares = [(k + 1) / LEAP_FRAMES for k in range(LEAP_FRAMES)]
-    return [(number, start.lerp(end, s), (handles + s * (points - handles)).tolist()) for s in shares]
+    frames = []
+    for k in range(1, LEAP_FRAMES + 1):
+        share = k / LEAP_FRAMES
+        pairs = zip(handles, points, strict=True)
+        frames.append(
+            (
+                number,
+                start.lerp(end, share),
+                [[a + share * (b - a) for a, b in zip(p, q, strict=True)] for p, q in pairs],
+            )
+        )
+    return frames
 
 
 def _frames(editor: DragEditor, outcome: Outcome) -> list[dict[str, Any]]:

@@ -89,8 +89,8 @@ class RefineConfig:
 
         `default` was chosen on drags of the shipped 64 px critters. Its features are half as large as the image, 128 px
         at most: they led as near as the last block's, at half the cost. Small steps (`reach`) and a soft tracker
-        (`sharpness`) stalled least and ended nearest. Its loss is a squared distance, so that a mask needs a larger weight:
-        at 20 it does nothing, at 1000 protected parts change a third to a half as much and points still arrive.
+        (`sharpness`) stalled least and ended nearest. Its loss is a squared distance, so that a mask needs a larger
+        weight: at 20 it does nothing, at 1000 protected parts change a third to a half as much and points still arrive.
         """
         scale = image_size[0] / 512
         if name == "draggan":
