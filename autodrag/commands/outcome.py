@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from autodrag import __version__
 from autodrag.edits import Edit
 from autodrag.files import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from autodrag.infer.editor import DragEditor
