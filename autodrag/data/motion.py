@@ -40,6 +40,8 @@ class MotionConfig:
     """Weights file of a learned matcher."""
     min_px: float = 50.0
     """A pair is a drag when it moved at least so far between the first and the last image."""
+    min_px_many: float = 10.0
+    """The same for samples of several drags, some of which should be short; the paper has one limit for all."""
     min_step_px: float = 30.0
     """The same between two neighbouring images, for the loss of every step."""
     candidates: int = 32
@@ -120,13 +122,14 @@ def draw_motion(
     height, width = image
     inside = ((found >= -0.5) & (found <= found.new_tensor([width, height]) - 0.5)).all(dim=2)
     good = mutual & inside
-    far = good & (moved >= config.min_px * scale)
-    # A sample none of whose points moved far takes the one that moved most.
-    best = torch.zeros_like(far).scatter_(1, torch.where(good, moved, -1.0).argmax(dim=1, keepdim=True), True)
-    far = torch.where(far.any(dim=1, keepdim=True), far, best)
     number = torch.where(
         chance["number"] < 0.5, 1, 2 + ((chance["number"] - 0.5) * 2 * (config.points - 1)).long()
     ).clamp_max(config.points)
+    least = torch.where(number == 1, config.min_px, config.min_px_many) * scale
+    far = good & (moved >= least[:, None])
+    # A sample none of whose points moved far takes the one that moved most.
+    best = torch.zeros_like(far).scatter_(1, torch.where(good, moved, -1.0).argmax(dim=1, keepdim=True), True)
+    far = torch.where(far.any(dim=1, keepdim=True), far, best)
     rows = torch.arange(config.candidates, device=device)
     priority = torch.where(far, 2.0, 0.0) + order
     chosen = priority.argsort(dim=1, descending=True)
