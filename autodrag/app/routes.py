@@ -195,7 +195,7 @@ def build(service: Service) -> APIRouter:
         "/sessions/{key}/refine",
         openapi_extra=EDIT,
         response_class=StreamingResponse,
-        responses={200: {"description": "Events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses={200: {"description": "Events", "content": {"text/event-stream": {}}}},
     )
     async def refine(key: Key, request: Request) -> StreamingResponse:
         """Do an edit, and tell of every step while it goes on.

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import cv2
 import pytest
-from app.serving import run
 
+from app.serving import run
 from autodrag.app.config import AppConfig
 from autodrag.checkpoint import REPOSITORY
 
