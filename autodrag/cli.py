@@ -21,7 +21,7 @@ Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
 TRAINING = ("generator", "landmarks", "regularizer", "predictor", "userlt")
-EVALUATIONS = ("landmarks", "paired", "mdd", "ccsd", "speed", "samples", "ablations")
+EVALUATIONS = ("landmarks", "paired", "mdd", "ccsd", "masks", "speed", "samples", "ablations")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
@@ -200,11 +200,18 @@ class Edited:
 
 
 def drag(
-    bench: Bench, name: str, latent: Tensor, handles: Tensor, targets: Tensor, trace: Trace | None = None
+    bench: Bench,
+    name: str,
+    latent: Tensor,
+    handles: Tensor,
+    targets: Tensor,
+    *,
+    mask: Bool[Tensor, "H W"] | None = None,
+    trace: Trace | None = None,
 ) -> Edited:
     """Runs one drag of a method and times it."""
     started = time.perf_counter()
-    outcome = bench.methods[name](latent, handles, targets, trace=trace)
+    outcome = bench.methods[name](latent, handles, targets, mask=mask, trace=trace)
     image = bench.image(outcome.latent)
     picture = to_uint8(image)[0]  # waits for the device
     seconds = time.perf_counter() - started

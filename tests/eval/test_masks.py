@@ -1,0 +1,53 @@
+"""What a mask is worth: its shape, the change outside of it, and the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from autodrag.cli import main
+from autodrag.eval.masks import change_outside, ellipse, summarise
+
+
+def test_an_ellipse_holds_its_points_with_room() -> None:
+    handles, targets = torch.tensor([[20.0, 30.0], [24.0, 30.0]]), torch.tensor([[40.0, 34.0], [40.0, 20.0]])
+    mask = ellipse(handles, targets, (64, 96), margin=0.1)
+    assert mask.shape == (64, 96)
+    for x, y in [*handles.int().tolist(), *targets.int().tolist()]:
+        assert mask[y, x]
+    assert not mask[0].any() and not mask[:, 80:].any()
+    one = ellipse(torch.tensor([[30.0, 30.0]]), torch.tensor([[30.0, 30.0]]), (64, 64), margin=0.125)
+    assert one[30, 22] and one[30, 38] and not one[30, 21]  # a circle of radius 8
+
+
+def test_change_is_measured_outside_alone() -> None:
+    before = torch.zeros(1, 3, 4, 4)
+    after = before.clone()
+    after[..., :2] = 1.0
+    after[..., 2:] = 0.5
+    mask = torch.zeros(4, 4, dtype=torch.bool)
+    mask[:, :2] = True
+    assert change_outside(before, after, mask) == 0.5
+
+
+def test_rows_are_means_over_drags_whose_mask_leaves_something() -> None:
+    drag = {"points": 1, "method": "refiner", "share": 0.5}
+    changes = [(0.2, 0.1, 3.0, 4.0), (0.4, 0.1, 5.0, 6.0)]
+    names = ("free_change", "held_change", "free_distance", "held_distance")
+    records = [{**drag, **dict(zip(names, values, strict=True))} for values in changes]
+    (row,) = summarise([*records, {**drag, "share": 1.0}])
+    assert row["drags"] == 2 and row["ratio"] == pytest.approx(0.2 / 0.6)
+    assert (row["free_distance"], row["held_distance"]) == (4.0, 5.0)
+    assert row["ratios"][1] == pytest.approx(0.375)
+
+
+def test_the_command(landmark_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    options = ["--checkpoint", str(landmark_checkpoint), "--out", str(out), "--pairs", "3", "--steps", "2"]
+    assert main(["eval", "masks", *options, "--methods", "none,refiner", "--device", "cpu"]) == 0
+    assert "ratio of means" in capsys.readouterr().out
+    rows = json.loads((out / "table.json").read_text())
+    assert {row["method"] for row in rows} <= {"none", "refiner"} and rows
