@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from app.serving import EDIT, Running, hear
+from autodrag.infer import editor
 from autodrag.infer.editor import DragEditor
 
 
@@ -20,7 +21,8 @@ def say(socket: ClientConnection, kind: str, pull: int = 1, x: float = 15, **edi
     socket.send(json.dumps({"type": kind, "pull": pull, "edit": document}))
 
 
-def test_a_pull_brings_frames_and_a_release_an_edit(shared: Running) -> None:
+def test_a_pull_brings_frames_and_a_release_an_edit(shared: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(editor, "PREVIEW_S", 10.0)  # enough for a step, however busy the machine is
     session = shared.open(seed=3)
     with shared.live(session) as socket:
         state, first = hear(socket, "state")
