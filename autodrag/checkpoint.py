@@ -335,9 +335,9 @@ def _file_in(path: str | Path, name: str) -> Path:
         return path
     if not (path / name).is_file():
         there = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+        made_by = f"convert FILE --out {path}" if name == GENERATOR_FILE else f"train {name.split('.')[0]}"
         raise CheckpointError(
-            f"checkpoint {str(path)!r} has no {name} (it holds {there}); "
-            f"make it with `autodrag convert FILE --out {path}`"
+            f"checkpoint {str(path)!r} has no {name} (it holds {there}); make it with `autodrag {made_by}`"
         )
     return path / name
 

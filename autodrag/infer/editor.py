@@ -27,6 +27,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from autodrag.checkpoint import (
+    REGULARIZER_FILE,
+    find_checkpoint,
     fingerprint,
     has_predictor,
     load_generator,
@@ -130,7 +132,9 @@ class DragEditor:
         generator, identity = load_generator(folder)
         learned = None
         if has_predictor(folder, identity):
-            learned = LearnedNets(load_predictor(folder, identity), load_regularizer(folder, identity))
+            joint = (find_checkpoint(folder) / REGULARIZER_FILE).is_file()
+            regularizer = load_regularizer(folder, identity) if joint else None
+            learned = LearnedNets(load_predictor(folder, identity), regularizer)
         nets = {"learned": learned, "landmarks": load_landmarks(folder)}
         return cls(generator, **nets, checkpoint=str(folder), device=device, dtype=dtype)  # type: ignore[arg-type]
 

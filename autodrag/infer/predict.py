@@ -139,6 +139,7 @@ def predict(
         what = Appearance(torch.take_along_dim(what.features, index, 2), torch.take_along_dim(what.scale, order, 1))
     best = _state(latent, features, drags.handles, torch.ones_like(what.scale), drags, config)
     points, codes, maps, made = drags.handles, latent, features, 0
+    done = torch.zeros(len(latent), dtype=torch.bool, device=latent.device)  # rows that are left as they are
     for made in range(1, config.rounds + 1):
         codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points))
         maps = generator.features(codes, block=block)
@@ -147,10 +148,11 @@ def predict(
         before = best.distances.sum(dim=1)
         # Of the first round any result is taken: the way before it was known, what the code did was not.
         better = now.distances.sum(dim=1) < (torch.inf if made == 1 else before)
-        best = _choose(better, now, best)
+        best = _choose(better & ~done, now, best)
         arrived = ((best.distances <= config.stop_px) | ~drags.valid).all(dim=1)
         stuck = best.distances.sum(dim=1) > before * (1 - config.gain)
-        if bool((arrived | (stuck & torch.tensor(made > 1))).all()) or (stop is not None and stop.is_set()):
+        done = done | arrived | stuck if made > 1 else arrived
+        if bool(done.all()) or (stop is not None and stop.is_set()):
             break
         if config.budget_s is not None and (time.monotonic() - started) * (made + 1) / made > config.budget_s:
             break

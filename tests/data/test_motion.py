@@ -28,7 +28,7 @@ NET = PredictorConfig(
     heads=1,
     token_rows=8,
 )
-CONFIG = MotionConfig(candidates=16, points=5, masks=0.5, anchors=0.5, min_px=20, min_step_px=10)
+CONFIG = MotionConfig(candidates=16, points=5, masks=0.5, anchors=0.5, min_px=40, min_px_many=20, min_step_px=10)
 
 
 def draw(generator: Generator, count: int = 24, seed: int = 0, keep: slice = slice(None), **changes: object) -> Motion:
@@ -83,7 +83,7 @@ def test_drags_moved_far_or_farthest(tiny_generator: Generator) -> None:
 
 
 def test_one_in_two_samples_has_a_single_drag(tiny_generator: Generator) -> None:
-    number = draw(tiny_generator, count=200, min_px=1.0).moving.sum(dim=1)
+    number = draw(tiny_generator, count=200, min_px=1.0, min_px_many=1.0).moving.sum(dim=1)
     assert 0.35 < float((number == 1).float().mean()) < 0.7
     assert number.max() == 5
 

@@ -164,7 +164,7 @@ def test_every_row_of_a_batch_has_one_process() -> None:
             self.global_rank = rank  # type: ignore[misc]
 
     rows = [list(range(12))[own_rows(12, Rank(rank))] for rank in range(3)]
-    assert sum(rows, []) == list(range(12)) and {len(part) for part in rows} == {4}
+    assert [row for part in rows for row in part] == list(range(12)) and {len(part) for part in rows} == {4}
 
 
 def test_the_half_cosine_warms_up_and_ends_at_zero() -> None:

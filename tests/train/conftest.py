@@ -1,0 +1,69 @@
+"""Tiny trainings of the learned editor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture
+def stage_1(tiny_checkpoint: Path) -> Callable[..., Any]:
+    """A stage 1 config of a few steps; keyword arguments change the optimisation."""
+    from autodrag.nets.regularizer import RegularizerConfig
+    from autodrag.train.regularizer import RegularizerOptimisation, RegularizerTraining
+    from autodrag.train.run import RunConfig
+
+    def build(folder: Path, **changes: Any) -> RegularizerTraining:
+        return RegularizerTraining(
+            run=RunConfig(folder=folder, precision="32-true", accelerator="cpu", log_steps=1),
+            checkpoint=tiny_checkpoint,
+            net=RegularizerConfig(width=16, heads=2, encoder_layers=1, decoder_layers=1, mlp_ratio=2.0),
+            training=RegularizerOptimisation(**({"steps": 6, "batch": 4} | changes)),
+        )
+
+    return build
+
+
+@pytest.fixture
+def stage_2(tiny_checkpoint: Path) -> Callable[..., Any]:
+    """A stage 2 config of a few steps; keyword arguments change the optimisation."""
+    from autodrag.data.motion import MotionConfig
+    from autodrag.nets.predictor import PredictorConfig
+    from autodrag.train.predictor import PredictorOptimisation, PredictorTraining
+    from autodrag.train.run import RunConfig
+
+    def build(folder: Path, regularizer: Path | None = None, **changes: Any) -> PredictorTraining:
+        net = PredictorConfig(
+            feature_block=2, steps=2, width=16, heads=2, encoder_layers=1, decoder_layers=1, mlp_ratio=2.0, token_rows=4
+        )
+        return PredictorTraining(
+            run=RunConfig(folder=folder, precision="32-true", accelerator="cpu", log_steps=1),
+            checkpoint=tiny_checkpoint,
+            regularizer=regularizer,
+            net=net,
+            motion=MotionConfig(candidates=6, points=4),
+            training=PredictorOptimisation(**({"steps": 6, "batch": 4, "validate_steps": 3} | changes)),
+        )
+
+    return build
+
+
+@pytest.fixture
+def weights() -> Callable[[Path], dict[str, Tensor]]:
+    """The network, its average and the optimiser's state of a run's folder, by name."""
+
+    def read(folder: Path) -> dict[str, Tensor]:
+        state = torch.load(folder / "last.ckpt", weights_only=False)
+        moments = {
+            f"optimiser {number} {name}": torch.as_tensor(value)
+            for number, entry in state["optimizer_states"][0]["state"].items()
+            for name, value in entry.items()
+        }
+        return {**state["state_dict"], **moments}
+
+    return read
