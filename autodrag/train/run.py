@@ -71,7 +71,7 @@ def parse_config(config: type[Config], command: str, argv: list[str]) -> Config:
     parser.add_class_arguments(config, None, sub_configs=False)
     given = parser.parse_args(argv)
     try:
-        parsed = parser.instantiate_classes(given)
+        parsed = parser.instantiate(given)
     except ValueError as problem:
         raise AutodragError(str(problem)) from None
     return config(**{field.name: parsed[field.name] for field in dataclasses.fields(config)})  # type: ignore[arg-type]
