@@ -1,0 +1,222 @@
+"""The editor of a checkpoint with a predictor: its three methods, previews, warm-up, sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeRefiner
+from learned import save_learned, tiny_nets
+
+from autodrag import DragEditor
+from autodrag.edits import Drag, Edit, Parameters, read_edits
+from autodrag.errors import AutodragError, CheckpointError
+from autodrag.infer import drag as drag_module
+from autodrag.nets.stylegan2 import Generator
+
+DRAG: dict[str, Any] = {"handles": [[10, 12]], "targets": [[20, 14]]}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with a generator, a predictor and a regularizer. Read only."""
+    return save_learned(tmp_path_factory.mktemp("learned") / "tiny", tiny_generator, tiny_nets(tiny_generator))
+
+
+@pytest.fixture
+def editor(checkpoint: Path) -> DragEditor:
+    """An editor with the image of seed 7 open."""
+    editor = DragEditor.load(checkpoint, device="cpu")
+    editor.open(seed=7)
+    return editor
+
+
+def test_the_predictor_is_loaded_with_its_regularizer(editor: DragEditor) -> None:
+    assert editor.can_predict
+    assert editor.learned is not None and editor.learned.regularizer is not None
+
+
+def test_the_predictor_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+    before = editor.image
+    result = editor.drag(**DRAG, refine=False)
+    assert not fake_refiner.calls
+    assert (result.method, result.steps) == ("predict", 0) and 1 <= result.rounds <= 4
+    assert result.reason in ("rounds", "arrived")
+    assert not np.array_equal(result.image, before)
+    assert np.array_equal(result.image, editor.render(editor.latent))
+    assert result.latent.shape == (1, 8, 32) and torch.equal(result.latent, editor.latent)
+    assert result.distances.tolist() == pytest.approx(np.linalg.norm(result.points - result.targets, axis=1).tolist())
+    assert np.array_equal(editor.undo(), before)
+
+
+def test_auto_refines_what_the_predictor_left(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+    """Random weights do not arrive, so the refiner has to go on, from where they came to."""
+    predicted = editor.drag(**DRAG, refine=False)
+    editor.undo()
+    result = editor.drag(**DRAG)
+    (call,) = fake_refiner.calls
+    assert (result.method, result.rounds, result.steps) == ("both", predicted.rounds, 5)
+    torch.testing.assert_close(call["latent"], predicted.latent)
+    np.testing.assert_allclose(call["handles"].numpy(), predicted.points, atol=1e-5)
+    assert result.report()["method"] == "both"
+
+
+def test_the_refiner_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+    start = editor.latent
+    result = editor.drag(**DRAG, refine=True)
+    assert (result.method, result.rounds) == ("refine", 0)
+    assert torch.equal(fake_refiner.calls[0]["latent"], start)
+
+
+def test_rounds(editor: DragEditor) -> None:
+    assert editor.drag(**DRAG, refine=False, rounds=1).rounds == 1
+    with pytest.raises(AutodragError, match="the settings cannot be used: expected rounds >= 1"):
+        editor.drag(**DRAG, refine=False, rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("auto", "both"), ("both", "both"), ("predict", "predict"), ("refine", "refine")]
+)
+@pytest.mark.usefixtures("fake_refiner")
+def test_the_methods_of_an_edit(editor: DragEditor, method: Any, said: str) -> None:
+    edit = Edit((Drag((10.0, 12.0), (20.0, 14.0)),), seed=7, method=method, parameters=Parameters(rounds=2))
+    result = editor.apply(edit)
+    assert result.method == said and result.rounds <= 2
+    assert (result.rounds > 0) == (method != "refine")
+
+
+@pytest.mark.usefixtures("fake_refiner")
+def test_without_a_regularizer(tmp_path: Path, tiny_generator: Generator) -> None:
+    """A predictor that was trained without one."""
+    folder = save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator, regularizer=False))
+    editor = DragEditor.load(folder, device="cpu")
+    editor.open(seed=7)
+    assert editor.learned is not None and editor.learned.regularizer is None
+    assert editor.drag(**DRAG, refine=False).rounds >= 1
+
+
+def test_a_predictor_of_another_generator_is_refused(
+    tmp_path: Path, tiny_generator: Generator, make_generator: Callable[..., Generator]
+) -> None:
+    from autodrag.checkpoint import save_generator
+
+    folder = save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator))
+    save_generator(folder, make_generator(seed=5))
+    with pytest.raises(CheckpointError, match=r"regularizer\.safetensors' was trained on generator"):
+        DragEditor.load(folder, device="cpu")
+
+
+def test_a_preview_is_the_drag_and_leaves_everything_as_it_was(editor: DragEditor) -> None:
+    before, latent = editor.image, editor.latent
+    preview = editor.preview(**DRAG)
+    assert np.array_equal(editor.image, before) and torch.equal(editor.latent, latent)
+    with pytest.raises(AutodragError, match="nothing to undo"):
+        editor.undo()
+    result = editor.drag(**DRAG, refine=False)
+    torch.testing.assert_close(preview.latent, result.latent)
+    assert np.abs(preview.image.astype(int) - result.image.astype(int)).max() <= 1
+    np.testing.assert_allclose(preview.points, result.points, atol=1e-4)
+    assert preview.references is None
+
+
+def test_a_preview_always_starts_from_the_present_image(editor: DragEditor) -> None:
+    first = editor.preview([[10, 12]], [[11, 12]])
+    again = editor.preview(**DRAG, start=first)
+    torch.testing.assert_close(again.latent, editor.preview(**DRAG).latent)
+
+
+def test_masks_and_anchors_change_the_prediction(editor: DragEditor) -> None:
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[8:20] = True
+    plain, masked = editor.preview(**DRAG), editor.preview(**DRAG, mask=mask)
+    held = editor.preview(**DRAG, anchors=[[28, 28]])
+    assert not torch.allclose(plain.latent, masked.latent) and not torch.allclose(plain.latent, held.latent)
+    assert held.points.shape == (1, 2)
+
+
+def test_the_order_of_points_does_not_matter(editor: DragEditor) -> None:
+    handles, targets = [[4, 4], [20, 9], [11, 25]], [[8, 4], [16, 9], [11, 20]]
+    first = editor.preview(handles, targets)
+    second = editor.preview(handles[::-1], targets[::-1])
+    assert torch.equal(first.latent, second.latent) and np.array_equal(first.points, second.points[::-1])
+
+
+def test_the_first_call_is_made_at_load(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    original = drag_module.predict
+
+    def predict(*words: Any, **options: Any) -> Any:
+        calls.append("predict")
+        return original(*words, **options)
+
+    monkeypatch.setattr(drag_module, "predict", predict)
+    editor = DragEditor.load(checkpoint, device="cpu")
+    assert calls == ["predict"]
+    with pytest.raises(AutodragError, match="no image is open"):
+        _ = editor.image
+    editor.open(seed=7)
+    editor.drag(**DRAG, refine=False)
+    assert calls == ["predict", "predict"]
+
+
+def test_features_of_the_open_image_are_made_once(editor: DragEditor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second preview of the same image costs rounds of features and the last blocks, not a synthesis more."""
+    editor.preview(**DRAG)
+    made: list[Any] = []
+    original = Generator.features
+
+    def count(self: Generator, latent: Any, **options: Any) -> Any:
+        made.append(latent.clone())
+        return original(self, latent, **options)
+
+    monkeypatch.setattr(Generator, "features", count)
+    editor.preview(**DRAG)
+    assert not any(torch.equal(latent, editor.latent) for latent in made)
+
+
+@pytest.mark.parametrize("refine", [False, "auto"])
+def test_a_session_replays_to_the_same_image(tmp_path: Path, editor: DragEditor, checkpoint: Path, refine: Any) -> None:
+    mask = np.zeros((32, 32), dtype=bool)
+    mask[4:] = True
+    editor.drag(**DRAG, mask=mask, anchors=[[1, 2]], refine=refine, steps=4, budget_s=60.0)
+    second = editor.drag([[20, 14]], [[22, 16]], refine=refine, rounds=2, steps=3)
+    editor.save_session(tmp_path / "s.json")
+    edits = read_edits(tmp_path / "s.json")
+    assert [edit.method for edit in edits] == ["predict" if refine is False else "both"] * 2
+    assert edits[1].parameters.rounds == second.rounds
+    other = DragEditor.load(checkpoint, device="cpu")
+    assert np.array_equal(other.load_session(tmp_path / "s.json"), editor.image)
+    assert torch.equal(other.latent, editor.latent)
+
+
+def test_what_a_clock_ended_replays_without_one(
+    tmp_path: Path, editor: DragEditor, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget that is used up by the first prediction: no refiner then, and none in the replay."""
+    with monkeypatch.context() as patch:
+        ticks = iter(range(10_000))
+        patch.setattr(drag_module.time, "monotonic", lambda: float(next(ticks)))
+        result = editor.drag(**DRAG, budget_s=1.0)
+    assert (result.rounds, result.steps, result.reason) == (1, 0, "budget")
+    editor.save_session(tmp_path / "s.json")
+    other = DragEditor.load(checkpoint, device="cpu")
+    assert np.array_equal(other.load_session(tmp_path / "s.json"), editor.image)
+
+
+def test_siblings_share_the_networks(editor: DragEditor) -> None:
+    other = editor.sibling()
+    other.open(seed=7)
+    assert other.learned is editor.learned
+    torch.testing.assert_close(other.preview(**DRAG).latent, editor.preview(**DRAG).latent)
+
+
+def test_it_predicts_in_bf16(checkpoint: Path, editor: DragEditor) -> None:
+    fast = DragEditor.load(checkpoint, device="cpu", dtype=torch.bfloat16)
+    fast.open(seed=7)
+    exact, close = editor.drag(**DRAG, refine=False, rounds=1), fast.drag(**DRAG, refine=False, rounds=1)
+    assert torch.isfinite(close.latent).all()
+    assert float((exact.latent - close.latent).abs().mean()) < 0.1
