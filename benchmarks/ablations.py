@@ -21,10 +21,11 @@ from autodrag.files import write_json
 from autodrag.train.heldout import held_out_drags, measure_drags
 from autodrag.train.predictor import LearnedEditor
 
-PAPER = ["--training.drag_weight", "1", "--training.position_weight", "0"]
+PAPER = ["--training.l1_weight", "0.1", "--training.drag_weight", "1", "--training.position_weight", "0"]
 FORCED = ["--training.teacher_forcing", "true", "--training.rounds", "1"]
 VARIANTS: dict[str, list[str]] = {
-    "default": [],
+    "0.1 L1 + position loss": [],
+    "a price on length + position loss": ["--training.l1_weight", "0", "--training.prior_weight", "0.5"],
     "without regularizer": ["--regularizer", "null"],
     "regularizer at the paper's rate": ["--training.regularizer_lr", "1e-5"],
     "0.1 L1 + drag loss, the paper's": PAPER,

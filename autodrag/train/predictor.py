@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from autodrag.checkpoint import load_generator, load_landmarks, load_regularizer, save_tensors
+from autodrag.checkpoint import load_generator, load_landmarks, load_predictor, load_regularizer, save_tensors
 from autodrag.data.latents import map_codes
 from autodrag.data.matching import appearance, follow
 from autodrag.data.motion import Motion, MotionConfig, draw_motion, step_pairs
@@ -58,14 +58,16 @@ class PredictorOptimisation:
     """Give the predictor the true codes before each step; otherwise its own."""
     rounds: int = 2
     """Edits in a row, each from where the one before has brought the points (1 with teacher forcing)."""
-    l1_weight: float = 0.1
-    """Weight of the L1 distance to the true codes (the paper's alpha)."""
+    l1_weight: float = 0.0
+    """Weight of the L1 distance to the true codes (the paper's alpha, 0.1 there). Those go on toward an unrelated code,
+    whose best guess is the mean: with it edits change ten times as much of the code as they need, and look average."""
     drag_weight: float = 0.0
     """Weight of the drag loss (the paper's beta, 1 there)."""
     position_weight: float = 5.0
     """Weight of the distance from where the points are found to where they should be, as a share of the image."""
-    prior_weight: float = 0.0
-    """Weight of the squared length of the edit in standard coordinates."""
+    prior_weight: float = 0.5
+    """Weight of the mean squared length of the edit in standard coordinates: of all edits by which points arrive the
+    shortest shall be learned."""
     mask_weight: float = 2.0
     """Weight of the change of features where a mask lets nothing move."""
     patch_radius: int = 3
@@ -92,6 +94,8 @@ class PredictorTraining:
     """The generator whose images will be dragged."""
     regularizer: Path | None = None
     """Stage 1's regularizer.safetensors; none trains without a regularizer."""
+    start: Path | None = None
+    """A trained predictor.safetensors, its regularizer beside it, to go on from with a new schedule."""
     net: PredictorConfig = field(default_factory=PredictorConfig)
     """The network; sizes that the generator decides are the generator's, whatever is written."""
     motion: MotionConfig = field(default_factory=MotionConfig)
@@ -273,7 +277,14 @@ def fit(net: PredictorConfig, generator: Generator) -> PredictorConfig:
 
 @torch.no_grad()
 def build(config: PredictorTraining, generator: Generator, identity: str) -> LearnedEditor:
-    """Untrained predictor with the generator's basis and feature scale, and stage 1's regularizer."""
+    """A new predictor with the generator's basis and feature scale, and stage 1's regularizer; or those of `start`."""
+    if config.start is not None:
+        predictor = load_predictor(config.start, identity)
+        if predictor.config != config.net:
+            raise AutodragError(f"{str(config.start)!r} has another net than the config asks for; make them the same.")
+        joint = config.start.with_name("regularizer.safetensors")
+        trained = load_regularizer(joint, identity) if joint.is_file() else None
+        return LearnedEditor(predictor, trained).requires_grad_(True).train()
     regularizer = None if config.regularizer is None else load_regularizer(config.regularizer, identity)
     predictor = Predictor(config.net)
     predictor.frame.take(LatentBasis.of(generator))
