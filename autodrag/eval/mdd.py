@@ -47,9 +47,11 @@ def evaluate(bench: Bench, detector: Detector | None, pairs: Sequence[Pair], poi
         pair = pairs[task["pair"]]
         _, handles, targets = pair.drags(task["points"])
         moments: list[tuple[float, Tensor]] = []
-        edited = drag(
-            bench, task["method"], pair.latent, handles, targets, lambda seconds, w: moments.append((seconds, w))
-        )
+
+        def keep(seconds: float, latent: Tensor) -> None:
+            moments.append((seconds, latent))
+
+        edited = drag(bench, task["method"], pair.latent, handles, targets, trace=keep)
         keep_picture(bench, task, edited)
         moments.append((edited.seconds, edited.latent))
         measure = make_ruler(bench, detector, pair, task["points"])

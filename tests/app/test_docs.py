@@ -30,5 +30,6 @@ def test_the_curl_example_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "event: step" in done.stdout and "event: done" in done.stdout
     assert len(json.loads((tmp_path / "session.json").read_text(encoding="utf-8"))["edits"]) == 2
-    assert cv2.imread(str(tmp_path / "image.png")).shape == (64, 64, 3)
+    picture = cv2.imread(str(tmp_path / "image.png"))
+    assert picture is not None and picture.shape == (64, 64, 3)
     assert (tmp_path / "latent.safetensors").stat().st_size > 1000

@@ -284,6 +284,7 @@ def test_a_preview_leaves_the_image_alone(tiny_checkpoint: Path) -> None:
     then = editor.preview(**DRAG, start=first)
     assert np.array_equal(editor.image, before)
     assert not np.array_equal(first.image, before)
+    assert then.references is not None
     assert np.array_equal(then.references.handles.numpy(), [[10, 12]])  # still follows what lay there at first
     assert np.array_equal(editor.render(then.latent), then.image)
     with pytest.raises(AutodragError, match="nothing to undo"):
