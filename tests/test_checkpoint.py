@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from learned import save_learned, tiny_nets
 from safetensors.torch import save_file
 
 from autodrag import checkpoint
@@ -21,6 +22,8 @@ from autodrag.checkpoint import (
     load_generator,
     load_landmarks,
     load_latent,
+    load_predictor,
+    load_regularizer,
     load_tensors,
     save_generator,
     save_latent,
@@ -238,6 +241,57 @@ def test_predictor_of_another_generator(tmp_path: Path) -> None:
     assert has_predictor(tmp_path, "0" * 16)
     with pytest.raises(CheckpointError, match="was trained on generator '0000000000000000', and this one is 'ffff"):
         has_predictor(tmp_path, "f" * 16)
+
+
+def test_learned_networks_come_back_frozen(tmp_path: Path, tiny_generator: Generator) -> None:
+    nets, identity = tiny_nets(tiny_generator), fingerprint(tiny_generator.state_dict())
+    save_learned(tmp_path, tiny_generator, nets)
+    predictor, regularizer = load_predictor(tmp_path, identity), load_regularizer(tmp_path, identity)
+    assert nets.regularizer is not None
+    for loaded, net in ((predictor, nets.predictor), (regularizer, nets.regularizer)):
+        assert loaded.config == net.config and not loaded.training
+        assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.state_dict().items())
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    latent = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(regularizer(latent), nets.regularizer(latent))
+
+
+def test_learned_networks_of_another_generator(tmp_path: Path, tiny_generator: Generator) -> None:
+    save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator))
+    for load in (load_predictor, load_regularizer):
+        with pytest.raises(CheckpointError, match=r"was trained on generator .*, and this one is 'ffffffffffffffff'"):
+            load(tmp_path, "f" * 16)
+
+
+def test_a_missing_predictor_names_the_command_that_makes_it(tiny_checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no predictor\.safetensors .*`autodrag train predictor`"):
+        load_predictor(tiny_checkpoint, "0" * 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, c: t.pop("kind"), r"lacks the tensor 'kind' \(1 missing\)"),
+        (lambda t, c: t.update(more=torch.ones(1)), r"unexpected tensor 'more' \(1 surplus\)"),
+        (lambda t, c: c.update(width=32), r"has shape \(.*\), expected \(.*\) by its config"),
+        (lambda t, c: c.update(width="16"), "has width = '16', expected"),
+        (lambda t, c: c.update(heads=3), "cannot be used: width 16 must be a multiple of heads 3"),
+        (lambda t, c: c.update(token_rows=0), "cannot be used: token_rows 0"),
+        (lambda t, c: c.update(speed=3), "unknown field 'speed'; known are"),
+        (lambda t, c: c.update(decoder_layers=10**9), "names 1000000000 decoder layers but does not hold them"),
+        (lambda t, c: c.update(w_dim=10**12), "describes no network|has shape"),
+        (lambda t, c: c.update(patch=10**9 + 1), "describes no network|has shape"),
+    ],
+)
+def test_a_predictor_that_does_not_fit_its_config(
+    tmp_path: Path, tiny_generator: Generator, change: Any, message: str
+) -> None:
+    file = save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator)) / "predictor.safetensors"
+    tensors, config, extra = load_tensors(file, kind="predictor")
+    change(tensors, config)
+    save_tensors(file, tensors, kind="predictor", config=config, extra=extra)
+    with pytest.raises(CheckpointError, match=message):
+        load_predictor(tmp_path, extra["generator"])
 
 
 def test_latents(tmp_path: Path) -> None:

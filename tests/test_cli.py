@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeRefiner
+from learned import save_learned, tiny_nets
 
 from autodrag import cli
 from autodrag.checkpoint import load_latent, save_tensors
@@ -25,6 +26,7 @@ from autodrag.commands.outcome import write_outcome
 from autodrag.edits import parse_edits, schema
 from autodrag.errors import AutodragError
 from autodrag.images import read_image, write_png
+from autodrag.nets.stylegan2 import Generator
 
 pytestmark = pytest.mark.usefixtures("fake_refiner")
 
@@ -339,6 +341,69 @@ def test_batches_that_do_nothing(batch: Callable[..., int], tmp_path: Path, caps
     assert "holds no edits" in said(capsys)
     assert main(["batch", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "out")]) == 2
     assert "none.jsonl' does not exist" in said(capsys)
+
+
+# --- with a predictor -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned(tiny_generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint folder with a predictor of random weights."""
+    return str(save_learned(tmp_path_factory.mktemp("learned"), tiny_generator, tiny_nets(tiny_generator)))
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "rounds", "steps"),
+    [
+        (["--rounds", "1"], "both", 1, 5),
+        (["--method", "auto", "--rounds", "1"], "both", 1, 5),
+        (["--method", "both", "--rounds", "1", "--steps", "2"], "both", 1, 2),
+        (["--method", "predict", "--rounds", "1"], "predict", 1, 0),
+        (["--method", "refine"], "refine", 0, 5),
+    ],
+)
+def test_methods(
+    learned: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    method: str,
+    rounds: int,
+    steps: int,
+) -> None:
+    words = ["--checkpoint", learned, *DRAG, "--no-animation", "--device", "cpu"]
+    assert main(["drag", *words, *options, "--out", str(tmp_path / "out")]) == 0
+    (outcome,) = json.loads((tmp_path / "out" / "result.json").read_text())["edits"]
+    assert (outcome["method"], outcome["rounds"], outcome["steps"]) == (method, rounds, steps)
+    assert ("1 predictions" in capsys.readouterr().out) == (rounds > 0)
+    first = read_image(tmp_path / "out" / "after.png")
+    again = ["drag", "--edit", str(tmp_path / "out" / "edit.json"), "--checkpoint", learned, "--no-animation"]
+    assert main([*again, "--device", "cpu", "--out", str(tmp_path / "again")]) == 0
+    assert np.array_equal(read_image(tmp_path / "again" / "after.png"), first)
+
+
+def test_an_animation_shows_what_the_predictor_did(learned: str, tmp_path: Path) -> None:
+    words = ["--checkpoint", learned, *DRAG, "--method", "predict", "--device", "cpu"]
+    assert main(["drag", *words, "--out", str(tmp_path)]) == 0
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_methods_and_rounds_that_cannot_be(
+    drag: Callable[..., int], learned: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert drag(*DRAG, "--method", "predict") == 2
+    assert "method 'predict' needs a predictor, which" in said(capsys)
+    assert main(["drag", "--checkpoint", learned, *DRAG, "--rounds", "0", "--device", "cpu"]) == 2
+    assert "rounds" in said(capsys)
+    with pytest.raises(SystemExit) as ended:
+        drag(*DRAG, "--method", "magic")
+    assert ended.value.code == 2
+
+
+def test_a_batch_with_a_predictor(batch: Callable[..., int], learned: str, tmp_path: Path) -> None:
+    assert batch([edit(method="predict"), edit()], "--checkpoint", learned) == 0
+    results = [json.loads((tmp_path / "out" / name / "result.json").read_text()) for name in ("00001", "00002")]
+    assert [result["edits"][0]["method"] for result in results] == ["predict", "both"]
 
 
 # --- the other commands ---------------------------------------------------------------------------

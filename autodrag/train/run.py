@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 from jsonargparse import ArgumentParser, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from autodrag import DragEditor
 from autodrag.edits import Drag, Edit, Parameters, read_edits
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.infer import drag as drag_module
+from autodrag.infer.predict import predict
 from autodrag.nets.stylegan2 import Generator
 
 DRAG: dict[str, Any] = {"handles": [[10, 12]], "targets": [[20, 14]]}
@@ -147,13 +149,13 @@ def test_the_order_of_points_does_not_matter(editor: DragEditor) -> None:
 
 def test_the_first_call_is_made_at_load(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    original = drag_module.predict
+    original = predict
 
-    def predict(*words: Any, **options: Any) -> Any:
+    def counted(*words: Any, **options: Any) -> Any:
         calls.append("predict")
         return original(*words, **options)
 
-    monkeypatch.setattr(drag_module, "predict", predict)
+    monkeypatch.setattr(drag_module, "predict", counted)
     editor = DragEditor.load(checkpoint, device="cpu")
     assert calls == ["predict"]
     with pytest.raises(AutodragError, match="no image is open"):
@@ -199,7 +201,7 @@ def test_what_a_clock_ended_replays_without_one(
     """A budget that is used up by the first prediction: no refiner then, and none in the replay."""
     with monkeypatch.context() as patch:
         ticks = iter(range(10_000))
-        patch.setattr(drag_module.time, "monotonic", lambda: float(next(ticks)))
+        patch.setattr(time, "monotonic", lambda: float(next(ticks)))
         result = editor.drag(**DRAG, budget_s=1.0)
     assert (result.rounds, result.steps, result.reason) == (1, 0, "budget")
     editor.save_session(tmp_path / "s.json")

@@ -222,4 +222,4 @@ def test_the_defaults_are_the_papers_depths() -> None:
 )
 def test_sizes_that_cannot_be(field: str, value: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(TINY, **{field: value})
+        replace(TINY, **{field: value})  # type: ignore[arg-type]

@@ -99,4 +99,4 @@ def test_sizes_that_cannot_be(field: str, value: float, message: str) -> None:
     from dataclasses import replace
 
     with pytest.raises(ValueError, match=message):
-        replace(TINY, **{field: value})
+        replace(TINY, **{field: value})  # type: ignore[arg-type]

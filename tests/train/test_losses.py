@@ -77,7 +77,7 @@ def test_points_without_weight_do_not_count() -> None:
     before, after = torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8)
     points = torch.tensor([[[1.0, 1.0], [5.0, 5.0]]]), torch.tensor([[[2.0, 2.0], [3.0, 5.0]]])
     first = drag_loss(before, after, *points, torch.tensor([[1.0, 0.0]]), (8, 8), radius=1)
-    alone = drag_loss(before, after, *(p[:, :1] for p in points), torch.ones(1, 1), (8, 8), radius=1)
+    alone = drag_loss(before, after, points[0][:, :1], points[1][:, :1], torch.ones(1, 1), (8, 8), radius=1)
     torch.testing.assert_close(first, alone)
     assert float(position_loss(*points, torch.zeros(1, 2), 8)) == 0.0
 

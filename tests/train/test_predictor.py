@@ -19,7 +19,7 @@ from autodrag.errors import AutodragError, CheckpointError
 from autodrag.nets.predictor import Drags
 from autodrag.nets.stylegan2 import Generator
 from autodrag.train import predictor as training
-from autodrag.train.heldout import closed_loop, held_out_drags
+from autodrag.train.heldout import closed_loop, held_out_drags, measure_drags
 from autodrag.train.predictor import LearnedEditor, PredictorModule, build, fit, train
 from autodrag.train.regularizer import train as train_regularizer
 
@@ -185,7 +185,7 @@ def test_held_out_drags_are_always_the_same_and_no_edit_leaves_all_of_the_way(tm
     module = module_of(stage_2(tmp_path))
     again = held_out_drags(module.generator, None, module.net.predictor.config, 8)
     assert torch.equal(module.held_out.latent, again.latent) and torch.equal(module.held_out.targets, again.targets)
-    left, sheet = training.measure_drags(module.held_out, module.generator, module.net)
+    left, sheet = measure_drags(module.held_out, module.generator, module.net)
     assert all(share == pytest.approx(1.0, abs=0.3) for share in left.values())  # an untrained net moves nothing
     assert sheet.shape == (3, 3 * 32, 8 * 32) and 0 <= float(sheet.min()) <= float(sheet.max()) <= 1
     maps = module.generator.features(again.latent, block=2).last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Toy(L.LightningModule):
 
 
 def run(folder: Path, toy: Toy, **changes: Any) -> SaveState:
-    config = RunConfig(**({"folder": folder, "precision": "32-true", "accelerator": "cpu", "log_steps": 1} | changes))
+    config = replace(RunConfig(folder, precision="32-true", accelerator="cpu", log_steps=1), **changes)
     state = SaveState(config)
     run_trainer(make_trainer(config, [state], batch=2, total_steps=toy.total), toy, state)
     return state
@@ -161,7 +162,7 @@ def test_every_row_of_a_batch_has_one_process() -> None:
         global_rank = 0
 
         def __init__(self, rank: int) -> None:
-            self.global_rank = rank  # type: ignore[misc]
+            self.global_rank = rank
 
     rows = [list(range(12))[own_rows(12, Rank(rank))] for rank in range(3)]
     assert [row for part in rows for row in part] == list(range(12)) and {len(part) for part in rows} == {4}
