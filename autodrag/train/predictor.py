@@ -279,12 +279,14 @@ def fit(net: PredictorConfig, generator: Generator) -> PredictorConfig:
 def build(config: PredictorTraining, generator: Generator, identity: str) -> LearnedEditor:
     """A new predictor with the generator's basis and feature scale, and stage 1's regularizer; or those of `start`."""
     if config.start is not None:
-        predictor = load_predictor(config.start, identity)
-        if predictor.config != config.net:
+        known = load_predictor(config.start, identity)
+        if known.config != config.net:
             raise AutodragError(f"{str(config.start)!r} has another net than the config asks for; make them the same.")
+        predictor = Predictor(config.net)  # a new one, which knows what of it is not trained
+        predictor.load_state_dict(known.state_dict())
         joint = config.start.with_name("regularizer.safetensors")
         trained = load_regularizer(joint, identity) if joint.is_file() else None
-        return LearnedEditor(predictor, trained).requires_grad_(True).train()
+        return LearnedEditor(predictor, None if trained is None else trained.requires_grad_(True)).train()
     regularizer = None if config.regularizer is None else load_regularizer(config.regularizer, identity)
     predictor = Predictor(config.net)
     predictor.frame.take(LatentBasis.of(generator))

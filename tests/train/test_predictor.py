@@ -181,6 +181,24 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["step"] == 4
 
 
+def test_a_training_goes_on_from_another(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
+    first = train(stage_2(tmp_path / "first", regularizer, steps=2, lr=1e-2))
+    second = replace(stage_2(tmp_path / "second", steps=2), start=first)
+    module, identity = module_of(second), load_generator(second.checkpoint)[1]
+    for part in ("predictor", "regularizer"):
+        expected = {"predictor": load_predictor, "regularizer": load_regularizer}[part](first.parent, identity)
+        net = getattr(module.net, part)
+        assert all(torch.equal(net.state_dict()[name], value) for name, value in expected.state_dict().items())
+        assert net.training and net.head.weight.requires_grad
+    assert module.net.predictor.token_position.weight.requires_grad
+    blind = replace(second.net, positions=False)
+    with pytest.raises(AutodragError, match="has another net than the config asks for"):
+        train(replace(second, net=blind))
+    third = train(replace(stage_2(tmp_path / "third", regularizer, steps=1), net=blind))
+    again = module_of(replace(stage_2(tmp_path / "fourth"), start=third, net=blind))
+    assert not again.net.predictor.token_position.weight.requires_grad
+
+
 def test_held_out_drags_are_always_the_same_and_no_edit_leaves_all_of_the_way(tmp_path: Path, stage_2: Build) -> None:
     module = module_of(stage_2(tmp_path))
     again = held_out_drags(module.generator, None, module.net.predictor.config, 8)
