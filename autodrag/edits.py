@@ -297,7 +297,7 @@ def _inside(text: str, folder: Path, what: str) -> Path:
         raise AutodragError(f"{what} {text!r} is not a path")
     path = (folder / text).resolve()
     if Path(text).is_absolute() or not path.is_relative_to(folder.resolve()):
-        raise AutodragError(f"{what} {text!r} leaves its file's folder; expected a relative path in {str(folder)!r}")
+        raise AutodragError(f"{what} {text!r} leaves its file's folder; expected a path relative to it")
     return path
 
 

@@ -36,6 +36,8 @@ def short_films() -> Iterator[None]:
         yield
 
 
+# The server's threads draw from Python's random while hypothesis watches it.
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_answer_is_as_described(name: str, shared: Running) -> None:
     from schemathesis.checks import not_a_server_error
