@@ -216,8 +216,8 @@ class DragEditor:
             handles, targets: N points (x, y) in px of the image, integers at pixel centres, y down.
             mask: (H, W), True = may move; None: everything may.
             anchors: M points that must stay.
-            refine: False is the predictor alone, True the refiner alone; "auto" predicts where there is a predictor,
-                and refines where that left a point short of its target.
+            refine: False is the predictor alone, True the refiner alone; "auto" predicts where there is a predictor and
+                no mask, and refines where that left a point short of its target.
             preset: "default" or "draggan", the published method.
             budget_s, steps: most seconds, and most steps of the refiner; None takes the preset's.
             callback: called after each step, in this thread.
@@ -230,9 +230,9 @@ class DragEditor:
             AutodragError: points, mask, anchors or settings that cannot be used; the image stays as it is.
         """
         state = self._state
-        method: Method = "refine" if refine is True or (refine == "auto" and not self.can_predict) else "both"
-        if refine is False:
-            method = "predict"
+        # A predictor holds a mask loosely, so that with one the refiner does the whole drag.
+        alone = not self.can_predict or (mask is not None and not np.all(mask))
+        method: Method = "predict" if refine is False else "refine" if refine is True or alone else "both"
         if method != "refine" and not self.can_predict:
             raise AutodragError(_no_predictor("refine=False", self.checkpoint))
         size = self.image_size

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here; apt-g
 
 CHECKPOINTS = REPOSITORY / "checkpoints"
 SEED = 13
-KEPT_LEVELS = 5.0
+KEPT_LEVELS = 2.5
 """Mean change, in grey levels of 255, that the protected lower edge may show after the drag of the test above it."""
 
 

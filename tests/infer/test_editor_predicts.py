@@ -188,7 +188,8 @@ def test_a_session_replays_to_the_same_image(tmp_path: Path, editor: DragEditor,
     second = editor.drag([[20, 14]], [[22, 16]], refine=refine, rounds=2, steps=3)
     editor.save_session(tmp_path / "s.json")
     edits = read_edits(tmp_path / "s.json")
-    assert [edit.method for edit in edits] == ["predict" if refine is False else "both"] * 2
+    # With a mask "auto" is the refiner.
+    assert [edit.method for edit in edits] == (["predict"] * 2 if refine is False else ["refine", "both"])
     assert edits[1].parameters.rounds == second.rounds
     other = DragEditor.load(checkpoint, device="cpu")
     assert np.array_equal(other.load_session(tmp_path / "s.json"), editor.image)
