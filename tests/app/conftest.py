@@ -26,7 +26,7 @@ def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared(settings: dict[str, Any]) -> Iterator[Running]:
     """One server for all tests that do not need settings of their own."""
     running = run(AppConfig(**settings))

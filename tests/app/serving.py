@@ -42,7 +42,7 @@ class Running:
         """Shut down."""
         self.http.close()
         self.server.should_exit = True
-        self.thread.join(60)
+        self.thread.join(20)
         assert not self.thread.is_alive()
 
 
