@@ -238,6 +238,9 @@ def test_points_are_placed_typed_and_removed_and_then_dragged_together(person: P
     person.stroke((40, 22), (40, 19), pause=5)
     person.tool("anchor")
     person.page.mouse.click(*person.spot(18, 18))
+    sync_api.expect(person.page.locator(".point.anchor")).to_have_count(1)
+    person.rest()  # the list of points is drawn anew by every answer, which would take a half-typed number away
+    person.page.wait_for_timeout(400)
     assert person.state()["present"] == 0, "placing moves nothing"
     person.page.fill('[aria-label="Target 1 x"]', "24.5")
     person.page.keyboard.press("Enter")
