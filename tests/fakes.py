@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -57,3 +60,12 @@ class FakeRefiner:
             reason="arrived",
             references=take_references(maps, handles, size, offsets=torch.zeros(1, 2), norm="l2"),
         )
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float], *modules: ModuleType) -> None:
+    """Give modules a `time.monotonic` of their own.
+
+    The real one is everybody's: an event loop in another thread that reads another clock sleeps for hours.
+    """
+    for module in modules:
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))

@@ -6,7 +6,9 @@ import threading
 import time
 
 import pytest
+from fakes import set_clock
 
+from autodrag.app import gate as gate_module
 from autodrag.app.gate import Gate, Stopped, Stopwatch
 
 
@@ -94,7 +96,7 @@ def test_a_failure_inside_gives_the_turn_back() -> None:
 
 def test_waiting_does_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    set_clock(monkeypatch, lambda: now[0], gate_module)
     clock = Stopwatch(5.0)
     now[0] = 4.0
     assert not clock.spent()

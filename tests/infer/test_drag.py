@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from fakes import FakeRefiner
+from fakes import FakeRefiner, set_clock
 from learned import tiny_nets
 from torch import Tensor
 
@@ -58,7 +57,7 @@ def run(
 
     def run(left: float = 5.0, seconds: float = 0.0, **options: Any) -> tuple[Outcome, FakePredictor]:
         clock = [0.0]
-        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        set_clock(monkeypatch, lambda: clock[0], module)
         predictor = FakePredictor(left, seconds, clock)
         monkeypatch.setattr(module, "predict", predictor)
         options = {"method": "both", "refiner": REFINER, "nets": nets, **options}

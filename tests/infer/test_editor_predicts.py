@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import FakeRefiner
+from fakes import FakeRefiner, set_clock
 from learned import save_learned, tiny_nets
 
 from autodrag import DragEditor
 from autodrag.edits import Drag, Edit, Parameters, read_edits
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.infer import drag as drag_module
+from autodrag.infer import predict as predict_module
 from autodrag.infer.predict import predict
 from autodrag.nets.stylegan2 import Generator
 
@@ -202,7 +202,7 @@ def test_what_a_clock_ended_replays_without_one(
     """A budget that is used up by the first prediction: no refiner then, and none in the replay."""
     with monkeypatch.context() as patch:
         ticks = iter(range(10_000))
-        patch.setattr(time, "monotonic", lambda: float(next(ticks)))
+        set_clock(patch, lambda: float(next(ticks)), drag_module, predict_module)
         result = editor.drag(**DRAG, budget_s=1.0)
     assert (result.rounds, result.steps, result.reason) == (1, 0, "budget")
     editor.save_session(tmp_path / "s.json")

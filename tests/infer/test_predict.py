@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from fakes import set_clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from learned import tiny_nets
@@ -153,7 +153,7 @@ def test_a_budget_is_kept(
 ) -> None:
     """A round that takes a second: of 3.5 seconds a fourth is not begun; the first is made in any case."""
     clock = iter(range(100))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    set_clock(monkeypatch, lambda: float(next(clock)), module)
     ways = [[11.0 + k, 10.0] for k in range(8)]
     Script(monkeypatch, ways)
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=8, budget_s=3.5)
