@@ -1,16 +1,14 @@
-"""Release files: safetensors with the config as JSON and a format version in the metadata, loaded strictly.
+"""Checkpoints: networks from and to release files, loaded strictly.
 
 A checkpoint is a folder `checkpoints/NAME/` with `generator.safetensors` and, once trained,
 `landmarks.safetensors`, `regularizer.safetensors` and `predictor.safetensors`. All are untrusted input:
-the header and the file are bounded, and names, shapes and types are compared before any tensor is used.
+names, shapes and types are compared before any tensor is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import struct
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -20,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from autodrag.errors import AutodragError, CheckpointError
-from autodrag.files import replacing
+from autodrag.errors import CheckpointError
+from autodrag.release import load_tensors, read_info
+from autodrag.release import save_tensors as save_tensors  # trainings take it from here, beside what loads their result
 
 if TYPE_CHECKING:
     from autodrag.nets.landmarks import LandmarkNet
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
     from autodrag.nets.regularizer import Regularizer
     from autodrag.nets.stylegan2 import Generator
 
-FORMAT = 1
-MAX_HEADER_BYTES = 8 * 2**20
-MAX_FILE_BYTES = 8 * 2**30
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 GENERATOR_FILE = "generator.safetensors"
 LANDMARKS_FILE = "landmarks.safetensors"
 REGULARIZER_FILE = "regularizer.safetensors"
@@ -41,88 +36,6 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 ConfigT = TypeVar("ConfigT")
 NetT = TypeVar("NetT", bound=nn.Module)
-
-
-def save_tensors(
-    path: str | Path,
-    tensors: Mapping[str, Tensor],
-    *,
-    kind: str,
-    config: Mapping[str, Any],
-    extra: Mapping[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Write tensors with their config, whole or not at all.
-
-    Args:
-        path: a `.safetensors` file; its folder is made where it is missing.
-        tensors: name → floating-point tensor, of any device.
-        kind: what the file holds ("generator", "landmarks", "latent", ...); `load_tensors` asks for it again.
-        config: whatever rebuilds the network, as JSON values.
-        extra: further JSON values (fingerprints, training facts).
-        dtype: storage type (fp16, bf16 or fp32); None keeps each tensor's own.
-    """
-    from safetensors.torch import save_file
-
-    metadata = {
-        "autodrag_format": str(FORMAT),
-        "kind": kind,
-        "config": json.dumps(dict(config), allow_nan=False),
-        "extra": json.dumps(dict(extra or {}), allow_nan=False),
-    }
-    stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        kept = tensor.detach().to("cpu", dtype).contiguous()
-        if kept.dtype not in DTYPES.values():
-            raise AutodragError(f"tensor {name!r} is {kept.dtype}; only fp16, bf16 and fp32 can be stored")
-        if kept.untyped_storage().nbytes() != kept.nbytes:  # a part of something larger; safetensors wants it whole
-            kept = kept.clone()
-        stored[name] = kept
-    with replacing(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors would leave it readable by its owner alone
-        save_file(stored, temporary, metadata=metadata)
-        temporary.chmod(mode)
-
-
-def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Read (tensors as fp32 on the CPU, config, extra) of a file that `save_tensors` wrote.
-
-    Raises:
-        CheckpointError: the file is missing, truncated, corrupt, of another kind or of a newer format.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    path = Path(path)
-    config, extra = read_info(path, kind=kind)
-    try:
-        stored = load(path.read_bytes())
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise _corrupt(path, str(error)) from error
-    tensors = {name: tensor.float() for name, tensor in stored.items()}
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise _corrupt(path, f"tensor {name!r} holds values that are not finite numbers")
-    return tensors, config, extra
-
-
-def read_info(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read (config, extra) alone, without the tensors; the header is checked as `load_tensors` checks it."""
-    path = Path(path)
-    metadata = _read_header(path)
-    if "autodrag_format" not in metadata:
-        raise CheckpointError(
-            f"{str(path)!r} is a safetensors file, but not autodrag's; convert its source with `autodrag convert`"
-        )
-    if metadata["autodrag_format"] != str(FORMAT):
-        raise CheckpointError(
-            f"{str(path)!r} has format {metadata['autodrag_format']!r}, "
-            f"and this version reads format {FORMAT}; upgrade autodrag"
-        )
-    if metadata.get("kind") != kind:
-        raise CheckpointError(f"{str(path)!r} holds a {metadata.get('kind')!r}, and a {kind!r} was expected")
-    return _json_object(path, metadata, "config"), _json_object(path, metadata, "extra")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -210,6 +123,36 @@ def load_predictor(path: str | Path, generator: str) -> Predictor:
     return load_net(_file_in(path, PREDICTOR_FILE), "predictor", PredictorConfig, Predictor, generator)
 
 
+def load_learned(path: str | Path, generator: str) -> tuple[Predictor, Regularizer | None]:
+    """Load a predictor, from a checkpoint folder or its file, with the regularizer that it was trained with, if any.
+
+    Args:
+        generator: the fingerprint that both must have.
+
+    Raises:
+        CheckpointError: as `load_predictor` does, or the regularizer beside it is missing.
+    """
+    file = _file_in(path, PREDICTOR_FILE)
+    predictor, joint = load_predictor(file, generator), _joint_regularizer(file)
+    return predictor, None if joint is None else load_regularizer(joint, generator)
+
+
+def _joint_regularizer(predictor: Path) -> Path | None:
+    """The file of the regularizer that belongs to a predictor, which lies beside it; None: it was trained without.
+
+    A predictor edits worse without the regularizer that it was trained with. Its file says whether there is one; for
+    older files, which do not, it is the one that is there.
+    """
+    file = predictor.with_name(REGULARIZER_FILE)
+    noted = read_info(predictor, kind="predictor")[1].get("regularizer")
+    if noted is True and not file.is_file():
+        raise CheckpointError(
+            f"{str(predictor)!r} was trained together with a regularizer, and {REGULARIZER_FILE} is not beside it; "
+            "copy that file there too"
+        )
+    return file if noted is not False and file.is_file() else None
+
+
 def load_net(
     file: Path, kind: str, config: type[ConfigT], net: Callable[[ConfigT], NetT], generator: str | None = None
 ) -> NetT:
@@ -253,13 +196,17 @@ def has_predictor(path: str | Path, generator: str) -> bool:
         generator: fingerprint of the folder's generator; a predictor's file names its own under "generator".
 
     Raises:
-        CheckpointError: a regularizer or a predictor is broken or belongs to another generator.
+        CheckpointError: a regularizer or a predictor is broken or belongs to another generator, or the predictor's
+            regularizer is missing.
     """
     folder = find_checkpoint(path)
     for kind, name in (("regularizer", REGULARIZER_FILE), ("predictor", PREDICTOR_FILE)):
         if (folder / name).is_file():
             _check_generator(folder / name, read_info(folder / name, kind=kind)[1], generator)
-    return (folder / PREDICTOR_FILE).is_file()
+    if not (folder / PREDICTOR_FILE).is_file():
+        return False
+    _joint_regularizer(folder / PREDICTOR_FILE)
+    return True
 
 
 def save_latent(path: str | Path, latent: Tensor, extra: Mapping[str, Any]) -> None:
@@ -340,58 +287,6 @@ def _file_in(path: str | Path, name: str) -> Path:
             f"checkpoint {str(path)!r} has no {name} (it holds {there}); make it with `autodrag {made_by}`"
         )
     return path / name
-
-
-def _read_header(path: Path) -> dict[str, str]:
-    """Check the size, header and tensor extents of a safetensors file; return its metadata."""
-    if not path.is_file():
-        raise CheckpointError(f"{str(path)!r} does not exist or is not a file; check the path")
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            prefix = stream.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-            if size > MAX_FILE_BYTES:
-                raise CheckpointError(f"{str(path)!r} is {size} bytes, more than the limit of {MAX_FILE_BYTES}")
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise _corrupt(path, f"a header of {length} bytes in a file of {size}")
-            header = json.loads(stream.read(length))
-    except OSError as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise _corrupt(path, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _corrupt(path, "its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _corrupt(path, "its metadata is not a table of texts")
-    end = 0
-    for name, entry in header.items():
-        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-            raise _corrupt(path, f"tensor {name!r} has no extent")
-        if entry.get("dtype") not in DTYPES:
-            raise CheckpointError(f"{str(path)!r}: tensor {name!r} is {entry.get('dtype')}, expected F16, BF16 or F32")
-        end = max(end, offsets[1])
-    if end != size - 8 - length:
-        raise _corrupt(path, f"its header describes {end} bytes of tensors and {size - 8 - length} are there")
-    return metadata
-
-
-def _json_object(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
-    try:
-        value = json.loads(metadata[key])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise _corrupt(path, f"its {key} is not JSON") from error
-    if not isinstance(value, dict):
-        raise _corrupt(path, f"its {key} is not a JSON object")
-    return value
-
-
-def _corrupt(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{str(path)!r} is corrupt or truncated ({why}); copy or convert it again")
 
 
 class _building:

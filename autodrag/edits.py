@@ -91,7 +91,7 @@ class Edit:
     mask: Path | None = None
     """Mask image, True = may move."""
     method: Method = "auto"
-    """Refiner, predictor, or both; auto takes both where there is a predictor."""
+    """Refiner, predictor, or both; auto takes both where there is a predictor and no mask, otherwise the refiner."""
     parameters: Parameters = field(default_factory=Parameters)
     """How to edit."""
 

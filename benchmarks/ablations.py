@@ -16,22 +16,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autodrag.checkpoint import load_generator, load_landmarks, load_predictor, load_regularizer
+from autodrag.checkpoint import load_generator, load_landmarks, load_learned
 from autodrag.files import write_json
 from autodrag.train.heldout import held_out_drags, measure_drags
 from autodrag.train.predictor import LearnedEditor
 
-PAPER = ["--training.l1_weight", "0.1", "--training.drag_weight", "1", "--training.position_weight", "0"]
+
+def losses(*, l1: float = 0.0, drag: float = 0.0, position: float = 0.0, prior: float = 0.0) -> list[str]:
+    """Weights of the losses as options; what is not named counts nothing."""
+    weights = {"l1": l1, "drag": drag, "position": position, "prior": prior}
+    return [word for name, weight in weights.items() for word in (f"--training.{name}_weight", str(weight))]
+
+
+PAPER = losses(l1=0.1, drag=1)
 FORCED = ["--training.teacher_forcing", "true", "--training.rounds", "1"]
 VARIANTS: dict[str, list[str]] = {
-    "0.1 L1 + position loss": [],
-    "a price on length + position loss": ["--training.l1_weight", "0", "--training.prior_weight", "0.5"],
+    "as configured": [],
+    "0.1 L1 + position loss": losses(l1=0.1, position=5),
     "without regularizer": ["--regularizer", "null"],
     "regularizer at the paper's rate": ["--training.regularizer_lr", "1e-5"],
     "0.1 L1 + drag loss, the paper's": PAPER,
-    "L1 alone": ["--training.l1_weight", "1", "--training.drag_weight", "0", "--training.position_weight", "0"],
-    "drag loss alone": [*PAPER, "--training.l1_weight", "0"],
-    "position loss alone": ["--training.l1_weight", "0"],
+    "L1 alone": losses(l1=1),
+    "drag loss alone": losses(drag=1),
+    "position loss alone": losses(position=5),
     "away from w*, Eq. 7 as printed": ["--motion.toward", "false"],
     "teacher forcing, n = 5": [*PAPER, "--net.steps", "5", *FORCED],
     **{f"n = {n}": ["--net.steps", str(n)] for n in (2, 5, 10)},
@@ -45,10 +52,8 @@ def measure(folder: Path, checkpoint: str) -> dict[str, dict[str, float]]:
     """Share of the distance left by a trained variant, open and closed loop."""
     generator, identity = load_generator(checkpoint)
     generator.freeze()
-    predictor = load_predictor(folder / "predictor.safetensors", identity)
-    file = folder / "regularizer.safetensors"
-    editor = LearnedEditor(predictor, load_regularizer(file, identity) if file.exists() else None).eval()
-    held_out = held_out_drags(generator, load_landmarks(checkpoint), predictor.config, count=256)
+    editor = LearnedEditor(*load_learned(folder, identity)).eval()
+    held_out = held_out_drags(generator, load_landmarks(checkpoint), editor.predictor.config, count=256)
     return {
         name: measure_drags(held_out, generator, editor, rounds)[0] for name, rounds in (("open", 1), ("closed", 3))
     }
@@ -60,12 +65,13 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoints/critters")
     parser.add_argument("--regularizer", required=True, help="stage 1's regularizer.safetensors")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--only", help="names of variants, comma-separated; default: all")
+    parser.add_argument(
+        "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="variants; default: all"
+    )
     parser.add_argument("--out", type=Path, default=Path("out/ablations"))
     args = parser.parse_args()
-    names = args.only.split(",") if args.only else list(VARIANTS)
     rows: dict[str, dict[str, dict[str, float]]] = {}
-    for name in names:
+    for name in args.only:
         folder = args.out / "".join(c if c.isalnum() else "-" for c in name)
         result = folder / "left.json"
         if not result.exists():

@@ -5,7 +5,8 @@
     python benchmarks/app.py --edits 1000                 # and the server's memory over a thousand edits
 
 Starts a server of its own, speaks to it as the page does (positions at 60 per second over the WebSocket, a release, and
-again), and prints one line of JSON for each part. Times are those that the client sees.
+again), and prints one line of JSON for each part. Times are those that the client sees. Frames per second are those
+frames that came while the pointer was down, by that time.
 """
 
 from __future__ import annotations
@@ -42,9 +43,8 @@ class Pointer:
 
     def __init__(self, address: str, seed: int) -> None:
         self.address, self.seed = address, seed
-        self.frames = 0
-        self.firsts: list[float] = []
-        self.gaps: list[float] = []
+        self.frames, self.pulled = 0, 0.0  # seconds
+        self.firsts: list[float | None] = []  # seconds; None: the pointer was released before there was a frame
         self.edits = 0
         self.errors: list[str] = []
         self.lost = False
@@ -71,18 +71,15 @@ class Pointer:
 
     async def _once(self, socket: Any, pull: int, seconds: float) -> None:
         idle = asyncio.Event()
-        began = last = time.monotonic()
-        seen = 0
+        began = time.monotonic()
+        frames: list[float] = []  # when they came
 
         async def listen() -> None:
-            nonlocal last, seen
             while not idle.is_set():
                 message = await socket.recv()
                 header = unpack(message)[0] if isinstance(message, bytes) else json.loads(message)
                 if header["type"] == "preview" and header["pull"] == pull:
-                    now = time.monotonic()
-                    (self.gaps if seen else self.firsts).append(now - (last if seen else began))
-                    last, seen, self.frames = now, seen + 1, self.frames + 1
+                    frames.append(time.monotonic())
                 elif header["type"] == "error":
                     self.errors.append(header["message"])
                 elif header["type"] == "state":
@@ -97,6 +94,9 @@ class Pointer:
             edit = {"drags": [{"handle": [25, 30], "target": target}], "parameters": {"steps": 10}}
             await socket.send(json.dumps({"type": "pull", "pull": pull, "edit": edit}))
             await asyncio.sleep(1 / RATE)
+        self.frames += len(frames)
+        self.pulled += time.monotonic() - began
+        self.firsts.append(frames[0] - began if frames else None)
         await socket.send(json.dumps({"type": "drag", "pull": pull, "edit": edit}))
         await listener
 
@@ -107,17 +107,18 @@ async def many(address: str, clients: int, seconds: float) -> dict[str, Any]:
     began = time.monotonic()
     await asyncio.gather(*(pointer.work(seconds) for pointer in pointers))
     took = time.monotonic() - began
-    frames = [pointer.frames for pointer in pointers]
-    gaps = [gap for pointer in pointers for gap in pointer.gaps]
-    firsts = [first for pointer in pointers for first in pointer.firsts]
+    rates = [pointer.frames / pointer.pulled for pointer in pointers if pointer.pulled]
+    pulls = [first for pointer in pointers for first in pointer.firsts]
+    firsts = [first for first in pulls if first is not None]
     return {
         "clients": clients,
         "seconds": round(took, 1),
-        "frames_per_second_while_pulling": round(1 / statistics.median(gaps), 2) if gaps else None,
+        "frames_per_second_while_pulling": round(statistics.median(rates), 2) if rates else None,
+        "frames_per_second_of_the_slowest": round(min(rates), 2) if rates else None,
         "first_frame_ms_median": round(1000 * statistics.median(firsts)) if firsts else None,
         "first_frame_ms_worst": round(1000 * max(firsts)) if firsts else None,
-        "frames_of_the_slowest": min(frames),
-        "frames_of_the_fastest": max(frames),
+        "pulls": len(pulls),
+        "pulls_without_a_frame": len(pulls) - len(firsts),
         "edits": sum(pointer.edits for pointer in pointers),
         "errors": [error for pointer in pointers for error in pointer.errors][:5],
         "lost_sessions": sum(pointer.lost for pointer in pointers),
@@ -133,7 +134,7 @@ def memory(address: str, pid: int, edits: int) -> dict[str, Any]:
             x = 28 + 3 * math.sin(edit)
             document = {"drags": [{"handle": [28, 30], "target": [x, 31]}], "parameters": {"steps": 2}}
             http.post(f"/api/sessions/{key}/drag", json=document).raise_for_status()
-            if (edit + 1) % max(1, edits // 10) == 0:
+            if (edit + 1) % max(1, edits // 10) == 0 or edit + 1 == edits:
                 curve.append(round(resident(pid), 1))
     return {"edits": edits, "resident_mib": curve}
 

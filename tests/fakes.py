@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from autodrag.infer.refine import RefineConfig, RefineResult, StepState
-from autodrag.infer.tracking import take_references
+from autodrag.infer.refine import Origin, RefineConfig, RefineResult, StepState
 from autodrag.nets.stylegan2 import Generator
 
 
@@ -28,9 +27,7 @@ class FakeRefiner:
         config: RefineConfig = options["config"]
         self.calls.append({"latent": latent, "handles": handles, "targets": targets, **options})
         steps = min(config.steps, 5)
-        count, size = len(handles), generator.config.image_size
-        with torch.no_grad():
-            maps = generator.features(latent, block=2).last
+        count = len(handles)
         confidences, lost = torch.full((count,), 0.9), torch.zeros(count, dtype=torch.bool)
         moved, points = latent, handles
         for step in range(steps + 1):
@@ -58,7 +55,7 @@ class FakeRefiner:
             steps=steps,
             seconds=0.1,
             reason="arrived",
-            references=take_references(maps, handles, size, offsets=torch.zeros(1, 2), norm="l2"),
+            references=Origin(latent, handles),
         )
 
 

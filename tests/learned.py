@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from autodrag.checkpoint import PREDICTOR_FILE, REGULARIZER_FILE, fingerprint, save_generator, save_tensors
+from autodrag.checkpoint import PREDICTOR_FILE, REGULARIZER_FILE, fingerprint, save_generator
 from autodrag.infer.predict import LearnedNets
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.predictor import Predictor, PredictorConfig
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator
+from autodrag.release import save_tensors
 
 
 def tiny_nets(generator: Generator, *, push: float = 0.05, regularizer: bool = True) -> LearnedNets:
@@ -25,6 +26,7 @@ def tiny_nets(generator: Generator, *, push: float = 0.05, regularizer: bool = T
             image_height=32,
             image_width=32,
             feature_block=2,
+            track_block=3,
             feature_channels=generator.config.channels(16),
             feature_height=16,
             steps=2,
@@ -50,6 +52,7 @@ def save_learned(folder: Path, generator: Generator, nets: LearnedNets) -> Path:
     """A checkpoint folder with a generator and its learned editor."""
     save_generator(folder, generator)
     parts = {"predictor": (PREDICTOR_FILE, nets.predictor), "regularizer": (REGULARIZER_FILE, nets.regularizer)}
+    identity, joint = fingerprint(generator.state_dict()), {"regularizer": nets.regularizer is not None}
     for kind, (name, net) in parts.items():
         if net is not None:
             save_tensors(
@@ -57,6 +60,6 @@ def save_learned(folder: Path, generator: Generator, nets: LearnedNets) -> Path:
                 net.state_dict(),
                 kind=kind,
                 config=dataclasses.asdict(net.config),
-                extra={"generator": fingerprint(generator.state_dict())},
+                extra={"generator": identity} | (joint if kind == "predictor" else {}),
             )
     return folder

@@ -19,7 +19,7 @@ from fakes import FakeRefiner
 from learned import save_learned, tiny_nets
 
 from autodrag import cli
-from autodrag.checkpoint import load_latent, save_tensors
+from autodrag.checkpoint import load_latent
 from autodrag.cli import main
 from autodrag.commands import batch as batch_command
 from autodrag.commands.outcome import write_outcome
@@ -27,6 +27,7 @@ from autodrag.edits import parse_edits, schema
 from autodrag.errors import AutodragError
 from autodrag.images import read_image, write_png
 from autodrag.nets.stylegan2 import Generator
+from autodrag.release import save_tensors
 
 pytestmark = pytest.mark.usefixtures("fake_refiner")
 
@@ -375,7 +376,8 @@ def test_methods(
     assert main(["drag", *words, *options, "--out", str(tmp_path / "out")]) == 0
     (outcome,) = json.loads((tmp_path / "out" / "result.json").read_text())["edits"]
     assert (outcome["method"], outcome["rounds"], outcome["steps"]) == (method, rounds, steps)
-    assert ("1 predictions" in capsys.readouterr().out) == (rounds > 0)
+    said = capsys.readouterr().out
+    assert ("1 prediction" in said) == (rounds > 0) and "1 predictions" not in said
     first = read_image(tmp_path / "out" / "after.png")
     again = ["drag", "--edit", str(tmp_path / "out" / "edit.json"), "--checkpoint", learned, "--no-animation"]
     assert main([*again, "--device", "cpu", "--out", str(tmp_path / "again")]) == 0
@@ -404,6 +406,15 @@ def test_a_batch_with_a_predictor(batch: Callable[..., int], learned: str, tmp_p
     assert batch([edit(method="predict"), edit()], "--checkpoint", learned) == 0
     results = [json.loads((tmp_path / "out" / name / "result.json").read_text()) for name in ("00001", "00002")]
     assert [result["edits"][0]["method"] for result in results] == ["predict", "both"]
+
+
+def test_the_method_of_a_batch_goes_before_its_lines(batch: Callable[..., int], learned: str, tmp_path: Path) -> None:
+    lines = [edit(method="both"), edit()]
+    assert batch(lines, "--checkpoint", learned) == 0
+    assert batch(lines, "--checkpoint", learned, "--method", "predict") == 0
+    assert statuses(tmp_path / "out") == ["done", "done"]
+    results = [json.loads((tmp_path / "out" / name / "result.json").read_text()) for name in ("00001", "00002")]
+    assert [result["edits"][0]["method"] for result in results] == ["predict", "predict"]
 
 
 # --- the other commands ---------------------------------------------------------------------------

@@ -21,13 +21,13 @@ import numpy as np
 from autodrag.app.gate import Gate, Stopped, Stopwatch
 from autodrag.app.models import Outcome, PointState, Scene
 from autodrag.app.session import Session, outcome_of, scene_after
-from autodrag.checkpoint import load_tensors, save_tensors
 from autodrag.edits import Edit, read_edits
 from autodrag.errors import AutodragError
 from autodrag.files import replacing, write_json
 from autodrag.images import read_mask, write_png
 from autodrag.infer.editor import DragEditor
 from autodrag.infer.refine import StepState
+from autodrag.release import load_tensors, save_tensors
 
 SESSION, PAST, STATE = "session.json", "past.safetensors", "state.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

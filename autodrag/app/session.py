@@ -27,7 +27,8 @@ from autodrag.app.models import Outcome, PointState, Scene, SessionState
 from autodrag.edits import Edit, parse_edits
 from autodrag.errors import AutodragError
 from autodrag.images import decode_image
-from autodrag.infer.editor import REFINE, DragEditor
+from autodrag.infer.drag import REFINE
+from autodrag.infer.editor import DragEditor
 from autodrag.infer.refine import StepState
 from autodrag.infer.result import DragResult, Preview
 

@@ -7,7 +7,6 @@ whose folder holds the result of that very line. Exit code 0: all lines done; 1:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import secrets
@@ -22,11 +21,12 @@ from autodrag.commands.options import (
     add_machine,
     add_parameters,
     load_editor,
+    override,
     parameters_of,
     progress,
 )
 from autodrag.commands.outcome import run_edits, write_outcome
-from autodrag.edits import MAX_BYTES, Edit, parse_edits
+from autodrag.edits import MAX_BYTES, parse_edits
 from autodrag.errors import AutodragError, NothingToDo
 from autodrag.files import write_json
 
@@ -95,13 +95,13 @@ def _run_line(
 ) -> dict[str, Any]:
     """Run one line into its folder, and say what became of it; what cannot be written ends the batch."""
     name = f"{number:05d}"
-    settings = {"checkpoint": args.checkpoint, "dtype": args.dtype, **parameters_of(args)}
+    settings = {"checkpoint": args.checkpoint, "dtype": args.dtype, "method": args.method, **parameters_of(args)}
     digest = hashlib.sha256(line + json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     try:
         if _digest_in(out / name) == digest:
             return {"status": "kept", "folder": name}
-        edits = _override(parse_edits(line, folder=folder, where="the edit"), args)
-        checkpoint = edits[0].checkpoint
+        edits = override(parse_edits(line, folder=folder, where="the edit"), args)
+        checkpoint = edits[0].checkpoint if args.checkpoint is None else args.checkpoint
         if checkpoint not in editors:
             editors.clear()  # one generator in memory at a time
             editors[checkpoint] = load_editor(checkpoint, args)
@@ -121,13 +121,6 @@ def _run_line(
         shutil.rmtree(temporary, ignore_errors=True)
     distances = [round(float(value), 4) for value in outcome.results[-1].distances]
     return {"status": "done", "folder": name, "distances": distances, "reason": outcome.results[-1].reason}
-
-
-def _override(edits: list[Edit], args: argparse.Namespace) -> list[Edit]:
-    given = parameters_of(args)
-    if args.checkpoint is not None:
-        edits = [dataclasses.replace(edit, checkpoint=args.checkpoint) for edit in edits]
-    return [dataclasses.replace(edit, parameters=dataclasses.replace(edit.parameters, **given)) for edit in edits]
 
 
 def _digest_in(folder: Path) -> str | None:

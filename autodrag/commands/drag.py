@@ -6,14 +6,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from autodrag.commands.options import (
-    add_checkpoint,
-    add_machine,
-    add_parameters,
-    load_editor,
-    parameters_of,
-    progress,
-)
+from autodrag.commands.options import add_checkpoint, add_machine, add_parameters, load_editor, override, progress
 from autodrag.commands.outcome import describe, run_edits, write_outcome
 from autodrag.edits import DEFAULT_CHECKPOINT, Edit, parse_drag, parse_point, read_edits
 from autodrag.errors import AutodragError
@@ -64,10 +57,7 @@ def edits_of(args: argparse.Namespace) -> list[Edit]:
         raise AutodragError(
             f"{args.edit!r} is a session of {len(edits)} edits; --drag, --anchor and --mask need one edit"
         )
-    parameters = parameters_of(args)
-    edits = [dataclasses.replace(edit, parameters=dataclasses.replace(edit.parameters, **parameters)) for edit in edits]
-    if args.method is not None:
-        edits = [dataclasses.replace(edit, method=args.method) for edit in edits]
+    edits = override(edits, args)
     first = edits[0]
     if args.checkpoint is not None:
         first = dataclasses.replace(first, checkpoint=args.checkpoint)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any, get_args
 
-from autodrag.edits import DEFAULT_CHECKPOINT, Method, Parameters
+from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Method, Parameters
 
 if TYPE_CHECKING:
     from autodrag.infer.editor import DragEditor
@@ -29,7 +30,7 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method",
         choices=get_args(Method),
-        help="predictor, refiner, or both; auto (the default) takes both where there is a predictor",
+        help="predictor, refiner, or both; auto (the default) takes both where there is a predictor and no mask",
     )
     group.add_argument("--rounds", type=int, help="most predictions in a row")
     group.add_argument("--preset", choices=("default", "draggan"), help="our settings, or the published ones")
@@ -46,6 +47,15 @@ def parameters_of(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `Parameters` that the command line sets."""
     given = {name: getattr(args, name, None) for name in Parameters.__dataclass_fields__}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def override(edits: list[Edit], args: argparse.Namespace) -> list[Edit]:
+    """The edits, with what the command line says of how to edit in place of what they say."""
+    given = parameters_of(args)
+    method = {} if args.method is None else {"method": args.method}
+    return [
+        dataclasses.replace(edit, parameters=dataclasses.replace(edit.parameters, **given), **method) for edit in edits
+    ]
 
 
 def load_editor(checkpoint: str, args: argparse.Namespace) -> DragEditor:

@@ -144,8 +144,8 @@ def describe(outcome: Outcome) -> list[str]:
             lines.append(
                 f"{lead}{hx:g},{hy:g} to {tx:g},{ty:g}: {point['distance']:.2f} px left by the tracker{seen}, {state}"
             )
-        work = [f"{result.rounds} predictions"] if result.rounds else []
-        work += [f"{result.steps} steps"] if result.steps or not work else []
+        work = [_count(result.rounds, "prediction")] if result.rounds else []
+        work += [_count(result.steps, "step")] if result.steps or not work else []
         lines.append(f"{lead}{result.reason} after {' and '.join(work)}, {result.seconds:.3f} s")
     return lines
 
@@ -155,6 +155,10 @@ def versions() -> dict[str, str]:
     import torch
 
     return {"autodrag": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _open(editor: DragEditor, edit: Edit) -> np.ndarray:

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from autodrag.checkpoint import GENERATOR_FILE, save_tensors
+from autodrag.checkpoint import GENERATOR_FILE
 from autodrag.convert import nvidia, rosinality, tensorflow
 from autodrag.convert.archives import read_archive
 from autodrag.convert.matching import Foreign, match, read_config
 from autodrag.convert.pickles import Range, Record
 from autodrag.errors import CheckpointError
 from autodrag.nets.stylegan2 import GeneratorConfig
+from autodrag.release import save_tensors
 
 __all__ = ["ConversionReport", "convert"]
 

@@ -6,6 +6,7 @@ last code are matched, and the matches that moved far enough are the drags that 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from autodrag.data.latents import map_codes, mixed_codes, motion_sequence, unifo
 from autodrag.data.matching import match_features
 from autodrag.data.pictures import match_pictures
 from autodrag.nets.predictor import Drags, PredictorConfig
-from autodrag.nets.stylegan2 import Generator
+from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.points import Size
 
 
@@ -47,7 +48,9 @@ class MotionConfig:
     candidates: int = 32
     """Random points that are looked for in the last image."""
     points: int = 12
-    """Most drags of a sample; one in two samples has one alone."""
+    """Most drags of a sample."""
+    single: float = 0.3
+    """Share of the samples that have one drag alone."""
     masks: float = 0.25
     """Share of the samples with a random mask around their drags."""
     anchors: float = 0.25
@@ -58,8 +61,8 @@ class MotionConfig:
             raise ValueError(f"psi {self.psi}, travel {self.travel}: expected low <= high, and travel in (0, 1].")
         if self.candidates < self.points or self.points < 1:
             raise ValueError(f"points {self.points}: expected 1 to candidates ({self.candidates}).")
-        if not all(0 <= share <= 1 for share in (self.mixed, self.masks, self.anchors)):
-            raise ValueError("mixed, masks and anchors are shares: expected 0 to 1.")
+        if not all(0 <= share <= 1 for share in (self.mixed, self.single, self.masks, self.anchors)):
+            raise ValueError("mixed, single, masks and anchors are shares: expected 0 to 1.")
         if self.matcher == "loftr" and self.weights is None:
             raise ValueError("matcher loftr: expected the path of its weights in `weights`.")
 
@@ -70,6 +73,8 @@ class Motion:
 
     codes: Float[Tensor, "B T L D"]
     """w_0 ... w_n."""
+    features: Features
+    """Of w_0, up to the last block in which points are looked for."""
     maps: Float[Tensor, "B C h w"]
     """F_0."""
     drags: Drags
@@ -112,24 +117,23 @@ def draw_motion(
     points = points.to(device)[keep]
     chance = {name: torch.rand(count, generator=rng).to(device)[keep] for name in ("number", "mask", "anchors")}
     order = torch.rand(count, config.candidates, generator=rng).to(device)[keep]
-    shape = torch.rand(count, 4, generator=rng).to(device)[keep]
+    shape = torch.rand(count, 5, generator=rng).to(device)[keep]
 
     codes = motion_sequence(start[keep], end[keep], speed[keep], steps=net.steps, edit_layers=net.edit_layers)
-    first = generator.features(codes[:, 0], block=net.feature_block).last.float()
+    first = generator.features(codes[:, 0], block=net.track_block)
     points, found, mutual = _match(generator, config, net, codes, first, points)
     scale = image[0] / 512
     moved = (found - points).norm(dim=2)
     height, width = image
     inside = ((found >= -0.5) & (found <= found.new_tensor([width, height]) - 0.5)).all(dim=2)
     good = mutual & inside
-    number = torch.where(
-        chance["number"] < 0.5, 1, 2 + ((chance["number"] - 0.5) * 2 * (config.points - 1)).long()
-    ).clamp_max(config.points)
+    among = (chance["number"] - config.single) / max(1e-6, 1 - config.single)
+    number = torch.where(among < 0, 1, 2 + (among * (config.points - 1)).long()).clamp_max(config.points)
     least = torch.where(number == 1, config.min_px, config.min_px_many) * scale
     far = good & (moved >= least[:, None])
     # A sample none of whose points moved far takes the one that moved most.
     best = torch.zeros_like(far).scatter_(1, torch.where(good, moved, -1.0).argmax(dim=1, keepdim=True), True)
-    far = torch.where(far.any(dim=1, keepdim=True), far, best)
+    far = torch.where(far.any(dim=1, keepdim=True), far, best & good)
     rows = torch.arange(config.candidates, device=device)
     priority = torch.where(far, 2.0, 0.0) + order
     chosen = priority.argsort(dim=1, descending=True)
@@ -141,23 +145,24 @@ def draw_motion(
     anchors = later & (later.cumsum(dim=1) <= wanted[:, None])
     valid = drags | anchors
     targets = torch.where(anchors[..., None], handles, targets)
-    keep_rows = int(valid.sum(dim=1).amax())
+    keep_rows = max(1, int(valid.sum(dim=1).amax()))
     front = valid.float().argsort(dim=1, descending=True, stable=True)[:, :keep_rows]
     handles, targets = (torch.take_along_dim(p, front[..., None], 1) for p in (handles, targets))
     valid, moving = torch.take_along_dim(valid, front, 1), torch.take_along_dim(drags, front, 1)
     masked = chance["mask"] < config.masks
-    movable = _random_masks(handles, targets, moving, masked, shape, image, first.shape[2:])
+    maps = first.outputs[net.feature_block].float()
+    movable = _random_masks(handles, targets, moving, masked, shape, image, maps.shape[2:])
     free = ~(masked | (wanted > 0))
-    return Motion(codes, first, Drags(handles, targets, valid, movable), moving, free)
+    return Motion(codes, first, maps, Drags(handles, targets, valid, movable), moving, free)
 
 
 def _match(
-    generator: Generator, config: MotionConfig, net: PredictorConfig, codes: Tensor, first: Tensor, points: Tensor
+    generator: Generator, config: MotionConfig, net: PredictorConfig, codes: Tensor, first: Features, points: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points of the first image, where they are in the last one, and which pairs to trust."""
     if config.matcher == "features":
-        last = generator.features(codes[:, -1], block=net.feature_block).last
-        found, mutual = match_features(first, last, points, net.image)
+        last = generator.features(codes[:, -1], block=net.track_block)
+        found, mutual = match_features(first.outputs[net.tracked], last.outputs[net.tracked], points, net.image)
         return points, found, mutual
     before, after = generator(codes[:, 0]), generator(codes[:, -1])
     return match_pictures(before, after, points, matcher=config.matcher, weights=config.weights)
@@ -166,21 +171,38 @@ def _match(
 def _random_masks(
     handles: Tensor, targets: Tensor, moving: Tensor, masked: Tensor, shape: Tensor, image: Size, size: torch.Size
 ) -> Float[Tensor, "B h w"] | None:
-    """Ellipses that hold all drags with some room; 1 everywhere for samples without a mask."""
+    """Regions that hold all drags with some room, 1 everywhere for samples without a mask.
+
+    In equal shares an ellipse, a brush stroke along every drag, and all that lies on one side of a line. `shape` holds
+    five numbers in [0, 1) per sample.
+    """
     height, width = int(size[0]), int(size[1])
+    unit = torch.tensor([image[1], image[0]], device=handles.device, dtype=handles.dtype)
+    y = (torch.arange(height, device=handles.device) + 0.5) * image[0] / height - 0.5
+    x = (torch.arange(width, device=handles.device) + 0.5) * image[1] / width - 0.5
+    cells = torch.stack([x.expand(height, -1), y[:, None].expand(-1, width)], dim=2)  # (h, w, 2)
     both = torch.cat([handles, targets], dim=1)
     known = torch.cat([moving, moving], dim=1)[..., None]
     low = torch.where(known, both, torch.inf).amin(dim=1)
     high = torch.where(known, both, -torch.inf).amax(dim=1)
-    unit = torch.tensor([image[1], image[0]], device=both.device, dtype=both.dtype)
     centre = (low + high) / 2 + (shape[:, :2] - 0.5) * 0.1 * unit
-    room = (high - low) / 2 * 1.5 + (0.08 + 0.25 * shape[:, 2:]) * unit
-    y = (torch.arange(height, device=both.device) + 0.5) * image[0] / height - 0.5
-    x = (torch.arange(width, device=both.device) + 0.5) * image[1] / width - 0.5
-    dx = (x - centre[:, :1]) / room[:, :1]
-    dy = (y - centre[:, 1:]) / room[:, 1:]
-    inside = (dx.square()[:, None] + dy.square()[:, :, None] <= 1).to(both.dtype)
-    return torch.where(masked[:, None, None], inside, 1.0)
+    room = (high - low) / 2 * 1.5 + (0.08 + 0.25 * shape[:, 2:4]) * unit
+    ellipse = ((cells - centre[:, None, None]) / room[:, None, None]).square().sum(dim=3) <= 1
+    way = (targets - handles)[:, :, None, None]
+    off = cells - handles[:, :, None, None]  # (B, N, h, w, 2)
+    along = ((off * way).sum(dim=4) / way.square().sum(dim=4).clamp_min(1e-6)).clamp(0, 1)
+    reach = (0.05 + 0.2 * shape[:, 2]) * image[0]
+    near = (off - along[..., None] * way).norm(dim=4) <= reach[:, None, None, None]
+    stroke = (near & moving[:, :, None, None]).any(dim=1)
+    angle = shape[:, 0] * 2 * math.pi
+    normal = torch.stack([angle.cos(), angle.sin()], dim=1)
+    furthest = torch.where(known[..., 0], (both * normal[:, None]).sum(dim=2), -torch.inf).amax(dim=1)
+    limit = furthest + (0.04 + 0.3 * shape[:, 1]) * image[0]
+    side = (cells * normal[:, None, None]).sum(dim=3) <= limit[:, None, None]
+    kind = (shape[:, 4] * 3).long()[:, None, None]
+    inside = torch.where(kind == 0, ellipse, torch.where(kind == 1, stroke, side))
+    alone = ~masked | ~moving.any(dim=1)
+    return (inside | alone[:, None, None]).to(handles.dtype)
 
 
 @dataclass(frozen=True)
@@ -212,11 +234,12 @@ def step_pairs(
     `codes` are the samples `keep` of a batch of `count`, as in `draw_motion`.
     """
     before, after = codes[:, :-1].flatten(0, 1), codes[:, 1:].flatten(0, 1)
-    maps = generator.features(before, block=net.feature_block).last.float()
+    first = generator.features(before, block=net.track_block)
+    maps = first.outputs[net.feature_block].float()
     image = net.image
     points = torch.rand(count, net.steps, config.candidates, 2, generator=rng)[keep].flatten(0, 1)
     points = points * torch.tensor([image[1], image[0]]) - 0.5
     pair = torch.stack([before, after], dim=1)
-    points, found, mutual = _match(generator, config, net, pair, maps, points.to(maps.device))
+    points, found, mutual = _match(generator, config, net, pair, first, points.to(maps.device))
     far = (found - points).norm(dim=2) >= config.min_step_px * image[0] / 512
     return StepPairs(maps, points, found, mutual & far)

@@ -24,9 +24,10 @@ import torch
 from autodrag.data.flow import load_raft
 from autodrag.errors import AutodragError
 from autodrag.eval import detectors
+from autodrag.eval.identity import digest
 from autodrag.eval.landmarks import evaluate, summarise
 from autodrag.eval.methods import refiner_method
-from autodrag.eval.run import Record, add_options, claim, finish, markdown, open_bench, read_points
+from autodrag.eval.run import Record, add_options, finish, markdown, open_bench, read_points
 from autodrag.eval.tasks import landmark_pairs
 from autodrag.infer.refine import RefineConfig
 from autodrag.nets.stylegan2 import GeneratorConfig
@@ -177,10 +178,13 @@ def main(argv: list[str]) -> int:
         load_raft(bench.device, args.raft_weights)
     detector = detectors.require_detector(args, bench.net, generator.image_size, bench.device)
     points = read_points(args.points, detector.count)
-    claim(bench.out, {"protocol": "ablations", "landmarks": detector.identity} | bench.setup())
     variants = {cell.name: refiner_method(bench.generator, cell.config, bench.settings) for cell in cells}
-    bench = replace(bench, methods=variants)
+    made_of = {cell.name: digest(cell.config) for cell in cells}
+    bench = replace(bench, methods=variants, identities=made_of)
+    bench.claim("ablations", landmarks=detector.identity)
     pairs = landmark_pairs(bench, detector)
-    rows = summarise(evaluate(bench, detector, None, pairs, points), height)
+    records = evaluate(bench, detector, None, pairs, points)
+    # Figures of earlier runs that these tables have no place for stay in the log.
+    rows = summarise([r for r in records if r["points"] in points and r["method"] in variants], height)
     finish(bench.out, rows, tables(cells, rows))
     return 0

@@ -10,26 +10,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from autodrag.eval import detectors, perceptual
+from autodrag.eval import perceptual
 from autodrag.eval.detectors import Detector
 from autodrag.eval.metrics import mean_distance, quartiles
 from autodrag.eval.perceptual import HEADS, Similarity, score_cells, score_columns, score_rows
 from autodrag.eval.plots import keep_picture, write_sheet
 from autodrag.eval.ruler import make_ruler
-from autodrag.eval.run import (
-    Bench,
-    Record,
-    add_options,
-    claim,
-    drag,
-    finish,
-    markdown,
-    open_bench,
-    read_points,
-    run_tasks,
-    spread,
-)
-from autodrag.eval.tasks import Pair, add_flow_options, drag_source
+from autodrag.eval.run import Bench, Record, add_options, drag, finish, markdown, open_bench, run_drags, spread
+from autodrag.eval.tasks import Pair, add_source_options, read_source
 
 
 def evaluate(
@@ -54,7 +42,7 @@ def evaluate(
         scores |= {"seconds": there.seconds + back.seconds, "steps": there.steps + back.steps}
         return {"seed": pair.seed} | scores | {"reason": f"{there.reason}, {back.reason}"}
 
-    return run_tasks(bench.out / "drags.jsonl", bench.tasks(points, len(pairs)), work)
+    return run_drags(bench, points, len(pairs), work)
 
 
 def summarise(records: Sequence[Record], measures: Sequence[str]) -> list[Record]:
@@ -86,22 +74,17 @@ def main(argv: list[str]) -> int:
     """`autodrag eval ccsd`."""
     parser = argparse.ArgumentParser(prog="autodrag eval ccsd", description="Drag there and back, and compare.")
     add_options(parser, steps=300, psi=0.7)
-    parser.add_argument("--points", default="1", help="numbers of points, such as 1,5 (default: 1)")
-    detectors.add_options(parser)
-    add_flow_options(parser, 0.5)
+    add_source_options(parser)
     perceptual.add_option(parser)
     args = parser.parse_args(argv)
 
     bench = open_bench(args)
-    height, width = bench.generator.config.image_size
-    detector = detectors.load_detector(args, bench.net, (height, width), bench.device)
-    points = read_points(args.points, height * width if detector is None else detector.count)
+    source = read_source(args, bench)
     measures = perceptual.similarities(args.metrics, bench.device)
-    setup, sample = drag_source(args, bench, detector)
-    claim(bench.out, {"protocol": "ccsd", "measures": sorted(measures)} | setup | bench.setup())
-    pairs = sample(max(points))
-    records = evaluate(bench, detector, measures, pairs, points)
-    for n in points:
+    bench.claim("ccsd", measures=sorted(measures), **source.setup)
+    pairs = source.sample()
+    records = evaluate(bench, source.detector, measures, pairs, source.points)
+    for n in source.points:
         write_sheet(bench, pairs, [r for r in records if r["points"] == n], bench.out / f"sheet-{n}.png")
     rows = summarise(records, list(measures))
     finish(bench.out, rows, table(rows))

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from autodrag.checkpoint import fingerprint
 from autodrag.errors import AutodragError
 from autodrag.images import to_uint8
 from autodrag.infer.measure import find_landmarks
@@ -132,10 +133,9 @@ def _own(net: LandmarkNet, image: Size, size: int | None) -> Detector:
 class Own:
     """The net of a checkpoint."""
 
-    identity = "own"
-
     def __init__(self, net: LandmarkNet) -> None:
         self.net, self.count = net, len(net.config.names)
+        self.identity = f"own {fingerprint(net.state_dict())}"
 
     def __call__(self, image: Float[Tensor, "1 3 H W"]) -> Detection | None:
         found = find_landmarks(self.net, image)

@@ -28,13 +28,12 @@ from autodrag.eval.run import (
     Edited,
     Record,
     add_options,
-    claim,
     drag,
     finish,
     markdown,
     open_bench,
     read_points,
-    run_tasks,
+    run_drags,
     spread,
 )
 from autodrag.eval.tasks import Pair, landmark_pairs
@@ -57,7 +56,7 @@ def evaluate(
             measured["features"] = [round(value, 4) for value in features.of(edited.image).tolist()]
         return {"seed": pair.seed, "landmarks": chosen} | measured | edited.record()
 
-    return run_tasks(bench.out / "drags.jsonl", bench.tasks(points, len(pairs)), work)
+    return run_drags(bench, points, len(pairs), work)
 
 
 def _measure(
@@ -159,7 +158,7 @@ def main(argv: list[str]) -> int:
     points = read_points(args.points, detector.count)
     features = perceptual.load_features(args.metrics, bench.net, bench.device)
     title = "Fréchet" if features is None else features.title
-    claim(bench.out, {"protocol": "landmarks", "landmarks": detector.identity, "features": title} | bench.setup())
+    bench.claim("landmarks", landmarks=detector.identity, features=title)
     pairs = landmark_pairs(bench, detector)
     records = evaluate(bench, detector, features, pairs, points)
     rows = summarise(records, bench.generator.config.resolution)

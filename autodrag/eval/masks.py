@@ -15,24 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.errors import AutodragError
-from autodrag.eval import detectors
 from autodrag.eval.detectors import Detector
 from autodrag.eval.metrics import mean_distance, quartiles
 from autodrag.eval.ruler import make_ruler
-from autodrag.eval.run import (
-    Bench,
-    Record,
-    add_options,
-    claim,
-    drag,
-    finish,
-    markdown,
-    open_bench,
-    read_points,
-    run_tasks,
-    spread,
-)
-from autodrag.eval.tasks import Pair, add_flow_options, drag_source
+from autodrag.eval.run import Bench, Record, add_options, drag, finish, markdown, open_bench, run_drags, spread
+from autodrag.eval.tasks import Pair, add_source_options, read_source
 from autodrag.points import Size
 
 MARGIN = 0.15
@@ -82,7 +69,7 @@ def evaluate(bench: Bench, detector: Detector | None, pairs: Sequence[Pair], poi
             "held_distance": ruler(held.latent),
         }
 
-    return run_tasks(bench.out / "drags.jsonl", bench.tasks(points, len(pairs)), work)
+    return run_drags(bench, points, len(pairs), work)
 
 
 def summarise(records: Sequence[Record]) -> list[Record]:
@@ -121,18 +108,13 @@ def main(argv: list[str]) -> int:
     """`autodrag eval masks`."""
     parser = argparse.ArgumentParser(prog="autodrag eval masks", description="Drag with a mask and without one.")
     add_options(parser, steps=300, psi=0.7)
-    parser.add_argument("--points", default="1", help="numbers of points, such as 1,5 (default: 1)")
-    detectors.add_options(parser)
-    add_flow_options(parser, 0.5)
+    add_source_options(parser)
     args = parser.parse_args(argv)
 
     bench = open_bench(args)
-    height, width = bench.generator.config.image_size
-    detector = detectors.load_detector(args, bench.net, (height, width), bench.device)
-    points = read_points(args.points, height * width if detector is None else detector.count)
-    setup, sample = drag_source(args, bench, detector)
-    claim(bench.out, {"protocol": "masks"} | setup | bench.setup())
-    rows = summarise(evaluate(bench, detector, sample(max(points)), points))
+    source = read_source(args, bench)
+    bench.claim("masks", **source.setup)
+    rows = summarise(evaluate(bench, source.detector, source.sample(), source.points))
     if not rows:
         raise AutodragError("every mask fills its image; drag fewer points with --points")
     finish(bench.out, rows, table(rows))

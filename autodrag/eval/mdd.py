@@ -14,25 +14,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from autodrag.eval import detectors
 from autodrag.eval.detectors import Detector
 from autodrag.eval.metrics import decay, mean_distance, quartiles
 from autodrag.eval.plots import keep_picture, plot_decay, write_sheet
 from autodrag.eval.ruler import make_ruler
-from autodrag.eval.run import (
-    Bench,
-    Record,
-    add_options,
-    claim,
-    drag,
-    finish,
-    markdown,
-    open_bench,
-    read_points,
-    run_tasks,
-    spread,
-)
-from autodrag.eval.tasks import Pair, add_flow_options, drag_source
+from autodrag.eval.run import Bench, Record, add_options, drag, finish, markdown, open_bench, run_drags, spread
+from autodrag.eval.tasks import Pair, add_source_options, read_source
 
 TIMES = tuple(float(f"{10 ** (step / 8):.6g}") for step in range(-24, 17))
 """Seconds at which curves are drawn: 1 ms to 100 s, eight for each power of ten."""
@@ -60,7 +47,7 @@ def evaluate(bench: Bench, detector: Detector | None, pairs: Sequence[Pair], poi
         measured = {"times": [s for s, _ in curve], "distances": [d for _, d in curve]}
         return {"seed": pair.seed, "initial": mean_distance(handles, targets)} | measured | edited.record()
 
-    return run_tasks(bench.out / "drags.jsonl", bench.tasks(points, len(pairs)), work)
+    return run_drags(bench, points, len(pairs), work)
 
 
 def thin(moments: Sequence[tuple[float, Tensor]]) -> list[tuple[float, Tensor]]:
@@ -112,20 +99,15 @@ def main(argv: list[str]) -> int:
     """`autodrag eval mdd`."""
     parser = argparse.ArgumentParser(prog="autodrag eval mdd", description="How fast the distance to the target falls.")
     add_options(parser, steps=300, psi=0.7)
-    parser.add_argument("--points", default="1", help="numbers of points, such as 1,5 (default: 1, as published)")
-    detectors.add_options(parser)
-    add_flow_options(parser, 0.5)
+    add_source_options(parser)
     args = parser.parse_args(argv)
 
     bench = open_bench(args)
-    height, width = bench.generator.config.image_size
-    detector = detectors.load_detector(args, bench.net, (height, width), bench.device)
-    points = read_points(args.points, height * width if detector is None else detector.count)
-    setup, sample = drag_source(args, bench, detector)
-    claim(bench.out, {"protocol": "mdd"} | setup | bench.setup())
-    pairs = sample(max(points))
-    records = evaluate(bench, detector, pairs, points)
-    for n in points:
+    source = read_source(args, bench)
+    bench.claim("mdd", **source.setup)
+    pairs = source.sample()
+    records = evaluate(bench, source.detector, pairs, source.points)
+    for n in source.points:
         of = [r for r in records if r["points"] == n]
         plot_decay(curves_of(of), TIMES, bench.out / f"decay-{n}.png", f"points: {n}, drags: {len(pairs)}")
         write_sheet(bench, pairs, of, bench.out / f"sheet-{n}.png")

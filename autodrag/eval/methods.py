@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.checkpoint import fingerprint, has_predictor, load_predictor, load_regularizer
+from autodrag.checkpoint import fingerprint, has_predictor, load_learned
 from autodrag.errors import AutodragError
 from autodrag.eval.freedrag import FreeDragConfig, FreeDragState, freedrag
 from autodrag.eval.userlt import load_userlt, userlt
@@ -161,8 +161,7 @@ def _learned(generator: Generator, folder: Path, settings: Settings, how: Litera
     identity = fingerprint(generator.state_dict())
     if not has_predictor(folder, identity):
         raise AutodragError(f"methods predictor and hybrid need a predictor, which {str(folder)!r} does not have")
-    nets = LearnedNets(load_predictor(folder, identity), load_regularizer(folder, identity))
-    nets = nets.to(generator.mapping.w_avg.device)
+    nets = LearnedNets(*load_learned(folder, identity)).to(generator.mapping.w_avg.device)
     warm_up(generator, nets)
     config, basis = RefineConfig.preset("default", generator.config.image_size), LatentBasis.of(generator)
 

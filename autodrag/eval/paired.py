@@ -21,13 +21,12 @@ from autodrag.eval.run import (
     Bench,
     Record,
     add_options,
-    claim,
     drag,
     finish,
     markdown,
     open_bench,
     read_points,
-    run_tasks,
+    run_drags,
     spread,
 )
 from autodrag.eval.tasks import Pair, add_flow_options, flow_pairs, flow_setup, read_flow
@@ -47,7 +46,7 @@ def evaluate(
         scores = {key: measure(edited.image, goal) for key, measure in measures.items()}
         return {"seed": pair.seed, "initial": mean_distance(handles, targets)} | scores | edited.record()
 
-    return run_tasks(bench.out / "drags.jsonl", bench.tasks(points, len(pairs)), work)
+    return run_drags(bench, points, len(pairs), work)
 
 
 def summarise(records: Sequence[Record], measures: Sequence[str]) -> list[Record]:
@@ -90,8 +89,7 @@ def main(argv: list[str]) -> int:
     points = read_points(args.points, height * width)
     how, flow = read_flow(args, bench)
     measures = perceptual.similarities(args.metrics, bench.device)
-    setup = {"protocol": "paired", "measures": sorted(measures)} | flow_setup(args)
-    claim(bench.out, setup | bench.setup())
+    bench.claim("paired", measures=sorted(measures), **flow_setup(args))
     pairs = flow_pairs(bench, flow, how, points=max(points))
     records = evaluate(bench, measures, pairs, points)
     for n in points:

@@ -1,7 +1,8 @@
 """What every protocol does: read its options, prepare the methods, run what is missing, write a table.
 
 A run lives in a folder: `setup.json` says what was asked, `drags.jsonl` holds one line per drag, and the table is made
-from those lines. Run again, it goes on where it was interrupted; with other settings it is refused.
+from those lines. Run again, it goes on where it was interrupted; further methods, points and pairs join what is there.
+With other settings it is refused, and so is a method that is not what it was when its drags were measured.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from tqdm import tqdm
 from autodrag.checkpoint import find_checkpoint, load_generator, load_landmarks
 from autodrag.edits import DEFAULT_CHECKPOINT
 from autodrag.errors import AutodragError
+from autodrag.eval.identity import identities
 from autodrag.eval.methods import METHODS, Method, Settings, Trace, check_names, make_methods
 from autodrag.files import write_json, write_text
 from autodrag.images import to_uint8
@@ -77,6 +79,8 @@ class Bench:
     net: LandmarkNet | None
     """The checkpoint's own landmark net."""
     methods: dict[str, Method]
+    identities: dict[str, str]
+    """What each method is made of; those that are not run are named as well."""
     settings: Settings
     device: torch.device
     pairs: int
@@ -117,9 +121,14 @@ class Bench:
         """Where the result of a task is kept for the contact sheet."""
         return self.out / "images" / f"{task['method']}-{task['points']}-{task['pair']:02d}.png"
 
-    def setup(self) -> Record:
-        """What a run must share with the one it continues; methods, points and pairs may be added to."""
-        return {
+    def claim(self, protocol: str, **own: Any) -> None:
+        """Makes `out` the folder of this run, or goes on with the one there; `own` is what its protocol adds.
+
+        Raises:
+            AutodragError: the run there has another set-up, or a method in it is not the same any more.
+        """
+        setup = {
+            "protocol": protocol,
             "fingerprint": self.fingerprint,
             "seed": self.seed,
             "psi": self.psi,
@@ -127,6 +136,7 @@ class Bench:
             "steps": self.settings.steps,
             "stop": self.settings.stop,
         }
+        claim(self.out, setup | own, self.identities, self.methods)
 
 
 def open_bench(args: argparse.Namespace) -> Bench:
@@ -160,6 +170,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
         folder=folder,
         net=None if net is None else net.to(device),
         methods=make_methods(names, generator, folder, settings),
+        identities=identities(folder, generator.config.image_size),
         settings=settings,
         device=device,
         pairs=args.pairs,
@@ -229,24 +240,55 @@ def read_points(text: str, count: int) -> tuple[int, ...]:
     return points
 
 
-def claim(out: Path, setup: Record) -> None:
-    """Makes `out` the folder of a run, or goes on with the one there; refuses one with other settings."""
+def claim(out: Path, setup: Record, identities: Mapping[str, str] | None = None, methods: Iterable[str] = ()) -> None:
+    """Makes `out` the folder of a run, or goes on with the one there.
+
+    Args:
+        setup: what both must share, as JSON values.
+        identities: what methods are made of now, by name; those that the folder knows must be the same.
+        methods: names of those that join.
+    """
     marker = out / "setup.json"
     setup = json.loads(json.dumps(setup))  # as it will be read
+    identities, known = identities or {}, {}
     if marker.exists():
         try:
             there = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
             there = None
-        if not isinstance(there, dict):
-            raise AutodragError(f"{str(marker)!r} is not a JSON object; choose another --out or delete the folder")
+        if not isinstance(there, dict) or not isinstance(there.get("methods"), dict):
+            raise AutodragError(f"{str(marker)!r} does not say what was run; choose another --out or delete the folder")
+        known = there["methods"]
         for name, value in setup.items():
             if there.get(name) != value:
                 raise AutodragError(
                     f"{str(out)!r} holds a run with {name} {there.get(name)!r}, and this one has {value!r}; "
                     "choose another --out or delete it"
                 )
-    write_json(marker, setup)
+        for name, identity in known.items():
+            if identities.get(name, identity) != identity:
+                raise AutodragError(
+                    f"{str(out)!r} holds drags of the method {name!r} from before its networks or settings changed; "
+                    "choose another --out or delete it"
+                )
+    write_json(marker, setup | {"methods": known | {name: identities[name] for name in methods}})
+
+
+def run_drags(bench: Bench, points: Sequence[int], pairs: int, work: Callable[[Record], Record]) -> list[Record]:
+    """Runs those drags of the first `pairs` pairs that the run's log lacks; returns all that it then holds of them.
+
+    What was measured before, with other methods or numbers of points, is part of the answer where no pair is missing.
+    """
+    log = bench.out / "drags.jsonl"
+    run_tasks(log, bench.tasks(points, pairs), work)
+    held = {(r["points"], r["method"], r["pair"]): r for r in read_log(log) if {"points", "method", "pair"} <= r.keys()}
+    records = []
+    for n in dict.fromkeys(key[0] for key in held):
+        for name in dict.fromkeys(key[1] for key in held):
+            keys = [(n, name, k) for k in range(pairs)]
+            if all(key in held for key in keys):
+                records += [held[key] for key in keys]
+    return records
 
 
 def run_tasks(log: Path, tasks: Sequence[Record], work: Callable[[Record], Record], unit: str = "drag") -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,8 +16,9 @@ from tqdm import tqdm
 
 from autodrag.data.flow import Flow, RaftFlow, dis_flow
 from autodrag.errors import AutodragError
+from autodrag.eval import detectors
 from autodrag.eval.detectors import Detector
-from autodrag.eval.run import Bench, Record
+from autodrag.eval.run import Bench, Record, read_points
 from autodrag.images import to_uint8
 
 MOVING = 0.05
@@ -157,15 +159,34 @@ def flow_setup(args: argparse.Namespace) -> Record:
     return {name: getattr(args, name) for name in names}
 
 
-def drag_source(
-    args: argparse.Namespace, bench: Bench, detector: Detector | None
-) -> tuple[Record, Callable[[int], list[Pair]]]:
-    """Where the drags of a run come from: what its setup says of it, and a function of the most points of a drag.
+@dataclass(frozen=True)
+class DragSource:
+    """Where the drags of a run come from: between landmarks, or without a landmark model along a flow."""
 
-    Between landmarks where there is a landmark model, else along the flow to a perturbed image, at pixels that move.
-    """
+    detector: Detector | None
+    """The landmark model."""
+    points: tuple[int, ...]
+    """Numbers of points that are dragged at once."""
+    setup: Record
+    """What a run must share with the one it continues."""
+    sample: Callable[[], list[Pair]]
+    """Makes the pairs; the run's long work begins with it."""
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """`--points`, the landmark model, and how pairs are made without one."""
+    parser.add_argument("--points", default="1", help="numbers of points, such as 1,5 (default: 1)")
+    detectors.add_options(parser)
+    add_flow_options(parser, 0.5)
+
+
+def read_source(args: argparse.Namespace, bench: Bench) -> DragSource:
+    """What the options name. Pixels along a flow are those that move."""
+    height, width = bench.generator.config.image_size
+    detector = detectors.load_detector(args, bench.net, (height, width), bench.device)
+    points = read_points(args.points, height * width if detector is None else detector.count)
     if detector is not None:
-        return {"landmarks": detector.identity}, lambda points: landmark_pairs(bench, detector)
+        return DragSource(detector, points, {"landmarks": detector.identity}, partial(landmark_pairs, bench, detector))
     how, flow = read_flow(args, bench)
-    least = MOVING * bench.generator.config.image_size[0]
-    return flow_setup(args), lambda points: flow_pairs(bench, flow, how, points=points, least=least)
+    sample = partial(flow_pairs, bench, flow, how, points=max(points), least=MOVING * height)
+    return DragSource(None, points, flow_setup(args), sample)

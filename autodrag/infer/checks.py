@@ -1,14 +1,21 @@
-"""What must hold before a drag is computed: points, anchors and mask of the right number, place and size; a device."""
+"""What must hold before a drag is computed: points, anchors and mask of the right number, place and size; settings that
+exist and go together; a device.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autodrag.edits import Parameters
 from autodrag.errors import AutodragError, NothingToDo
+from autodrag.infer.predict import PredictConfig
+from autodrag.infer.settings import RefineConfig
 from autodrag.points import Size
 
 MAX_POINTS = 1000
@@ -89,6 +96,26 @@ def check_mask(mask: object, image: Size) -> np.ndarray | None:
     if not array.any():
         raise AutodragError("the mask is all False, so that nothing may move; set True where the image may change")
     return array.copy()
+
+
+def check_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by name, all of them fields of `Parameters`."""
+    allowed = {field.name for field in dataclasses.fields(Parameters)}
+    for name in settings:
+        if name not in allowed:
+            raise AutodragError(f"drag has no setting {name!r}; expected one of {', '.join(sorted(allowed))}")
+    return settings
+
+
+def check_parameters(parameters: Parameters, image: Size) -> tuple[RefineConfig, PredictConfig]:
+    """The configs of refiner and predictor that an edit's parameters ask for."""
+    settings = parameters.overrides()
+    rounds = settings.pop("rounds", None)
+    try:
+        config = dataclasses.replace(RefineConfig.preset(parameters.preset, image), **settings)
+        return config, PredictConfig() if rounds is None else PredictConfig(rounds=rounds)
+    except (ValueError, TypeError, KeyError) as error:
+        raise AutodragError(f"the settings cannot be used: {str(error).rstrip('.')}") from error
 
 
 def check_device(name: str | None) -> torch.device:

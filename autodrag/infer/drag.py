@@ -1,6 +1,6 @@
-"""One drag by any method: the predictor alone, the refiner alone, or the refiner from where the predictor came to.
+"""One drag by any method: the predictor, the refiner, or both, the refiner from where the predictor came to.
 
-In the last the refiner starts only where a point has not arrived, follows what the handles looked like in the image
+By both, the refiner starts only where a point has not arrived, follows what the handles looked like in the image
 before the prediction, and has what is left of the time.
 """
 
@@ -9,17 +9,23 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.edits import Method
+from autodrag.errors import AutodragError
 from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predict
-from autodrag.infer.refine import Callback, RefineConfig, RefineResult, refine, take_first_look
-from autodrag.infer.tracking import References
+from autodrag.infer.refine import Callback, Origin, RefineConfig, RefineResult, refine
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features, Generator
+
+Refine = bool | Literal["auto", "both"]
+"""False: the predictor alone; True: the refiner alone; "both"; "auto": see `choose_method`."""
+REFINE: dict[Method, Refine] = {"refine": True, "predict": False, "both": "both", "auto": "auto"}
+"""An edit's method as the argument `refine` of `DragEditor.drag`."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,38 @@ class Outcome:
     seconds: float
     reason: str
     """Why it ended: arrived, steps, budget, stopped, stalled, lost; or rounds, of the predictor alone."""
-    references: References | None
+    references: Origin | None
     """What the handles first looked like; None where the refiner had nothing to do."""
     features: Features | None = None
     """Of `latent`, where the predictor made it: the image costs only the blocks that are left."""
+
+
+def choose_method(refine: object, *, can_predict: bool, masked: bool, checkpoint: str) -> Method:
+    """What the argument `refine` of `DragEditor.drag` asks for: refine, predict or both.
+
+    Args:
+        can_predict: whether there is a predictor.
+        masked: whether a mask holds something.
+        checkpoint: what errors call the checkpoint.
+
+    Raises:
+        AutodragError: a predictor is asked for that is not there, or `refine` is none of `Refine`.
+    """
+    if refine == "auto":
+        # A predictor holds a mask loosely, so that with one the refiner does the whole drag.
+        return "both" if can_predict and not masked else "refine"
+    if refine is True:
+        return "refine"
+    if refine is not False and refine != "both":
+        raise AutodragError(f"refine={refine!r} is not known; expected True, False, 'auto' or 'both'")
+    if not can_predict:
+        raise AutodragError(no_predictor(f"refine={refine!r}", checkpoint))
+    return "both" if refine == "both" else "predict"
+
+
+def no_predictor(what: str, checkpoint: str) -> str:
+    """The sentence for `what` that needs a predictor where the checkpoint has none."""
+    return f"{what} needs a predictor, which {checkpoint!r} does not have yet; use the refiner (method 'refine')"
 
 
 def drag(
@@ -56,7 +90,7 @@ def drag(
     predictor: PredictConfig | None = None,
     mask: Bool[Tensor, "H W"] | None = None,
     anchors: Float[Tensor, "M 2"] | None = None,
-    references: References | None = None,
+    references: Origin | None = None,
     features: Features | None = None,
     basis: LatentBasis | None = None,
     stop: threading.Event | None = None,
@@ -70,7 +104,7 @@ def drag(
     """
     started = time.monotonic()
 
-    def refined(start: Tensor, points: Tensor, known: References | None, config: RefineConfig) -> RefineResult:
+    def refined(start: Tensor, points: Tensor, known: Origin | None, config: RefineConfig) -> RefineResult:
         return refine(
             generator,
             start,
@@ -106,7 +140,7 @@ def drag(
         sure = guess.confidences[0, :count]
         how = (guess.rounds, 0, seconds, reason, references, guess.features)
         return Outcome(guess.latent.clone(), points, distances, sure, lost, *how)
-    known = references or take_first_look(generator, latent, handles, refiner)
+    known = references or Origin(latent, handles)
     result = refined(guess.latent.clone(), points.clone(), known, replace(refiner, budget_s=left))
     return _from_refiner(result, guess.rounds, time.monotonic() - started)
 

@@ -37,6 +37,20 @@ def find_landmarks(net: LandmarkNet, images: Float[Tensor, "B 3 H W"]) -> Landma
     return replace(found, points=rescale(found.points, (side, side), size))
 
 
+def measure_drag(
+    net: LandmarkNet | None,
+    before: UInt8[np.ndarray, "H W 3"],
+    after: UInt8[np.ndarray, "H W 3"],
+    handles: Float[np.ndarray, "N 2"],
+    targets: Float[np.ndarray, "N 2"],
+) -> tuple[float | None, ...] | None:
+    """`landmark_distances` from the two images of a drag; None without a net."""
+    if net is None:
+        return None
+    old, new = detect_landmarks(net, before), detect_landmarks(net, after)
+    return landmark_distances(old, new, handles, targets, NEAR * before.shape[0])
+
+
 def landmark_distances(
     before: Float[np.ndarray, "K 2"],
     after: Float[np.ndarray, "K 2"],

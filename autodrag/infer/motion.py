@@ -1,7 +1,6 @@
 """What the refiner minimises: losses over generator features that move handles to targets and keep the rest.
 
-`motion_supervision` and `fixed_region` are DragGAN's two terms (Pan et al. 2023, eq. 1); `locate` is ours: a
-differentiable tracker, through which the distance to the target itself can be minimised.
+`motion_supervision` and `fixed_region` are DragGAN's two terms (Pan et al. 2023, eq. 1).
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.infer.tracking import References
 from autodrag.points import Size, disk, sample, sample_resized
 
 
@@ -58,33 +56,6 @@ def held_points(
     patch = (anchors[:, None] + disk(radius).to(anchors)).flatten(0, 1)[None]
     change = (sample(maps, patch, image) - sample(initial, patch, image)).abs()
     return change.mean() * len(anchors)
-
-
-def locate(
-    maps: Float[Tensor, "1 C h w"],
-    references: References,
-    points: Float[Tensor, "N 2"],
-    image: Size,
-    *,
-    window: Float[Tensor, "P 2"],
-    sharpness: float,
-) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
-    """A differentiable tracker: the expected position of each reference in a window around its last position.
-
-    Positions are weighted by softmax(-sharpness * d / scale), d being the L2 feature distance averaged over the
-    reference's offsets and scale that of an unrelated place. Returns positions (px, differentiable in `maps`) and
-    confidences in [0, 1] (of the best position of the window).
-    """
-    candidates = points[:, None] + window  # (N, P, 2)
-    around = candidates[:, :, None] + references.offsets  # (N, P, K, 2)
-    features = sample(maps, around.flatten(0, 2)[None], image)[0].unflatten(1, around.shape[:3])  # (C, N, P, K)
-    wanted = references.features.permute(1, 0, 2)[:, :, None]  # (C, N, 1, K)
-    distance = (features - wanted).square().sum(dim=0).add(1e-12).sqrt().mean(dim=2)  # (N, P)
-    relative = distance / references.scale[:, None]
-    weights = (-sharpness * relative).softmax(dim=1)
-    found = points + (weights[:, :, None] * window).sum(dim=1)
-    confidence = (1 - relative.detach().amin(dim=1)).clamp(0, 1)
-    return found, confidence
 
 
 def movable_share(mask: Bool[Tensor, "H W"] | None, size: Size) -> Float[Tensor, "h w"] | None:

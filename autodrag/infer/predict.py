@@ -14,14 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.data.matching import Appearance, appearance, follow
+from autodrag.data.matching import PULL, Appearance, appearance, follow
 from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.points import resize_mask
-
-PULL = 0.5
-"""Weight of nearness where points are looked for, as in training; see `follow`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class PredictConfig:
     """A point has arrived at this distance from its target, px."""
     budget_s: float | None = None
     """Wall-clock limit in seconds; the first prediction is always made."""
-    lost_confidence: float = 0.2
+    lost_confidence: float = 0.35
     """A point whose confidence is below this is lost."""
     gain: float = 0.02
     """The loop ends when a round has not shortened the way left by this share."""
@@ -122,7 +119,8 @@ def predict(
     any thread to end after the current round.
     """
     started = time.monotonic()
-    image, block = nets.predictor.config.image, nets.predictor.config.feature_block
+    net = nets.predictor.config
+    image, block, tracked = net.image, net.feature_block, net.tracked
     order = _order(drags)
     back = order.argsort(dim=1)
     drags = replace(
@@ -131,19 +129,15 @@ def predict(
         targets=torch.take_along_dim(drags.targets, order[..., None], 1),
         valid=torch.take_along_dim(drags.valid, order, 1),
     )
-    features = features or generator.features(latent, block=block)
-    if what is None:
-        what = appearance(features.outputs[block], drags.handles, image)
-    else:
-        index = order[:, None, :, None]
-        what = Appearance(torch.take_along_dim(what.features, index, 2), torch.take_along_dim(what.scale, order, 1))
-    best = _state(latent, features, drags.handles, torch.ones_like(what.scale), drags, config)
+    features = features or generator.features(latent, block=net.track_block)
+    what = appearance(features.outputs[tracked], drags.handles, image) if what is None else what.take(order)
+    best = _state(latent, features, drags.handles, torch.ones_like(drags.handles[..., 0]), drags, config)
     points, codes, maps, made = drags.handles, latent, features, 0
     done = torch.zeros(len(latent), dtype=torch.bool, device=latent.device)  # rows that are left as they are
     for made in range(1, config.rounds + 1):
         codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points))
-        maps = generator.features(codes, block=block)
-        points, sure = follow(maps.outputs[block], what, image, near=points, pull=PULL)
+        maps = generator.features(codes, block=net.track_block)
+        points, sure = follow(maps.outputs[tracked], what, image, near=points, pull=PULL)
         now = _state(codes, maps, points, sure, drags, config)
         before = best.distances.sum(dim=1)
         # Of the first round any result is taken: the way before it was known, what the code did was not.

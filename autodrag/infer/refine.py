@@ -4,9 +4,9 @@ One step: synthesise up to the feature block, find the handles there, move the c
 made only when somebody looks. A result always belongs together: its latent is the one its points were found in.
 
 Two loops. `draggan` is the published one: a hard tracker, and Adam on a loss that pulls every handle one pixel on.
-`locate` is ours: the distance of a differentiable tracker's position to the target is itself the loss; it is minimised
-in coordinates in which the generator's latents have unit variance, with a step as long as the distance left asks for,
-and a step that does not help is taken back.
+`locate` is ours: the distance of a differentiable tracker's positions to the targets is itself the loss. A point is two
+numbers and a code thousands, so that Gauss and Newton's step is cheap: the shortest change of the code, in coordinates
+in which the generator's latents have unit variance, by which all points would move as asked.
 """
 
 from __future__ import annotations
@@ -23,20 +23,36 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.data.flow import load_raft
+from autodrag.data.matching import PULL, appearance
+from autodrag.data.matching import follow as locate
 from autodrag.images import to_uint8
-from autodrag.infer.motion import fixed_region, held_points, locate, motion_supervision, movable_share
+from autodrag.infer.motion import fixed_region, held_points, motion_supervision, movable_share
 from autodrag.infer.settings import RefineConfig
-from autodrag.infer.tracking import References, follow_flow, likeness, take_references, track
+from autodrag.infer.tracking import follow_flow, likeness, take_references, track
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features, Generator
-from autodrag.points import side_by_side, square
+from autodrag.points import side_by_side
 
-__all__ = ["References", "RefineConfig", "RefineResult", "StepState", "feature_block", "refine"]
+__all__ = ["Origin", "RefineConfig", "RefineResult", "StepState", "feature_block", "refine"]
 
 Reason = Literal["arrived", "steps", "budget", "stopped", "stalled", "lost"]
 
-WINDOW = 2
-"""Half width of the soft tracker's window in cells of the feature map: 5 x 5 positions."""
+LEVELS = 3
+"""`locate` looks for points in the outputs of so many blocks, the feature block and those before it."""
+SKETCH = 8
+"""Random combinations that stand for all that must not change, in the curvature of `locate`."""
+ROWS = 8
+"""Gradients that are taken at once."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where handles were first seen: what a drag tracks, over several edits if asked for."""
+
+    latent: Float[Tensor, "1 L D"]
+    """The image."""
+    handles: Float[Tensor, "N 2"]
+    """The handles in it, px."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class RefineResult:
     steps: int
     seconds: float
     reason: Reason
-    references: References
+    references: Origin
     """Pass them to the next call to keep following what the handles first were."""
 
 
@@ -93,20 +109,6 @@ def _blocks(generator: Generator, config: RefineConfig, chosen: tuple[int, ...])
     return sorted({min(k, last) for k in chosen or (config.feature_block,)})
 
 
-@torch.no_grad()
-def take_first_look(
-    generator: Generator, latent: Float[Tensor, "1 L D"], handles: Float[Tensor, "N 2"], config: RefineConfig
-) -> References:
-    """What the handles (px) look like in the image of `latent`: one feature each at whole pixels (published), or 3 x 3
-    cells (ours)."""
-    blocks = _blocks(generator, config, config.tracked_blocks)
-    features = generator.features(latent, block=blocks[-1])
-    maps, image = side_by_side([features.outputs[k] for k in blocks]), generator.config.image_size
-    if config.objective == "draggan":
-        return take_references(maps, handles.round(), image, offsets=torch.zeros(1, 2), norm=config.norm)
-    return take_references(maps, handles, image, offsets=square(1, image[0] / maps.shape[2]), norm="l2")
-
-
 def refine(
     generator: Generator,
     latent: Float[Tensor, "1 L D"],
@@ -116,7 +118,7 @@ def refine(
     config: RefineConfig,
     mask: Bool[Tensor, "H W"] | None = None,
     anchors: Float[Tensor, "M 2"] | None = None,
-    references: References | None = None,
+    references: Origin | None = None,
     basis: LatentBasis | None = None,
     stop: threading.Event | None = None,
     callback: Callback | None = None,
@@ -146,7 +148,7 @@ class _Drag:
         config: RefineConfig,
         mask: Tensor | None,
         anchors: Tensor | None,
-        references: References | None,
+        references: Origin | None,
         stop: threading.Event | None,
         callback: Callback | None,
     ) -> None:
@@ -156,14 +158,18 @@ class _Drag:
         self.supervised = _blocks(generator, config, config.supervised_blocks)
         self.tracked = _blocks(generator, config, config.tracked_blocks)
         self.block = max(self.supervised[-1], self.tracked[-1])
+        # Of a mask the published loop reads the finest block that it tracks, ours the one before it, at a quarter.
+        self.kept_block = self.tracked[-1] if config.objective == "draggan" else max(0, self.block - 1)
         layers = min(config.edit_layers, latent.shape[1])
         self.start, self.kept = latent[:, :layers], latent[:, layers:]
         device = latent.device
         self.handles, self.targets = handles.to(device, torch.float32), targets.to(device, torch.float32)
         self.anchors = None if anchors is None or not len(anchors) else anchors.to(device, torch.float32)
-        self.references = references or take_first_look(generator, latent, self.handles, config)
-        height, width = self.references.maps.shape[2:]
-        self.movable = movable_share(mask, (height, width))
+        self.references = references or Origin(latent, self.handles)
+        with torch.no_grad():
+            self.first = generator.features(self.references.latent, block=self.block)
+        rows, columns = self.first.outputs[self.kept_block].shape[2:]
+        self.movable = movable_share(mask, (rows, columns))
         self.lost = torch.zeros(len(handles), dtype=torch.bool, device=device)
         self.loss = 0.0
 
@@ -171,17 +177,6 @@ class _Drag:
         """The whole latent of edited first layers, and its features."""
         latent = torch.cat([edited.expand_as(self.start), self.kept], dim=1)
         return latent, self.generator.features(latent, block=self.block)
-
-    def keep(self, maps: Tensor) -> Tensor | None:
-        """The loss on what must stay: outside the mask, and at anchors. None where everything may move."""
-        loss = None
-        if self.movable is not None:
-            loss = self.config.mask_weight * fixed_region(maps, self.references.maps, self.movable)
-        if self.anchors is not None:
-            near = max(1, self.config.supervision_radius)
-            held = held_points(maps, self.references.maps, self.anchors, self.image, near)
-            loss = self.config.anchor_weight * held + (0 if loss is None else loss)
-        return loss
 
     def result(self, latent: Tensor, points: Tensor, sure: Tensor, step: int) -> RefineResult:
         """The state in which `points` were found."""
@@ -229,7 +224,8 @@ def _published(drag: _Drag, config: RefineConfig) -> RefineResult:
     """DragGAN's loop: track, supervise, Adam step; the codes themselves are the variables, in W one for all layers."""
     value = (drag.start if config.space == "w+" else drag.start[:, :1]).clone().requires_grad_(True)
     optimizer = torch.optim.Adam([value], lr=config.lr)
-    points, follow = drag.handles, _tracker(drag, config)
+    initial = side_by_side([drag.first.outputs[k] for k in drag.tracked])
+    points, follow = drag.handles, _tracker(drag, config, initial)
     for step in range(config.steps + 1):
         latent, features = drag.features(value)
         tracked, supervised = (
@@ -244,8 +240,11 @@ def _published(drag: _Drag, config: RefineConfig) -> RefineResult:
         if reason is not None:
             return drag.end(result, step, reason)
         loss = motion_supervision(supervised, points, drag.targets, drag.image, radius=config.supervision_radius)
-        keep = drag.keep(tracked)
-        loss = loss if keep is None else loss + keep
+        if drag.movable is not None:
+            loss = loss + config.mask_weight * fixed_region(tracked, initial, drag.movable)
+        if drag.anchors is not None:
+            near = max(1, config.supervision_radius)
+            loss = loss + config.anchor_weight * held_points(tracked, initial, drag.anchors, drag.image, near)
         if loss.requires_grad:
             optimizer.zero_grad()
             loss.backward()
@@ -258,9 +257,11 @@ Follow = Callable[[Tensor, Tensor, Callable[[], Tensor]], tuple[Tensor, Tensor]]
 """(features, last points (N, 2), what makes the image) to the points now and their confidences."""
 
 
-def _tracker(drag: _Drag, config: RefineConfig) -> Follow:
+def _tracker(drag: _Drag, config: RefineConfig, initial: Tensor) -> Follow:
     """The tracker that the settings name; AutodragError where RAFT is not at hand."""
-    references, image, norm = drag.references, drag.image, config.norm
+    image, norm = drag.image, config.norm
+    seen = drag.references.handles.round()
+    references = take_references(initial, seen, image, offsets=torch.zeros(1, 2), norm=norm)
     if config.tracker == "nearest":
         return lambda maps, points, _: track(maps, references, points, image, radius=config.tracking_radius, norm=norm)
     if config.tracker == "none":
@@ -277,47 +278,125 @@ def _tracker(drag: _Drag, config: RefineConfig) -> Follow:
 
 
 def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineResult:
-    """Our loop: descend the squared distance of the soft tracker's positions, step by step, never uphill.
+    """Our loop: Levenberg and Marquardt's on the positions of a soft tracker, never uphill.
 
-    The step is Polyak's, 2 pull / |gradient|^2 along the gradient: for one point the shortest move of the code that
-    would close the distance, were the position linear in the code. That it is not, nor seen beyond the window, bounds
-    it to `reach` cells. A step that does not lower the loss, or loses a point, is taken back and tried at half reach.
+    Anchors are points whose targets are their places. A step asks every point for at most `reach` of the image's
+    height, for what is seen beyond the tracker's window is not seen well; where it brings nothing, it is taken back,
+    and tried again shorter and more damped.
     """
-    cell = drag.image[0] / drag.references.maps.shape[2]
-    window = square(WINDOW, cell).to(drag.handles)
-    rows = drag.start.shape[1] if config.space == "w+" else 1
-    value = drag.start.new_zeros(1, rows, drag.start.shape[2])
-    here, points, best, gradient = value, drag.handles, None, value
-    best_loss, pull, reach, failures = float("inf"), 0.0, config.reach * cell, 0
+    rows, count, height = drag.start.shape[1] if config.space == "w+" else 1, len(drag.handles), drag.image[0]
+    levels = slice(max(0, drag.block + 1 - LEVELS), drag.block + 1)
+    seen, targets, weight = drag.references.handles, drag.targets, drag.targets.new_ones(count)
+    points = drag.handles
+    if drag.anchors is not None:
+        seen, targets, points = (torch.cat([x, drag.anchors]) for x in (seen, targets, points))
+        weight = torch.cat([weight, weight.new_full((len(drag.anchors),), config.anchor_weight)])
+    with torch.no_grad():
+        what = appearance(drag.first.outputs[levels], seen[None], drag.image)
+    rng = torch.Generator().manual_seed(0)
+    here = value = drag.start.new_zeros(1, rows, drag.start.shape[2])
+    best, best_loss, failures, slopes = None, float("inf"), 0, None
+    prior = config.prior * (height / 64) ** 2 * rows / drag.start.shape[1]
+    damping, reach = config.damping, config.reach * height
     for step in range(config.steps + 1):
         value = value.detach().requires_grad_(True)
         latent, features = drag.features(drag.start + basis.offset(value))
-        found, sure = locate(
-            features.last, drag.references, points, drag.image, window=window, sharpness=config.sharpness
-        )
+        found, sure = locate(features.outputs[levels], what, drag.image, near=points[None], pull=PULL)
+        found, sure = found[0], sure[0, :count].detach()
         vanished = sure < config.lost_confidence
         if best is None:
             drag.lost = vanished
-        followed = ~drag.lost
-        distance = (found - drag.targets).square().sum(dim=1)[followed].sum() / 2
-        keep = drag.keep(features.last)
-        loss = distance if keep is None else distance + keep
-        result = drag.result(latent, found, sure, step)
-        drag.loss = float(loss.detach())
+        share = weight.clone()
+        share[:count][drag.lost] = 0
+        errors = (found - targets) * share.sqrt()[:, None]
+        change = _change(drag, features, config)
+        squares = (
+            errors.square().sum() + prior * value.square().sum() + (0 if change is None else change.square().sum())
+        )
+        loss = float(squares.detach()) / 2
+        result = drag.result(latent, found[:count], sure, step)
+        drag.loss = loss
         drag.tell(result, features)
-        if best is None or (drag.loss < best_loss and not bool((vanished & followed).any())):
-            best, best_loss, pull, failures = result, drag.loss, float(distance.detach()), 0
-            here, points = value.detach(), result.points
-            reach = min(reach * 1.5, config.reach * cell)
+        if best is None or (loss < best_loss and not bool((vanished & ~drag.lost).any())):
+            failures = failures + 1 if loss > best_loss * (1 - config.gain) else 0
+            if best is not None:
+                damping, reach = damping * 0.6, min(reach * 1.5, config.reach * height)
+            best, best_loss, here, points, fresh = result, loss, value.detach(), found.detach(), True
         else:
-            failures += 1
-            reach /= 2
+            failures, damping, reach, fresh = failures + 1, damping * 3, reach / 2, False
         reason = drag.reason(replace(best, steps=step)) or ("stalled" if failures >= config.patience else None)
         if reason is not None:
             return drag.end(best, step, reason)
-        if failures == 0:
-            (gradient,) = torch.autograd.grad(loss, value)
-        share = min(1.0, reach / float(best.distances[followed].max()))
-        length = 2 * pull * share / max(float(gradient.square().sum()), 1e-12)
-        value = here - gradient * length
+        if fresh or slopes is None:
+            slopes = take_slopes(errors, change, value, rng)
+        length = slopes.errors.view(-1, 2).norm(dim=1, keepdim=True)
+        asked = -slopes.errors.view(-1, 2) * (reach / length.clamp_min(1e-6)).clamp_max(1.0)
+        value = here + slopes.step(asked.flatten(), here.flatten(), prior, damping).view_as(here)
     raise AssertionError("the loop ends by a reason")
+
+
+def _change(drag: _Drag, features: Features, config: RefineConfig) -> Tensor | None:
+    """What has changed where nothing may, in standard deviations of the channels, (C, h, w); None without a mask.
+
+    Its squares are summed beside those of the errors in px: a mean change by one deviation counts as `mask_weight`
+    square px at 512.
+    """
+    if drag.movable is None:
+        return None
+    first, now = (f.outputs[drag.kept_block][0].float() for f in (drag.first, features))
+    held = (1 - drag.movable).sqrt()
+    share = config.mask_weight * (drag.image[0] / 512) ** 2 / (held.square().sum() * len(first)).clamp_min(1e-6)
+    return (now - first) / first.std(dim=(1, 2), keepdim=True).clamp_min(1e-4) * held * share.sqrt()
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The residuals of one state and how they depend on the P coordinates."""
+
+    errors: Float[Tensor, "E"]
+    """Errors of positions, x and y in turn."""
+    jacobian: Float[Tensor, "R P"]
+    """Rows of the errors, and of the sketch of what must not change."""
+    uphill: Float[Tensor, "P"] | None
+    """Gradient of half the squared change of what must not change."""
+    scale: Float[Tensor, ""]
+    """Mean squared length of the rows of the errors: the unit of damping."""
+
+    def step(
+        self, asked: Float[Tensor, "E"], here: Float[Tensor, "P"], prior: float, damping: float
+    ) -> Float[Tensor, "P"]:
+        """The step after which positions differ by `asked`, as far as damping, prior and what must not change allow.
+
+        (J^T J + m I)^-1 (J^T asked - uphill), by a system of R unknowns instead of P.
+        """
+        jacobian, m = self.jacobian.double(), prior + damping * self.scale.double().clamp_min(1e-12)
+        small = jacobian @ jacobian.t() + m * torch.eye(len(jacobian), dtype=torch.float64, device=m.device)
+        padded = torch.cat([asked, asked.new_zeros(len(jacobian) - len(asked))]).double()
+        uphill = prior * here.double() + (0 if self.uphill is None else self.uphill.double())
+        step = jacobian.t() @ torch.linalg.solve(small, padded + jacobian @ uphill / m) - uphill / m
+        return step.to(asked.dtype)
+
+
+def take_slopes(errors: Tensor, change: Tensor | None, value: Tensor, rng: torch.Generator) -> Slopes:
+    """Gradients of all errors, and of `SKETCH` random combinations of what must not change with its own gradient.
+
+    The combinations' signs are products of one for each channel and one for each cell: their squares sum to that of
+    the whole on average, and so do their curvatures.
+    """
+    residuals = [errors.flatten()]
+    if change is not None:
+        channels, height, width = change.shape
+        signs = [torch.randint(2, (SKETCH, n), generator=rng).to(change) * 2 - 1 for n in (channels, height * width)]
+        sketch = torch.einsum("kc,cp,kp->k", signs[0], change.flatten(1), signs[1]) / SKETCH**0.5
+        residuals += [sketch, change.square().sum()[None] / 2]
+    outputs = torch.cat(residuals)
+    rows = [
+        torch.autograd.grad(outputs, value, part, is_grads_batched=True, retain_graph=True)[0].flatten(1)
+        for part in torch.eye(len(outputs), device=outputs.device).split(ROWS)
+    ]
+    jacobian = torch.cat(rows)
+    count = errors.numel()
+    scale = jacobian[:count].square().sum(dim=1).mean()
+    if change is None:
+        return Slopes(errors.detach().flatten(), jacobian, None, scale)
+    return Slopes(errors.detach().flatten(), jacobian[:-1], jacobian[-1], scale)

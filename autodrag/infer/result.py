@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from autodrag.infer.tracking import References
+from autodrag.infer.refine import Origin
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Preview:
     """Points that the tracker no longer recognises."""
     seconds: float
     """Wall time without the final synthesis."""
-    references: References | None
+    references: Origin | None
     """What the handles looked like; for the next preview of the same pull, where the refiner makes it."""
 
 

@@ -16,12 +16,12 @@ class RefineConfig:
 
     objective: Literal["draggan", "locate"] = "locate"
     """The published loss, or ours."""
-    steps: int = 100
+    steps: int = 30
     """Most optimisation steps."""
     budget_s: float | None = None
     """Wall-clock limit in seconds; None for none."""
     lr: float = 0.05
-    """`draggan`: Adam's learning rate; `locate` takes its step from the distance left."""
+    """`draggan`: Adam's learning rate."""
     space: Literal["w", "w+"] = "w+"
     """Move the edited layers together (W) or each on its own (W+)."""
     edit_layers: int = 6
@@ -48,13 +48,18 @@ class RefineConfig:
     """`draggan`: blocks whose outputs, side by side, are supervised; none: `feature_block`."""
     tracked_blocks: tuple[int, ...] = ()
     """`draggan`: blocks whose outputs, side by side, are tracked and kept by the mask; none: `feature_block`."""
-    sharpness: float = 8.0
-    """`locate`: sharpness of the soft tracker."""
-    reach: float = 0.25
-    """`locate`: most cells of the feature map that one step tries to move a point; halved where a step fails."""
-    lost_confidence: float = 0.2
+    reach: float = 1 / 32
+    """`locate`: how far one step tries to move a point, at most, as a share of the height; halved where it fails."""
+    damping: float = 0.5
+    """`locate`: Levenberg and Marquardt's at the first step, as a share of the mean squared gradient of a position."""
+    prior: float = 1.0
+    """`locate`: square px (at 64) that an edit of one standard deviation costs: of all edits the likely one is wanted.
+    Without it points come nearer by the tracker, but no nearer by a landmark net, and heads tear."""
+    gain: float = 0.02
+    """`locate`: a step that lowers the loss by less than this share counts as one that brought nothing."""
+    lost_confidence: float = 0.35
     """A point whose confidence is below this is lost: reported, and no longer followed or pulled."""
-    patience: int = 6
+    patience: int = 3
     """`locate`: stop after so many steps in a row that brought nothing."""
 
     def __post_init__(self) -> None:
@@ -87,10 +92,7 @@ class RefineConfig:
         weight 20 (what both of its interfaces send). Pixels are exact where its disk uses a grid stretched by
         h / (h - 1). Where a radius would round to 0 (images under 128 px) it is 1.
 
-        `default` was chosen on drags of the shipped 64 px critters. Its features are half as large as the image, 128 px
-        at most: they led as near as the last block's, at half the cost. Small steps (`reach`) and a soft tracker
-        (`sharpness`) stalled least and ended nearest. Its loss is a squared distance, so that a mask needs a larger
-        weight: at 20 it does nothing, at 1000 protected parts change a third to a half as much and points still arrive.
+        `default` was chosen on drags of the shipped 64 px critters; `benchmarks/tuning.py` shows the choices.
         """
         scale = image_size[0] / 512
         if name == "draggan":
@@ -105,9 +107,6 @@ class RefineConfig:
             )
         if name == "default":
             return RefineConfig(
-                feature_block=min(5, max(0, image_size[0].bit_length() - 4)),
-                supervision_radius=max(1, round(3 * scale)),
-                tracking_radius=max(3, round(12 * scale)),
                 stop_px=max(scale, 0.5),
                 mask_weight=1000.0,
             )

@@ -43,6 +43,8 @@ class PredictorConfig:
     """Channels of F."""
     feature_height: int = 128
     """Rows of F."""
+    track_block: int = 5
+    """Points are looked for in the outputs of the block before `feature_block` and of all from there to this one."""
     edit_layers: int = 6
     """The first so many latent vectors are edited."""
     steps: int = 5
@@ -82,10 +84,17 @@ class PredictorConfig:
             raise ValueError(
                 f"token_rows {self.token_rows}: expected {self.feature_height} (rows of F) divided by a power of two."
             )
-        if self.feature_block < 0:
-            raise ValueError(f"feature_block {self.feature_block}: expected 0 or more.")
+        if not 0 <= self.feature_block <= self.track_block:
+            raise ValueError(
+                f"feature_block {self.feature_block}, track_block {self.track_block}: expected 0 <= first <= second."
+            )
         if min(self.w_dim, self.feature_channels, self.image_height, self.image_width, self.feature_height) < 1:
             raise ValueError("expected positive sizes.")
+
+    @property
+    def tracked(self) -> slice:
+        """The blocks in which points are looked for."""
+        return slice(max(0, self.feature_block - 1), self.track_block + 1)
 
     @property
     def image(self) -> Size:

@@ -15,17 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodrag.data.latents import map_codes
-from autodrag.data.matching import appearance, follow, match_features
+from autodrag.data.matching import PULL, appearance, follow, match_features
 from autodrag.nets.landmarks import LandmarkNet
 from autodrag.nets.predictor import Drags, PredictorConfig
-from autodrag.nets.stylegan2 import Generator
+from autodrag.nets.stylegan2 import Features, Generator
 
 if TYPE_CHECKING:
     from autodrag.train.predictor import LearnedEditor
 
 COUNT = 64
 ROUNDS = 3
-PULL = 0.5
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,9 @@ def held_out_drags(
         points, targets = (net(generator(latent).clamp(-1, 1)).points for latent in (a, b))
     else:
         net = None
-        first, last = (generator.features(latent, block=config.feature_block).last for latent in (a, b))
+        first, last = (
+            generator.features(latent, block=config.track_block).outputs[config.tracked] for latent in (a, b)
+        )
         extent = torch.tensor([config.image_width, config.image_height])
         points = torch.rand(count, 11, 2, generator=rng) * extent - 0.5
         targets, _ = match_features(first, last, points, config.image)
@@ -74,7 +75,7 @@ def measure_drags(
     device = generator.mapping.w_avg.device
     latent, points, targets = (t.to(device) for t in (held_out.latent, held_out.points, held_out.targets))
     image, left, shown = held_out.config.image, {}, [generator(latent[:8])]
-    before = generator.features(latent, block=held_out.config.feature_block).last
+    before = generator.features(latent, block=held_out.config.track_block)
     order = torch.rand(points.shape[:2], generator=torch.Generator().manual_seed(1)).argsort(dim=1).to(device)
     for count in (1, 5, points.shape[1]):
         chosen = order[:, :count, None]
@@ -84,8 +85,9 @@ def measure_drags(
         if held_out.net is not None:
             found = torch.take_along_dim(held_out.net.to(device)(pictures).points, chosen, 1)
         else:
-            maps = generator.features(after, block=held_out.config.feature_block).last
-            found, _ = follow(maps, appearance(before, start, image), image, near=end, pull=PULL)
+            maps, tracked = generator.features(after, block=held_out.config.track_block), held_out.config.tracked
+            what = appearance(before.outputs[tracked], start, image)
+            found, _ = follow(maps.outputs[tracked], what, image, near=end, pull=PULL)
         share = (found - end).norm(dim=2).mean() / (start - end).norm(dim=2).mean()
         left[f"{count}-points"] = round(float(share), 4)
         shown.append(pictures[:8])
@@ -94,15 +96,15 @@ def measure_drags(
 
 
 def closed_loop(
-    editor: LearnedEditor, generator: Generator, latent: Tensor, maps: Tensor, start: Tensor, end: Tensor, rounds: int
+    editor: LearnedEditor, generator: Generator, latent: Tensor, maps: Features, start: Tensor, end: Tensor, rounds: int
 ) -> Float[Tensor, "B L D"]:
     """A fixed number of rounds of: predict, synthesise features, find the points."""
     config = editor.predictor.config
-    what, points = appearance(maps, start, config.image), start
+    what, points = appearance(maps.outputs[config.tracked], start, config.image), start
     valid = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
     for round_ in range(rounds):
-        latent = editor.edit(latent, maps, Drags(points, end, valid))[:, -1]
+        latent = editor.edit(latent, maps.outputs[config.feature_block], Drags(points, end, valid))[:, -1]
         if round_ < rounds - 1:
-            maps = generator.features(latent, block=config.feature_block).last
-            points, _ = follow(maps, what, config.image, near=points, pull=PULL)
+            maps = generator.features(latent, block=config.track_block)
+            points, _ = follow(maps.outputs[config.tracked], what, config.image, near=points, pull=PULL)
     return latent

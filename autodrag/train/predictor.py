@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from autodrag.checkpoint import load_generator, load_landmarks, load_predictor, load_regularizer, save_tensors
+from autodrag.checkpoint import load_generator, load_landmarks, load_learned, load_regularizer, save_tensors
 from autodrag.data.latents import map_codes
-from autodrag.data.matching import appearance, follow
+from autodrag.data.matching import PULL, appearance, follow
 from autodrag.data.motion import Motion, MotionConfig, draw_motion, step_pairs
 from autodrag.errors import AutodragError
 from autodrag.nets.latent_space import LatentBasis
@@ -33,9 +33,6 @@ from autodrag.train.heldout import HeldOut, held_out_drags, measure_drags
 from autodrag.train.losses import drag_loss, position_loss
 from autodrag.train.regularizer import check_batch, half_cosine, own_rows, take_step
 from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch, run_trainer
-
-PULL = 0.5
-"""Weight of nearness where points are looked for again, see `follow`."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,10 @@ class PredictorOptimisation:
     """Weight of the drag loss (the paper's beta, 1 there)."""
     position_weight: float = 5.0
     """Weight of the distance from where the points are found to where they should be, as a share of the image."""
-    prior_weight: float = 0.5
+    prior_weight: float = 6.0
     """Weight of the mean squared length of the edit in standard coordinates: of all edits by which points arrive the
-    shortest shall be learned."""
+    shortest shall be learned. Divided by the number of points, as in the maximum of a posterior: many points say
+    more about where to go than one."""
     mask_weight: float = 2.0
     """Weight of the change of features where a mask lets nothing move."""
     patch_radius: int = 3
@@ -95,13 +93,18 @@ class PredictorTraining:
     regularizer: Path | None = None
     """Stage 1's regularizer.safetensors; none trains without a regularizer."""
     start: Path | None = None
-    """A trained predictor.safetensors, its regularizer beside it, to go on from with a new schedule."""
+    """A trained predictor.safetensors, its regularizer (if it has one) beside it, to go on from with a new schedule;
+    `regularizer` is then left out."""
     net: PredictorConfig = field(default_factory=PredictorConfig)
     """The network; sizes that the generator decides are the generator's, whatever is written."""
     motion: MotionConfig = field(default_factory=MotionConfig)
     """The synthesised motion."""
     training: PredictorOptimisation = field(default_factory=PredictorOptimisation)
     """The losses and the optimisation."""
+
+    def __post_init__(self) -> None:
+        if self.start is not None and self.regularizer is not None:
+            raise AutodragError(f"start {str(self.start)!r} brings its own regularizer; leave out regularizer")
 
 
 class LearnedEditor(nn.Module):
@@ -184,8 +187,9 @@ class PredictorModule(L.LightningModule):
         config, hp = self.net.predictor.config, self.hp
         drags, maps, latent = motion.drags, motion.maps, motion.codes[:, 0]
         handles, image, edited = drags.handles, config.image, config.edit_layers
-        what = appearance(maps, handles, image)
-        share = drags.valid / drags.valid.sum(dim=1, keepdim=True).clamp_min(1) / len(latent)
+        what = appearance(motion.features.outputs[config.tracked], handles, image)
+        known = drags.valid.sum(dim=1).clamp_min(1)
+        share = drags.valid / known[:, None] / len(latent)
         totals: dict[str, Tensor] = {}
 
         def add(name: str, loss: Tensor) -> None:
@@ -199,15 +203,16 @@ class PredictorModule(L.LightningModule):
             if hp.prior_weight:
                 frame = self.net.predictor.frame
                 way = frame.coordinates(codes[:, -1, :edited]) - frame.coordinates(motion.codes[:, 0, :edited])
-                add("prior", way.square().mean())
+                add("prior", (way.square().mean(dim=(1, 2)) / known).mean())
             latent = codes[:, -1]
-            present = self.generator.features(latent, block=config.feature_block).last.float()
+            features = self.generator.features(latent, block=config.track_block)
+            present = features.outputs[config.feature_block].float()
             scale = self.net.predictor.feature_scale[:, None, None]
             before, after = motion.maps / scale, present / scale
             if hp.drag_weight:
                 spots = (drags.handles, drags.targets, share)
                 add("drag", drag_loss(before, after, *spots, image, radius=hp.patch_radius))
-            found, _ = follow(present, what, image, near=handles, pull=PULL)
+            found, _ = follow(features.outputs[config.tracked], what, image, near=handles, pull=PULL)
             if hp.position_weight:
                 add("position", position_loss(found, drags.targets, share, image[0]))
             if drags.movable is not None and hp.mask_weight:
@@ -268,6 +273,7 @@ def fit(net: PredictorConfig, generator: Generator) -> PredictorConfig:
             image_height=g.image_size[0],
             image_width=g.image_size[1],
             feature_block=block,
+            track_block=max(block, min(net.track_block, len(g.block_resolutions) - 1)),
             feature_channels=g.channels(g.block_resolutions[block]),
             feature_height=g.block_resolutions[block],
         )
@@ -279,13 +285,11 @@ def fit(net: PredictorConfig, generator: Generator) -> PredictorConfig:
 def build(config: PredictorTraining, generator: Generator, identity: str) -> LearnedEditor:
     """A new predictor with the generator's basis and feature scale, and stage 1's regularizer; or those of `start`."""
     if config.start is not None:
-        known = load_predictor(config.start, identity)
+        known, trained = load_learned(config.start, identity)
         if known.config != config.net:
             raise AutodragError(f"{str(config.start)!r} has another net than the config asks for; make them the same.")
         predictor = Predictor(config.net)  # a new one, which knows what of it is not trained
         predictor.load_state_dict(known.state_dict())
-        joint = config.start.with_name("regularizer.safetensors")
-        trained = load_regularizer(joint, identity) if joint.is_file() else None
         return LearnedEditor(predictor, None if trained is None else trained.requires_grad_(True)).train()
     regularizer = None if config.regularizer is None else load_regularizer(config.regularizer, identity)
     predictor = Predictor(config.net)
@@ -321,14 +325,15 @@ def export(module: PredictorModule, identity: str, out: Path) -> None:
     facts = {"generator": identity, "steps": module.step, "held_out": module.held_out_left}
     extra = {**facts, "training": asdict(module.hp), "motion": {**asdict(module.config.motion), "weights": None}}
     net = module.average
-    for kind, part in (("regularizer", net.regularizer), ("predictor", net.predictor)):
+    joint = {"regularizer": net.regularizer is not None}  # tells a predictor without one from one that has lost it
+    for kind, part, more in (("regularizer", net.regularizer, {}), ("predictor", net.predictor, joint)):
         if part is not None:
             save_tensors(
                 out.with_name(f"{kind}.safetensors"),
                 part.state_dict(),
                 kind=kind,
                 config=asdict(part.config),
-                extra=extra,
+                extra=extra | more,
                 dtype=torch.float16,
             )
 

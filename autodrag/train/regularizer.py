@@ -6,16 +6,17 @@ numbers and each takes its rows.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import lightning as L
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from autodrag.checkpoint import load_generator, save_tensors
@@ -25,6 +26,8 @@ from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator
 from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch, run_trainer
+
+NetT = TypeVar("NetT", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,13 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
-class RegularizerOptimisation:
-    """The optimisation."""
+class Optimisation:
+    """The optimisation of one network that is averaged."""
 
     steps: int = 50_000
     """Steps in all."""
     batch: int = 64
-    """Codes per step, over all processes."""
+    """Samples per step, over all processes."""
     lr: float = 1e-3
     """AdamW's learning rate after warm-up (the paper's); it decays to zero as a half cosine."""
     average_decay: float = 0.999
@@ -73,22 +76,20 @@ class RegularizerTraining:
     """The network; `layers` and `w_dim` are the generator's, whatever is written."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The codes and their noise."""
-    training: RegularizerOptimisation = field(default_factory=RegularizerOptimisation)
+    training: Optimisation = field(default_factory=Optimisation)
     """The optimisation."""
 
 
-class RegularizerModule(L.LightningModule):
-    """The regularizer, its average, and the loss of Eq. 6."""
+class AveragedModule(L.LightningModule, Generic[NetT]):
+    """A network, its average, and the generator that samples come from; what a step learns is the subclass's."""
 
-    def __init__(self, config: RegularizerTraining, generator: Generator) -> None:
+    def __init__(self, net: NetT, generator: Generator, training: Optimisation) -> None:
         super().__init__()
-        self.config, self.hp = config, config.training
+        self.hp = training
         self.automatic_optimization = False
         self.sources = [generator]  # in a list: neither trained nor saved with the module
-        self.net = Regularizer(config.net)
-        self.net.frame.take(LatentBasis.of(generator))
-        self.average = Regularizer(config.net).requires_grad_(False)
-        self.average.load_state_dict(self.net.state_dict())
+        self.net = net
+        self.average = copy.deepcopy(net).requires_grad_(False)
         self.step = 0
 
     def configure_optimizers(self) -> Any:
@@ -102,6 +103,22 @@ class RegularizerModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.sources[0].to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["step"] = self.step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.step = int(checkpoint["step"])
+
+
+class RegularizerModule(AveragedModule[Regularizer]):
+    """The regularizer, and the loss of Eq. 6."""
+
+    def __init__(self, config: RegularizerTraining, generator: Generator) -> None:
+        net = Regularizer(config.net)
+        net.frame.take(LatentBasis.of(generator))
+        super().__init__(net, generator, config.training)
+        self.config = config
 
     def pair(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Clean codes and noised ones, (B, L, D) each."""
@@ -124,12 +141,6 @@ class RegularizerModule(L.LightningModule):
         loss = restoration_loss(self.net(noised), clean)
         take_step(self, loss)
         self.log("loss", loss.detach(), sync_dist=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["step"] = self.step
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.step = int(checkpoint["step"])
 
     @torch.no_grad()
     def measure(self, count: int = 1024) -> dict[str, float]:

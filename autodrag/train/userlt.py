@@ -20,12 +20,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from autodrag.checkpoint import load_generator, save_tensors
 from autodrag.data.flow import Flow, RaftFlow, dis_flow, farneback_flow, log_expansion
@@ -35,8 +33,8 @@ from autodrag.images import to_uint8
 from autodrag.nets.stylegan2 import Generator
 from autodrag.nets.userlt import UserLT, UserLTConfig, map_block
 from autodrag.points import Size, sample
-from autodrag.train.regularizer import check_batch, half_cosine, own_rows, take_step
-from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch, run_trainer
+from autodrag.train.regularizer import AveragedModule, Optimisation, check_batch, own_rows, take_step
+from autodrag.train.run import RunConfig, SaveState, make_trainer, parse_config, prepare_torch, run_trainer
 
 BATCH = 32
 """Pairs that are measured at a time."""
@@ -65,24 +63,6 @@ class PairConfig:
 
 
 @dataclass(frozen=True)
-class UserLTOptimisation:
-    """The optimisation."""
-
-    steps: int = 60_100
-    """Steps in all."""
-    batch: int = 1
-    """Pairs per step, over all processes."""
-    lr: float = 1e-3
-    """AdamW's learning rate after warm-up (the paper's); it decays to zero as a half cosine."""
-    average_decay: float = 0.999
-    """Decay of the average of the weights that is exported."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or self.lr <= 0:
-            raise ValueError("expected steps >= 1, batch >= 1 and lr > 0.")
-
-
-@dataclass(frozen=True)
 class UserLTTraining:
     """Training of the baseline UserControllableLT on a generator."""
 
@@ -94,7 +74,7 @@ class UserLTTraining:
     """The network; what depends on the generator and the units of motions are found, whatever is written."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """The pairs and the flow between them."""
-    training: UserLTOptimisation = field(default_factory=UserLTOptimisation)
+    training: Optimisation = field(default_factory=lambda: Optimisation(steps=60_100, batch=1))
     """The optimisation."""
 
 
@@ -180,30 +160,12 @@ def code_loss(found: Float[Tensor, "B E D"], truth: Float[Tensor, "B E D"]) -> F
     return (found - truth).square().mean()
 
 
-class UserLTModule(L.LightningModule):
-    """The net, its average, and the loss."""
+class UserLTModule(AveragedModule[UserLT]):
+    """The net, and the loss."""
 
     def __init__(self, config: UserLTTraining, generator: Generator, flow: Flow) -> None:
-        super().__init__()
-        self.config, self.hp, self.flow = config, config.training, flow
-        self.automatic_optimization = False
-        self.sources = [generator]  # in a list: neither trained nor saved with the module
-        self.net = UserLT(config.net)
-        self.average = UserLT(config.net).requires_grad_(False)
-        self.average.load_state_dict(self.net.state_dict())
-        self.step = 0
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with a warm-up of 2 % of the steps and a half-cosine decay."""
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hp.lr, weight_decay=1e-2)
-        return {"optimizer": optimizer, "lr_scheduler": half_cosine(optimizer, self.hp.steps)}
-
-    def train_dataloader(self) -> DataLoader[int]:
-        """The steps that are left."""
-        return DataLoader(Steps(self.step, self.hp.steps), batch_size=None)
-
-    def on_fit_start(self) -> None:
-        self.sources[0].to(self.device)
+        super().__init__(UserLT(config.net), generator, config.training)
+        self.config, self.flow = config, flow
 
     def predict(self, net: UserLT, pairs: Pairs) -> Float[Tensor, "B E D"]:
         """The net's guess of the second codes."""
@@ -220,12 +182,6 @@ class UserLTModule(L.LightningModule):
         take_step(self, loss)
         self.log("loss", loss.detach())
         self.log("of_no_edit", loss.detach() / idle)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["step"] = self.step
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.step = int(checkpoint["step"])
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:

@@ -195,6 +195,25 @@ def test_what_is_painted_over_stays(person: Person) -> None:
     assert kept[~movable].mean() < 0.7 * free[~movable].mean(), "the mask makes the difference"
 
 
+def test_a_mask_is_held_by_the_refiner_unless_somebody_chooses(person: Person) -> None:
+    def choice(name: str) -> Any:
+        return sync_api.expect(person.page.locator(f'[data-setting="method"] input[value="{name}"]'))
+
+    choice("both").to_be_checked()
+    person.tool("protect")
+    person.stroke((5, 59), (15, 59), pause=5)
+    choice("refine").to_be_checked()
+    person.tool("pull")
+    person.stroke((25, 30), (27, 30))
+    person.rest()
+    assert person.state()["outcome"]["method"] == "refine"
+    person.page.check('[data-setting="method"] input[value="both"]', force=True)
+    person.stroke((40, 22), (41, 22))
+    person.rest()
+    choice("both").to_be_checked()
+    assert person.state()["scene"]["mask"] and person.state()["outcome"]["method"] == "both"
+
+
 def test_the_mask_can_be_freed_inverted_and_cleared(person: Person) -> None:
     hint = person.page.locator("#mask-hint")
     person.tool("protect")

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from autodrag.checkpoint import load_generator, load_tensors
+from autodrag.checkpoint import load_generator
 from autodrag.convert import ConversionReport, convert
 from autodrag.nets.stylegan2 import seed_z
+from autodrag.release import load_tensors
 from convert.reference import Array, nvidia_image, rosinality_image, tensorflow_image
 from convert.sources import (
     TRAP,

@@ -21,6 +21,7 @@ NET = PredictorConfig(
     image_height=32,
     image_width=32,
     feature_block=2,
+    track_block=3,
     feature_channels=16,
     feature_height=16,
     steps=3,
@@ -72,7 +73,7 @@ def test_drags_moved_far_or_farthest(tiny_generator: Generator) -> None:
     sample = draw(tiny_generator)
     moved = (sample.drags.targets - sample.drags.handles).norm(dim=2)
     number = sample.moving.sum(dim=1)
-    assert number.min() == 1 and number.max() <= 5
+    assert number.max() <= 5  # and none at all where no match is to be trusted
     several = number > 1  # one alone may be the farthest of a still sample
     assert several.any()
     assert moved[sample.moving & several[:, None]].min() >= 10 * 32 / 512
@@ -82,9 +83,10 @@ def test_drags_moved_far_or_farthest(tiny_generator: Generator) -> None:
         assert (inside >= -0.5).all() and (inside <= limit).all()
 
 
-def test_one_in_two_samples_has_a_single_drag(tiny_generator: Generator) -> None:
-    number = draw(tiny_generator, count=200, min_px=1.0, min_px_many=1.0).moving.sum(dim=1)
-    assert 0.35 < float((number == 1).float().mean()) < 0.7
+def test_some_samples_have_a_single_drag(tiny_generator: Generator) -> None:
+    for single in (0.2, 0.9):
+        number = draw(tiny_generator, count=200, min_px=1.0, min_px_many=1.0, single=single).moving.sum(dim=1)
+        assert abs(float((number[number > 0] == 1).float().mean()) - single) < 0.25
     assert number.max() == 5
 
 
@@ -175,10 +177,21 @@ def test_sift_as_the_matcher(tiny_generator: Generator, monkeypatch: pytest.Monk
         ({"travel": (0.5, 1.5)}, "travel in .0, 1."),
         ({"points": 0}, "points 0: expected 1 to candidates"),
         ({"points": 99}, "points 99: expected 1 to candidates .16."),
-        ({"masks": 1.5}, "mixed, masks and anchors are shares"),
+        ({"masks": 1.5}, "mixed, single, masks and anchors are shares"),
         ({"matcher": "loftr"}, "expected the path of its weights"),
     ],
 )
 def test_bad_configs(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)  # type: ignore[arg-type]
+
+
+def test_masks_are_of_three_kinds(tiny_generator: Generator) -> None:
+    """Strokes are thinner than half planes; some masks reach the border, some have a hole nowhere near the drags."""
+    sample = draw(tiny_generator, count=200, masks=1.0, anchors=0.0)
+    movable = sample.drags.movable
+    assert movable is not None and set(movable.unique().tolist()) == {0.0, 1.0}
+    share = movable.flatten(1).mean(dim=1)
+    border = torch.cat([movable[:, 0], movable[:, -1], movable[:, :, 0], movable[:, :, -1]], dim=1).mean(dim=1)
+    assert (share < 0.15).any() and (share > 0.6).any()
+    assert (border == 0).any() and (border > 0.6).any()

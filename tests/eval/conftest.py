@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from autodrag.checkpoint import save_tensors
 from autodrag.eval.run import Bench, add_options, open_bench
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
+from autodrag.release import save_tensors
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autodrag.checkpoint import fingerprint
 from autodrag.errors import AutodragError
 from autodrag.eval.detectors import Detector, add_options, load_detector, require_detector
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
@@ -75,7 +76,7 @@ def own_net(side: int = 32) -> LandmarkNet:
 def test_the_checkpoints_own() -> None:
     net = own_net()
     detector = load(net=net)
-    assert detector is not None and (detector.count, detector.identity) == (2, "own")
+    assert detector is not None and (detector.count, detector.identity) == (2, f"own {fingerprint(net.state_dict())}")
     found = detector(dot(3, 4))
     assert found is not None and torch.equal(found.points, net(dot(3, 4)).points[0].detach())
     assert detector(dot(3, 4) * float("nan")) is None  # an image that a method has broken

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from learned import save_learned, tiny_nets
 from torch import Tensor
 
-from autodrag.errors import AutodragError
+from autodrag.errors import AutodragError, CheckpointError
 from autodrag.eval.methods import METHODS, Outcome, Settings, check_names, make_methods
 from autodrag.nets.stylegan2 import Generator, seed_z
 
@@ -63,6 +64,20 @@ def test_methods_keep_to_the_steps_and_tell_what_they_do(
     assert [s for s, _ in seen] == sorted(s for s, _ in seen)
     assert torch.equal(seen[0][1], latent) and not torch.equal(seen[-1][1], latent)
     assert torch.equal(outcome.latent[:, 6:], latent[:, 6:])
+
+
+@pytest.mark.parametrize("regularizer", [True, False])
+def test_a_predictor_runs_with_the_regularizer_that_it_was_trained_with(
+    tmp_path: Path, tiny_generator: Generator, regularizer: bool
+) -> None:
+    save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator, regularizer=regularizer))
+    latent, points = tiny_generator.map(seed_z(0, 32), psi=0.7), torch.tensor([[8.0, 8.0]])
+    method = make_methods(["predictor"], tiny_generator, tmp_path, Settings())["predictor"]
+    assert not torch.equal(method(latent, points, points + 8).latent, latent)
+    if regularizer:
+        (tmp_path / "regularizer.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="was trained together with a regularizer"):
+            make_methods(["hybrid"], tiny_generator, tmp_path, Settings())
 
 
 def test_none_does_nothing(tiny_generator: Generator, tiny_checkpoint: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from learned import save_learned, tiny_nets
 
 from autodrag.cli import main
 from autodrag.eval import landmarks, mdd, speed
 from autodrag.eval.methods import METHODS
+from autodrag.nets.stylegan2 import Generator
 
 COMMON = ["--pairs", "2", "--steps", "2", "--device", "cpu"]
 
@@ -68,13 +70,30 @@ def test_a_run_and_the_same_run_again(
     assert untimed(table(out)) == untimed(first)
 
     # Another method joins; another seed is another run, and the same seed elsewhere gives the same table.
-    assert run(protocol, landmark_checkpoint, out, "--methods", "none,refiner,draggan", *options) == 0
+    assert run(protocol, landmark_checkpoint, out, "--methods", "draggan", *options) == 0
     assert len((out / "drags.jsonl").read_text().splitlines()) == len(lines) // 2 * 3
+    joined = table(out)
+    assert untimed([row for row in joined if row["method"] != "draggan"]) == untimed(first)
+    assert len(joined) == len(first) // 2 * 3
     capsys.readouterr()
     assert run(protocol, landmark_checkpoint, out, "--methods", "none", "--seed", "1", *options) == 2
     assert "holds a run with seed 0, and this one has 1" in capsys.readouterr().err
     assert run(protocol, landmark_checkpoint, tmp_path / "again", "--methods", "none,refiner", *options) == 0
     assert untimed(table(tmp_path / "again")) == untimed(first)
+
+
+def test_a_predictor_that_was_trained_again_is_another_method(
+    tiny_generator: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, folder = tmp_path / "run", tmp_path / "learned"
+    save_learned(folder, tiny_generator, tiny_nets(tiny_generator))
+    assert run("paired", folder, out, "--methods", "predictor", "--points", "2") == 0
+    save_learned(folder, tiny_generator, tiny_nets(tiny_generator, push=0.1))
+    capsys.readouterr()
+    for methods in ("predictor", "none"):  # its old row would be in the table of the others, too
+        assert run("paired", folder, out, "--methods", methods, "--points", "2") == 2
+        said = capsys.readouterr().err
+        assert "holds drags of the method 'predictor' from before" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("protocol", ["paired", "mdd", "ccsd"])

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autodrag.errors import AutodragError
-from autodrag.eval.methods import Settings
+from autodrag.eval.identity import digest, identities
+from autodrag.eval.methods import METHODS, Settings
 from autodrag.eval.run import (
     Bench,
     Record,
@@ -21,9 +22,11 @@ from autodrag.eval.run import (
     read_log,
     read_points,
     read_settings,
+    run_drags,
     run_tasks,
     spread,
 )
+from autodrag.infer.refine import RefineConfig
 
 TASKS: list[Record] = [{"method": name, "pair": k} for k in range(3) for name in ("a", "b")]
 
@@ -92,9 +95,51 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
     claim(tmp_path, {"seed": 0, "sizes": (1, 2)})
     with pytest.raises(AutodragError, match="holds a run with seed 0, and this one has 1"):
         claim(tmp_path, {"seed": 1, "sizes": (1, 2)})
-    (tmp_path / "setup.json").write_text("{")
-    with pytest.raises(AutodragError, match="is not a JSON object"):
-        claim(tmp_path, {"seed": 0})
+    for text in ("{", "[]", '{"seed": 0}'):
+        (tmp_path / "setup.json").write_text(text)
+        with pytest.raises(AutodragError, match=r"setup.json' does not say what was run; choose another --out"):
+            claim(tmp_path, {"seed": 0})
+
+
+def test_methods_join_a_folder_and_must_stay_what_they_are(tmp_path: Path) -> None:
+    made_of = {"refiner": "1", "predictor": "2", "userlt": "3"}
+    claim(tmp_path, {"seed": 0}, made_of, ["predictor"])
+    claim(tmp_path, {"seed": 0}, made_of | {"userlt": "4"}, ["refiner"])  # not measured here
+    assert json.loads((tmp_path / "setup.json").read_text())["methods"] == {"predictor": "2", "refiner": "1"}
+    with pytest.raises(
+        AutodragError, match=r"'predictor' from before its networks or settings changed; choose .* --out"
+    ):
+        claim(tmp_path, {"seed": 0}, made_of | {"predictor": "5"}, ["refiner"])  # its rows would stay in the table
+
+
+def test_identities_follow_networks_and_settings(tmp_path: Path) -> None:
+    before = identities(tmp_path, (64, 64))
+    assert set(before) == set(METHODS) and before == identities(tmp_path, (64, 64))
+    (tmp_path / "predictor.safetensors").write_bytes(b"one")
+    after = identities(tmp_path, (64, 64))
+    assert {name for name in METHODS if after[name] != before[name]} == {"predictor", "hybrid"}
+    (tmp_path / "predictor.safetensors").write_bytes(b"two")
+    (tmp_path / "userlt.safetensors").write_bytes(b"one")
+    again = identities(tmp_path, (64, 64))
+    assert {name for name in METHODS if again[name] != after[name]} == {"predictor", "hybrid", "userlt"}
+    assert digest(RefineConfig()) != digest(RefineConfig(steps=7)) != digest(RefineConfig(steps=8))
+
+
+def test_what_was_measured_before_is_part_of_the_answer(make_bench: Callable[..., Bench]) -> None:
+    def run(methods: str, points: tuple[int, ...], pairs: int) -> tuple[list[Record], int]:
+        worker = Worker()
+        records = run_drags(make_bench("--methods", methods), points, pairs, worker)
+        return [{key: r[key] for key in ("method", "points", "pair")} for r in records], len(worker.ran)
+
+    def drags(*groups: tuple[str, int]) -> list[Record]:
+        return [{"method": name, "points": n, "pair": k} for name, n in groups for k in range(2)]
+
+    assert run("none,refiner", (1,), 2) == (drags(("none", 1), ("refiner", 1)), 4)
+    assert run("draggan", (1,), 2) == (drags(("none", 1), ("refiner", 1), ("draggan", 1)), 2)
+    all_three = drags(("none", 1), ("refiner", 1), ("draggan", 1), ("none", 5))
+    assert run("none", (5,), 2) == (all_three, 2)
+    longer, ran = run("none", (1,), 3)  # the others have no third pair yet
+    assert ran == 1 and {(r["method"], r["points"]) for r in longer} == {("none", 1)} and len(longer) == 3
 
 
 def test_read_points() -> None:

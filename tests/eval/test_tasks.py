@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from autodrag.eval.run import Bench
 from autodrag.eval.tasks import (
     Perturbation,
     add_flow_options,
-    drag_source,
+    add_source_options,
     flow_pairs,
     landmark_pairs,
     perturb,
+    read_flow,
+    read_source,
 )
 from autodrag.nets.stylegan2 import seed_z
 
@@ -80,7 +83,7 @@ def test_perturbations_that_make_no_sense(values: tuple[float, int], make_bench:
     add_flow_options(parser, 0.1)
     args = parser.parse_args(["--perturb", str(values[0]), "--perturb-layers", str(values[1])])
     with pytest.raises(AutodragError, match="expected a share in"):
-        drag_source(args, make_bench("--methods", "none"), None)
+        read_flow(args, make_bench("--methods", "none"))
 
 
 def shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -114,14 +117,16 @@ def test_only_pixels_that_move(make_bench: Callable[..., Bench]) -> None:
         flow_pairs(bench, shift, Perturbation(), points=4, least=9.0)
 
 
-def test_where_drags_come_from(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench("--methods", "none")
+def test_where_drags_come_from(make_bench: Callable[..., Bench], tiny_checkpoint: Path) -> None:
     parser = argparse.ArgumentParser()
-    add_flow_options(parser, 0.5)
-    args = parser.parse_args([])
-    setup, sample = drag_source(args, bench, FakeDetector())
-    assert setup == {"landmarks": "fake"} and len(sample(1)) == 2
-    setup, sample = drag_source(args, bench, None)
-    assert setup == {"perturb": 0.5, "perturb_layers": 6, "perturb_z": "mixed", "flow": "dis"}
-    for pair in sample(2):
+    add_source_options(parser)
+    args = parser.parse_args(["--points", "1,2"])
+    marked = read_source(args, make_bench("--methods", "none"))
+    assert marked.detector is not None and marked.setup == {"landmarks": marked.detector.identity}
+    assert marked.points == (1, 2) and len(marked.sample()) == 2
+    flowing = read_source(args, make_bench("--methods", "none", checkpoint=tiny_checkpoint))
+    assert flowing.detector is None
+    assert flowing.setup == {"perturb": 0.5, "perturb_layers": 6, "perturb_z": "mixed", "flow": "dis"}
+    for pair in flowing.sample():
+        assert len(pair.source) == 2
         assert float((pair.target - pair.source).norm(dim=1).min()) >= 0.05 * 32

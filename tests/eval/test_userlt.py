@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from autodrag.checkpoint import save_tensors
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.eval.userlt import load_userlt, outside, userlt
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.nets.userlt import UserLT, UserLTConfig
 from autodrag.points import sample
+from autodrag.release import save_tensors
 
 CONFIG = UserLTConfig(
     w_dim=32, edit_layers=6, feature_block=3, channels=8, width=16, heads=2, encoder_layers=1, decoder_layers=1,

@@ -21,6 +21,8 @@ from autodrag.infer.predict import predict
 from autodrag.nets.stylegan2 import Generator
 
 DRAG: dict[str, Any] = {"handles": [[10, 12]], "targets": [[20, 14]]}
+MASK = np.arange(32)[:, None].repeat(32, axis=1) >= 4
+"""All but the uppermost rows may move."""
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,32 @@ def test_the_methods_of_an_edit(editor: DragEditor, method: Any, said: str) -> N
     assert (result.rounds > 0) == (method != "refine")
 
 
+def test_both_predicts_although_there_is_a_mask(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+    predicted = editor.drag(**DRAG, mask=MASK, refine=False)
+    editor.undo()
+    start = editor.latent
+    result = editor.drag(**DRAG, mask=MASK, refine="both")
+    assert (result.method, result.rounds) == ("both", predicted.rounds)
+    torch.testing.assert_close(fake_refiner.calls[-1]["latent"], predicted.latent)
+    assert fake_refiner.calls[-1]["mask"].tolist() == MASK.tolist()
+    editor.undo()
+    result = editor.drag(**DRAG, mask=MASK)
+    assert (result.method, result.rounds) == ("refine", 0)
+    assert torch.equal(fake_refiner.calls[-1]["latent"], start)
+
+
+def test_a_mask_that_holds_nothing_is_none(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+    assert editor.drag(**DRAG, mask=np.ones((32, 32), dtype=bool)).method == "both"
+
+
+def test_both_needs_a_predictor(tiny_checkpoint: Path, fake_refiner: FakeRefiner) -> None:
+    editor = DragEditor.load(tiny_checkpoint, device="cpu")
+    editor.open(seed=7)
+    with pytest.raises(AutodragError, match=r"refine='both' needs a predictor, which .* does not have yet"):
+        editor.drag(**DRAG, refine="both")
+    assert not fake_refiner.calls and editor.drag(**DRAG).method == "refine"
+
+
 @pytest.mark.usefixtures("fake_refiner")
 def test_without_a_regularizer(tmp_path: Path, tiny_generator: Generator) -> None:
     """A predictor that was trained without one."""
@@ -99,6 +127,13 @@ def test_without_a_regularizer(tmp_path: Path, tiny_generator: Generator) -> Non
     editor.open(seed=7)
     assert editor.learned is not None and editor.learned.regularizer is None
     assert editor.drag(**DRAG, refine=False).rounds >= 1
+
+
+def test_a_predictor_that_has_lost_its_regularizer_is_refused(tmp_path: Path, tiny_generator: Generator) -> None:
+    folder = save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator))
+    (folder / "regularizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"predictor\.safetensors' was .* is not beside it; copy that file there"):
+        DragEditor.load(folder, device="cpu")
 
 
 def test_a_predictor_of_another_generator_is_refused(
@@ -180,16 +215,14 @@ def test_features_of_the_open_image_are_made_once(editor: DragEditor, monkeypatc
     assert not any(torch.equal(latent, editor.latent) for latent in made)
 
 
-@pytest.mark.parametrize("refine", [False, "auto"])
+@pytest.mark.parametrize("refine", [False, "auto", "both"])
 def test_a_session_replays_to_the_same_image(tmp_path: Path, editor: DragEditor, checkpoint: Path, refine: Any) -> None:
-    mask = np.zeros((32, 32), dtype=bool)
-    mask[4:] = True
-    editor.drag(**DRAG, mask=mask, anchors=[[1, 2]], refine=refine, steps=4, budget_s=60.0)
+    editor.drag(**DRAG, mask=MASK, anchors=[[1, 2]], refine=refine, steps=4, budget_s=60.0)
     second = editor.drag([[20, 14]], [[22, 16]], refine=refine, rounds=2, steps=3)
     editor.save_session(tmp_path / "s.json")
     edits = read_edits(tmp_path / "s.json")
-    # With a mask "auto" is the refiner.
-    assert [edit.method for edit in edits] == (["predict"] * 2 if refine is False else ["refine", "both"])
+    made = {False: ["predict"] * 2, "auto": ["refine", "both"], "both": ["both"] * 2}  # the first has a mask
+    assert [edit.method for edit in edits] == made[refine]
     assert edits[1].parameters.rounds == second.rounds
     other = DragEditor.load(checkpoint, device="cpu")
     assert np.array_equal(other.load_session(tmp_path / "s.json"), editor.image)

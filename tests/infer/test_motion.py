@@ -6,9 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from autodrag.infer.motion import fixed_region, held_points, locate, motion_supervision, movable_share
-from autodrag.infer.tracking import take_references
-from autodrag.points import square
+from autodrag.infer.motion import fixed_region, held_points, motion_supervision, movable_share
 
 IMAGE = (24, 24)
 
@@ -71,43 +69,3 @@ def test_held_points() -> None:
     assert float(held_points(changed, maps(), anchors, IMAGE, 2)) == 0.0
     changed[:, :, :6, :6] += 5
     assert float(held_points(changed, maps(), anchors, IMAGE, 2)) > 1.0
-
-
-@pytest.mark.parametrize("shift", [(1, 0), (-2, 1), (0, 0)])
-def test_locate_finds_a_moved_pattern(shift: tuple[int, int]) -> None:
-    picture = maps(size=24)
-    moved = picture.roll((shift[1], shift[0]), dims=(2, 3))
-    handle = torch.tensor([[11.0, 12.0]])
-    references = take_references(picture, handle, IMAGE, offsets=square(1), norm="l2")
-    found, confidence = locate(moved, references, handle, IMAGE, window=square(3), sharpness=50)
-    assert torch.allclose(found, handle + torch.tensor(shift), atol=0.05)
-    assert float(confidence) > 0.99
-
-
-def test_locate_follows_below_a_pixel() -> None:
-    """A smooth pattern moved by a part of a pixel is found there, which whole-pixel search cannot do."""
-    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
-
-    def waves(dx: float) -> torch.Tensor:
-        return torch.stack(
-            [f((x - dx) / p + y / q) for p, q in ((2.5, 7.0), (5.0, 3.0)) for f in (torch.sin, torch.cos)]
-        )[None]
-
-    handle = torch.tensor([[11.0, 12.0]])
-    references = take_references(waves(0), handle, IMAGE, offsets=square(1), norm="l2")
-    found, _ = locate(waves(0.5), references, handle, IMAGE, window=square(2), sharpness=30)
-    assert abs(float(found[0, 0]) - 11.5) < 0.2
-
-
-def test_locate_is_differentiable_in_the_right_direction() -> None:
-    """Making the place to the right look more like the handle moves the found position to the right."""
-    picture = maps(size=24)
-    handle = torch.tensor([[11.0, 12.0]])
-    references = take_references(picture, handle, IMAGE, offsets=torch.zeros(1, 2), norm="l2")
-    features = (picture + 0.3 * maps(2, 24)).requires_grad_()
-    found, _ = locate(features, references, handle, IMAGE, window=square(2), sharpness=10)
-    found[0, 0].backward()
-    assert features.grad is not None
-    with torch.no_grad():
-        moved, _ = locate(features + 0.5 * features.grad, references, handle, IMAGE, window=square(2), sharpness=10)
-    assert float(moved[0, 0]) > float(found[0, 0].detach())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from learned import tiny_nets
 from torch import Tensor
 
-from autodrag.data.matching import Appearance, appearance
+from autodrag.data.matching import appearance
 from autodrag.infer import predict as module
 from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction, make_drags, predict
 from autodrag.nets.predictor import Drags
@@ -120,7 +120,7 @@ def test_no_progress_ends_the_loop_and_the_better_state_is_kept(
     assert (result.rounds, result.points.tolist()) == (2, [[[16.0, 10.0]]])
     expected = codes(nets, tiny_generator, latent[:1], to_the_right, script)
     torch.testing.assert_close(result.latent, expected[0], atol=1e-5, rtol=1e-5)
-    features = tiny_generator.features(result.latent, block=2)
+    features = tiny_generator.features(result.latent, block=3)
     torch.testing.assert_close(result.features.last, features.last, atol=1e-5, rtol=1e-5)
 
 
@@ -209,8 +209,8 @@ def test_the_order_of_points_does_not_matter_to_the_last_bit(
     index = torch.tensor(order)
     shuffled = Drags(drags.handles[:, index], drags.targets[:, index], drags.valid)
     config = PredictConfig(rounds=2, stop_px=0.0)
-    what = appearance(generator.features(latent, block=2).last, drags.handles, (32, 32))
-    other = Appearance(what.features[:, :, index], what.scale[:, index])
+    what = appearance(generator.features(latent, block=3).outputs[1:], drags.handles, (32, 32))
+    other = what.take(index[None])
     first, second = (
         predict(nets, generator, latent, each, config=config, what=look if known else None)
         for each, look in ((drags, what), (shuffled, other))
@@ -247,7 +247,7 @@ def test_the_first_look_can_come_from_an_earlier_image(
     nets: LearnedNets, tiny_generator: Generator, latent: Tensor
 ) -> None:
     drags = random_drags(batch=1)
-    other = appearance(tiny_generator.features(latent[1:2], block=2).last, drags.handles, (32, 32))
+    other = appearance(tiny_generator.features(latent[1:2], block=3).outputs[1:], drags.handles, (32, 32))
     config = PredictConfig(rounds=1)
     first = predict(nets, tiny_generator, latent[:1], drags, config=config)
     second = predict(nets, tiny_generator, latent[:1], drags, config=config, what=other)

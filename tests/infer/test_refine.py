@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from autodrag.checkpoint import load_generator, load_landmarks
-from autodrag.infer.refine import RefineConfig, StepState, refine
+from autodrag.data.matching import appearance, follow
+from autodrag.infer.refine import SKETCH, Origin, RefineConfig, Slopes, StepState, refine, take_slopes
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator, seed_z
 
@@ -151,7 +152,7 @@ def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> No
     block = 3
 
     def change(given: torch.Tensor | None) -> float:
-        config = settings(steps=25, mask_weight=100.0, feature_block=3)
+        config = settings(feature_block=3)
         edited = refine(generator, latent, HANDLE, TARGET, config=config, mask=given).latent
         maps = [generator.features(x, block=block).last for x in (latent, edited)]
         return float((maps[1] - maps[0]).abs()[..., ~mask].mean())
@@ -162,16 +163,17 @@ def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> No
 
 
 def test_anchors_stay(generator: Generator, latent: torch.Tensor) -> None:
-    anchors = torch.tensor([[25.0, 25.0]])
-    block = 3
+    """What lay at an anchor is found there again, and farther away without it."""
+    anchor = torch.tensor([[20.0, 20.0]])
+    before = generator.features(latent, block=3).outputs[1:]
+    what = appearance(before, anchor[None], IMAGE)
 
-    def change(given: torch.Tensor | None) -> float:
-        config = settings(steps=25, anchor_weight=100.0, feature_block=3)
-        edited = refine(generator, latent, HANDLE, TARGET, config=config, anchors=given).latent
-        maps = [generator.features(x, block=block).last for x in (latent, edited)]
-        return float((maps[1] - maps[0])[..., 25, 25].abs().mean())
+    def away(given: torch.Tensor | None) -> float:
+        edited = refine(generator, latent, HANDLE, TARGET, config=settings(), anchors=given).latent
+        found, _ = follow(generator.features(edited, block=3).outputs[1:], what, IMAGE, near=anchor[None], pull=0.5)
+        return float((found[0] - anchor).norm())
 
-    assert change(anchors) < 0.7 * change(None)
+    assert away(anchor) < 0.5 * away(None)
 
 
 def test_stopping(generator: Generator, latent: torch.Tensor) -> None:
@@ -209,11 +211,13 @@ def test_steps_and_nothing_to_do(generator: Generator, latent: torch.Tensor) -> 
 
 def test_a_point_that_cannot_be_found_is_lost(generator: Generator, latent: torch.Tensor) -> None:
     other = generator.map(seed_z(99, generator.config.z_dim))
-    first = refine(generator, latent, HANDLE, TARGET, config=settings(steps=0))
-    references = replace(first.references, features=first.references.features + 100.0)
-    result = refine(generator, other, HANDLE, TARGET, config=settings(), references=references)
-    assert result.reason == "lost"
-    assert bool(result.lost.all()) and float(result.confidences) == 0.0
+    sure = float(refine(generator, latent, HANDLE, TARGET, config=settings(steps=0)).confidences)
+    config = settings(lost_confidence=sure - 0.01)  # as sure as in its own image
+    assert refine(generator, latent, HANDLE, TARGET, config=config).reason != "lost"
+    result = refine(generator, other, HANDLE, TARGET, config=config, references=Origin(latent, HANDLE))
+    assert (result.reason, result.steps) == ("lost", 0)
+    assert bool(result.lost.all()) and float(result.confidences) < sure - 0.01
+    assert torch.equal(result.latent, other)
 
 
 def test_references_can_be_kept(generator: Generator, latent: torch.Tensor) -> None:
@@ -250,3 +254,32 @@ def test_basis_whitens_the_latents(generator: Generator) -> None:
 def test_wrong_configs(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected"):
         RefineConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_step_is_the_shortest_that_does_what_is_asked(generator: Generator) -> None:
+    """Against the normal equations solved in full, with and without what must not change."""
+    rng = torch.Generator().manual_seed(0)
+    jacobian, here = torch.randn(6, 40, generator=rng), torch.randn(40, generator=rng)
+    asked, uphill = torch.randn(4, generator=rng), torch.randn(40, generator=rng)
+    for held in (None, uphill):
+        rows = jacobian if held is not None else jacobian[:4]
+        slopes = Slopes(torch.zeros(4), rows, held, torch.tensor(2.0))
+        m = 0.3 + 0.5 * 2.0
+        down = jacobian[:4].t() @ asked - 0.3 * here - (0 if held is None else held)
+        expected = torch.linalg.solve(rows.t() @ rows + m * torch.eye(40), down)
+        torch.testing.assert_close(slopes.step(asked, here, 0.3, 0.5), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_slopes_are_the_gradients_of_every_error() -> None:
+    value = torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    errors = torch.stack([value.square().sum(), value.sum(), value[0, 0, 0] * 3, value[0, 1].prod()]).view(2, 2)
+    change = value.view(2, 5, 1).expand(2, 5, 4) * 0.5
+    slopes = take_slopes(errors, change, value, torch.Generator().manual_seed(0))
+    assert slopes.jacobian.shape == (4 + SKETCH, 10) and slopes.uphill is not None
+    torch.testing.assert_close(slopes.jacobian[0], 2 * value.detach().flatten())
+    torch.testing.assert_close(slopes.jacobian[1], torch.ones(10))
+    torch.testing.assert_close(slopes.uphill, value.detach().flatten() * 4 * 0.25)
+    # The sketch has, on average, the curvature of the whole: here 1 on the diagonal.
+    many = [take_slopes(errors, change, value, torch.Generator().manual_seed(k)).jacobian[4:] for k in range(300)]
+    curvature = torch.stack([rows.t() @ rows for rows in many]).mean(dim=0)
+    torch.testing.assert_close(curvature, torch.eye(10), atol=0.15, rtol=0)

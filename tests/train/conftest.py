@@ -15,7 +15,7 @@ from torch import Tensor
 def stage_1(tiny_checkpoint: Path) -> Callable[..., Any]:
     """A stage 1 config of a few steps; keyword arguments change the optimisation."""
     from autodrag.nets.regularizer import RegularizerConfig
-    from autodrag.train.regularizer import RegularizerOptimisation, RegularizerTraining
+    from autodrag.train.regularizer import Optimisation, RegularizerTraining
     from autodrag.train.run import RunConfig
 
     def build(folder: Path, **changes: Any) -> RegularizerTraining:
@@ -23,7 +23,7 @@ def stage_1(tiny_checkpoint: Path) -> Callable[..., Any]:
             run=RunConfig(folder=folder, precision="32-true", accelerator="cpu", log_steps=1),
             checkpoint=tiny_checkpoint,
             net=RegularizerConfig(width=16, heads=2, encoder_layers=1, decoder_layers=1, mlp_ratio=2.0),
-            training=RegularizerOptimisation(**({"steps": 6, "batch": 4} | changes)),
+            training=Optimisation(**({"steps": 6, "batch": 4} | changes)),
         )
 
     return build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from autodrag.checkpoint import load_generator, load_predictor, load_regularizer, load_tensors, read_info
+from autodrag.checkpoint import load_generator, load_predictor, load_regularizer
 from autodrag.cli import main
 from autodrag.data.motion import draw_motion
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.nets.predictor import Drags
 from autodrag.nets.stylegan2 import Generator
+from autodrag.release import load_tensors, read_info
 from autodrag.train import predictor as training
 from autodrag.train.heldout import closed_loop, held_out_drags, measure_drags
 from autodrag.train.predictor import LearnedEditor, PredictorModule, build, fit, train
@@ -199,6 +201,22 @@ def test_a_training_goes_on_from_another(tmp_path: Path, stage_2: Build, regular
     assert not again.net.predictor.token_position.weight.requires_grad
 
 
+def test_a_training_without_a_regularizer_goes_on_without(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
+    """Also where the regularizer of another training lies beside it."""
+    first = train(stage_2(tmp_path / "first", steps=1))
+    assert read_info(first, kind="predictor")[1]["regularizer"] is False
+    shutil.copy(regularizer, first.parent)
+    assert module_of(replace(stage_2(tmp_path / "second"), start=first)).net.regularizer is None
+
+
+def test_a_start_that_has_lost_its_regularizer_is_refused(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
+    first = train(stage_2(tmp_path / "first", regularizer, steps=1))
+    assert read_info(first, kind="predictor")[1]["regularizer"] is True
+    first.with_name("regularizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="was trained together with a regularizer"):
+        module_of(replace(stage_2(tmp_path / "second"), start=first))
+
+
 def test_held_out_drags_are_always_the_same_and_no_edit_leaves_all_of_the_way(tmp_path: Path, stage_2: Build) -> None:
     module = module_of(stage_2(tmp_path))
     again = held_out_drags(module.generator, None, module.net.predictor.config, 8)
@@ -206,7 +224,7 @@ def test_held_out_drags_are_always_the_same_and_no_edit_leaves_all_of_the_way(tm
     left, sheet = measure_drags(module.held_out, module.generator, module.net)
     assert all(share == pytest.approx(1.0, abs=0.3) for share in left.values())  # an untrained net moves nothing
     assert sheet.shape == (3, 3 * 32, 8 * 32) and 0 <= float(sheet.min()) <= float(sheet.max()) <= 1
-    maps = module.generator.features(again.latent, block=2).last
+    maps = module.generator.features(again.latent, block=module.net.predictor.config.track_block)
     moved = closed_loop(module.net, module.generator, again.latent, maps, again.points, again.targets, 2)
     torch.testing.assert_close(moved, again.latent)
 
@@ -224,12 +242,13 @@ def test_the_network_takes_its_sizes_from_the_generator(stage_2: Build, tmp_path
         (["--net.token_rows", "3"], "error: token_rows 3: expected 128 (rows of F) divided by a power of two"),
         (["--net.token_rows", "64"], "error: the predictor does not fit the generator: token_rows 64: expected 16"),
         (["--net.edit_layers", "8"], "error: the predictor does not fit the generator: edit_layers 8 of 8"),
-        (["--net.feature_block", "-1"], "error: feature_block -1: expected 0 or more"),
+        (["--net.feature_block", "-1"], "error: feature_block -1, track_block 5: expected 0 <= first <= second"),
         (["--training.teacher_forcing", "true"], "error: rounds 2 with teacher_forcing"),
         (["--motion.points", "99"], "error: points 99: expected 1 to candidates"),
         (["--motion.matcher", "loftr"], "error: matcher loftr: expected the path of its weights"),
         (["--run.devices", "3"], "error: batch 32 cannot be divided among 3 processes"),
         (["--regularizer", "nowhere.safetensors"], "error: checkpoint 'nowhere.safetensors' does not exist"),
+        (["--regularizer", "a.safetensors", "--start", "b.safetensors"], "error: start 'b.safetensors' brings its own"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(

@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from autodrag.checkpoint import load_generator, load_regularizer, load_tensors, read_info
+from autodrag.checkpoint import load_generator, load_regularizer
 from autodrag.cli import main
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.nets.regularizer import RegularizerConfig
+from autodrag.release import load_tensors, read_info
 from autodrag.train.regularizer import NoiseConfig, RegularizerModule, restoration_loss, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers

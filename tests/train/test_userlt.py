@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from autodrag.checkpoint import load_generator, read_info
+from autodrag.checkpoint import load_generator
 from autodrag.errors import AutodragError
 from autodrag.nets.stylegan2 import Generator
 from autodrag.nets.userlt import UserLTConfig
+from autodrag.release import read_info
+from autodrag.train.regularizer import Optimisation
 from autodrag.train.run import RunConfig
 from autodrag.train.userlt import (
     PairConfig,
-    UserLTOptimisation,
     UserLTTraining,
     code_loss,
     draw_codes,
@@ -93,7 +94,7 @@ def config(folder: Path, checkpoint: Path, steps: int) -> UserLTTraining:
         checkpoint=checkpoint,
         net=NET,
         pairs=PairConfig(grid=4, flow="farneback", strength=0.5, held_out=4),
-        training=UserLTOptimisation(steps=steps, batch=2),
+        training=Optimisation(steps=steps, batch=2),
     )
 
 

@@ -117,7 +117,6 @@ $("run").addEventListener("click", () => drag());
 for (const group of document.querySelectorAll("[data-setting]")) {
   group.addEventListener("change", (event) => {
     state.settings[group.dataset.setting] = event.target.value;
-    if (group.dataset.setting === "method") state.settings.chosen = true;
   });
 }
 $("steps").addEventListener("change", ({ target }) => {
@@ -129,14 +128,15 @@ $("keep").addEventListener("change", ({ target }) => {
   state.settings.keep = target.checked;
 });
 
+/** Until somebody chooses, what the server takes for "auto" is shown as chosen. */
 function drawMethod() {
   const can = state.session.can_predict;
-  const { settings } = state;
-  if (!can) settings.method = "refine";
-  else if (!settings.chosen) settings.method = "both";
+  const painted = state.mask && !state.mask.empty;
+  const automatic = can && !painted ? "both" : "refine";
+  const method = can && state.settings.method !== "auto" ? state.settings.method : automatic;
   for (const input of document.querySelectorAll('[data-setting="method"] input')) {
     input.disabled = !can && input.value !== "refine";
-    input.checked = input.value === settings.method;
+    input.checked = input.value === method;
   }
   $("method-hint").hidden = can;
 }

@@ -8,7 +8,7 @@ export const state = {
   anchors: [], // [x, y]
   selected: null, // {kind: "point" | "anchor", index}
   tool: "pull",
-  settings: { method: "refine", space: "w+", preset: "default", steps: null, keep: false },
+  settings: { method: "auto", space: "w+", preset: "default", steps: null, keep: false },
   brush: 0.12, // radius as a share of the image's height
   feather: 0.3,
   activity: "off", // off, idle, pull, refine, work
@@ -64,7 +64,7 @@ export function edit() {
   const document = {
     drags: state.points.map((point) => ({ handle: point.handle, target: point.target })),
     anchors: state.anchors,
-    method: settings.method,
+    method: state.session.can_predict ? settings.method : "auto", // which is then the refiner
     parameters,
   };
   if (state.mask?.name) document.mask = state.mask.name;

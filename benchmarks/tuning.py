@@ -1,0 +1,87 @@
+"""How the refiner's default settings were chosen: one setting changed at a time, on pairs that no table uses.
+
+    python benchmarks/tuning.py --pairs 16 --points 1,5,11 --only prior
+
+The pairs are none of `autodrag eval landmarks`. Shown are the distances left by the landmark net and by the tracker: a
+setting that helps the second alone only fools it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from autodrag.checkpoint import load_generator, load_landmarks
+from autodrag.data.latents import map_codes
+from autodrag.eval.run import markdown
+from autodrag.infer.refine import RefineConfig, refine
+from autodrag.nets.latent_space import LatentBasis, LatentFrame
+
+VALUES: dict[str, tuple[Any, ...]] = {
+    "prior": (0.0, 0.3, 1.0, 3.0),
+    "damping": (0.1, 0.5, 2.0),
+    "reach": (1 / 64, 1 / 32, 1 / 16),
+    "patience": (2, 3, 5),
+}
+
+
+def main() -> None:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoint", default="checkpoints/critters")
+    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--points", default="1,5,11")
+    parser.add_argument("--seed", type=int, default=5005)
+    parser.add_argument("--only", choices=VALUES, help="this setting alone")
+    args = parser.parse_args()
+    generator, _ = load_generator(args.checkpoint)
+    generator.freeze()
+    net = load_landmarks(args.checkpoint)
+    assert net is not None, "tuning needs a checkpoint with a landmark net"
+    basis, frame = LatentBasis.of(generator), LatentFrame(generator.config.w_dim)
+    frame.take(basis)
+    rng = torch.Generator().manual_seed(args.seed)
+    psi = torch.full((args.pairs,), 0.7)
+    with torch.no_grad():
+        a, b = (
+            map_codes(generator, args.pairs, psi, rng)[:, None].repeat(1, generator.config.latent_layers, 1)
+            for _ in range(2)
+        )
+        start, goal = (net(generator(x).clamp(-1, 1)).points for x in (a, b))
+    order = [torch.randperm(start.shape[1], generator=rng) for _ in range(args.pairs)]
+    preset = RefineConfig.preset("default", generator.config.image_size)
+    variants = {"as shipped": preset}
+    for name, values in VALUES.items():
+        if args.only in (None, name):
+            variants |= {f"{name} {v:g}": replace(preset, **{name: v}) for v in values if v != getattr(preset, name)}
+    lines = []
+    for count in (int(n) for n in args.points.split(",")):
+        before = np.mean([float((start - goal)[k][order[k][:count]].norm(dim=1).mean()) for k in range(args.pairs)])
+        for name, config in variants.items():
+            held = replace(config, stop_px=1.0 if count <= 5 else 2.0)
+            rows = []
+            for k in range(args.pairs):
+                chosen = order[k][:count]
+                began = time.perf_counter()
+                result = refine(generator, a[k : k + 1], start[k][chosen], goal[k][chosen], config=held, basis=basis)
+                took = time.perf_counter() - began
+                with torch.no_grad():
+                    seen = net(generator(result.latent).clamp(-1, 1)).points[0][chosen]
+                length = frame.coordinates(result.latent) - frame.coordinates(a[k : k + 1])
+                left = float((seen - goal[k][chosen]).norm(dim=1).mean())
+                rows.append((left, float(result.distances.mean()), float(length.norm()), result.steps, took))
+            left, tracked, length_, steps, _ = np.mean(rows, axis=0)
+            cells = [str(count), name, f"{left:.2f}", f"{left / before:.0%}", f"{tracked:.2f}", f"{length_:.2f}"]
+            lines.append([*cells, f"{steps:.0f}", f"{np.median([row[4] for row in rows]):.3f}"])
+            print(" ".join(lines[-1]), flush=True)
+    columns = ["points", "setting", "left, px", "of no edit", "by the tracker, px", "length", "steps", "seconds"]
+    print("\n" + markdown(columns, lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""The history of an image on its own: no networks, latents of a few numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from autodrag.checkpoint import load_latent
+from autodrag.edits import Drag, Edit, read_edits
+from autodrag.errors import AutodragError
+from autodrag.images import read_mask
+from autodrag.infer.history import History, State
+from autodrag.infer.refine import Origin
+
+EDIT = Edit((Drag((1.0, 2.0), (3.0, 4.0)),), anchors=((5.0, 6.0),), method="refine")
+MASK = np.arange(8)[:, None].repeat(8, axis=1) >= 3
+
+
+def latent(value: float) -> Tensor:
+    """A code that can be told from others."""
+    return torch.full((1, 2, 3), float(value))
+
+
+@pytest.fixture
+def references() -> Origin:
+    return Origin(torch.ones(1, 2, 4), torch.ones(1, 2))
+
+
+@pytest.fixture
+def history(references: Origin) -> History:
+    """The image 0 of seed 7, and three edits, to 1, 2 and 3."""
+    history = History()
+    history.open(latent(0), Edit(drags=(), seed=7, psi=0.6))
+    for value in (1, 2, 3):
+        history.push(State(latent(value), EDIT, references=references))
+    return history
+
+
+def values(history: History) -> list[float]:
+    """Which codes lie in the past, the present one last."""
+    return history.past[:, 0, 0].tolist()
+
+
+def test_before_an_image_is_open() -> None:
+    history = History()
+    assert not history and history.undone == 0 and history.forget(5, 5) == 0
+    for ask in (lambda: history.present, lambda: history.past):
+        with pytest.raises(AutodragError, match=r"no image is open; call open\(seed=7\) first"):
+            ask()
+    for move, name in ((history.undo, "undo"), (history.redo, "redo")):
+        with pytest.raises(AutodragError, match=f"there is nothing to {name}"):
+            move()
+
+
+def test_undo_and_redo(history: History) -> None:
+    assert history and values(history) == [0, 1, 2, 3] and history.undone == 0
+    history.undo()
+    history.undo()
+    assert values(history) == [0, 1] and history.undone == 2
+    assert torch.equal(history.present.latent, latent(1)) and history.present.edit == EDIT
+    history.redo()
+    assert values(history) == [0, 1, 2] and history.undone == 1
+    history.push(State(latent(9), EDIT))
+    assert values(history) == [0, 1, 2, 9] and history.undone == 0
+    with pytest.raises(AutodragError, match="there is nothing to redo"):
+        history.redo()
+    assert values(history) == [0, 1, 2, 9]
+
+
+def test_another_image_forgets_the_one_before(history: History) -> None:
+    history.open(latent(5), Edit(drags=(), seed=1))
+    assert values(history) == [5]
+    with pytest.raises(AutodragError, match="there is nothing to undo"):
+        history.undo()
+
+
+def test_a_long_history_forgets_its_beginning(history: History, tmp_path: Path) -> None:
+    assert history.forget(keep=3, references=9) == 0 and values(history) == [0, 1, 2, 3]
+    assert history.forget(keep=2, references=1) == 1 and values(history) == [1, 2, 3]
+    kept = []
+    for _ in range(2):
+        kept.append(history.present.references is not None)
+        history.undo()
+    assert kept == [True, False], "only those of the last edit were to stay"
+    assert history.present.edit is None and history.undone == 2
+    history.redo()
+    history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
+    (edit,) = read_edits(tmp_path / "s.json")
+    assert (edit.seed, edit.latent, edit.psi) == (None, tmp_path / "s.latent.safetensors", 0.6)
+    assert torch.equal(load_latent(tmp_path / "s.latent.safetensors", layers=2, w_dim=3, generator="f" * 16), latent(1))
+
+
+def test_what_was_undone_is_not_forgotten_with_the_beginning(history: History) -> None:
+    history.undo()
+    assert history.forget(keep=1, references=0) == 1 and values(history) == [1, 2] and history.undone == 1
+    history.redo()
+    assert values(history) == [1, 2, 3]
+
+
+def test_sessions(history: History, tmp_path: Path) -> None:
+    history.push(State(latent(4), EDIT, MASK))
+    history.push(State(latent(5), EDIT))
+    history.undo()
+    history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
+    edits = read_edits(tmp_path / "s.json")
+    assert [edit.seed for edit in edits] == [7, None, None, None]
+    assert [edit.fingerprint for edit in edits] == ["f" * 16, None, None, None]
+    assert {(edit.checkpoint, edit.psi, edit.drags) for edit in edits} == {("c", 0.6, EDIT.drags)}
+    assert [edit.mask for edit in edits] == [None, None, None, tmp_path / "s.mask-4.png"]
+    assert np.array_equal(read_mask(tmp_path / "s.mask-4.png", (8, 8)), MASK)
+
+
+def test_a_session_without_edits(tmp_path: Path) -> None:
+    history = History()
+    history.open(latent(0), Edit(drags=(), seed=7))
+    with pytest.raises(AutodragError, match=r"s\.json' would be empty"):
+        history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
+
+
+def test_a_history_is_put_back(history: History, tmp_path: Path) -> None:
+    history.push(State(latent(4), EDIT, MASK))
+    history.save(tmp_path / "first.json", checkpoint="c", fingerprint="f" * 16)
+    edits = read_edits(tmp_path / "first.json")
+    other = History()
+    other.restore(edits, list(history.past.split(1)), [None, None, None, MASK])
+    assert values(other) == [0, 1, 2, 3, 4] and other.undone == 0 and other.present.references is None
+    other.save(tmp_path / "first.json", checkpoint="c", fingerprint="f" * 16)
+    assert read_edits(tmp_path / "first.json") == edits
+    other.undo()
+    assert values(other) == [0, 1, 2, 3]
+
+
+def test_an_image_alone_is_put_back() -> None:
+    history = History()
+    history.restore([], [latent(3)], [])
+    assert values(history) == [3] and history.present.edit is None

@@ -1,0 +1,100 @@
+"""The benchmarks that are run by hand still run: what they ask of the command line exists and means what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from autodrag.checkpoint import fingerprint
+from autodrag.cli import main
+from autodrag.nets.regularizer import Regularizer, RegularizerConfig
+from autodrag.nets.stylegan2 import Generator
+from autodrag.release import save_tensors
+from autodrag.train import predictor as training
+from autodrag.train.heldout import held_out_drags
+from autodrag.train.predictor import PredictorTraining
+from autodrag.train.run import parse_config
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TINY = """
+run: {accelerator: cpu, precision: 32-true}
+net: {feature_block: 2, track_block: 2, steps: 1, width: 16, heads: 2, encoder_layers: 1, decoder_layers: 1,
+      mlp_ratio: 2, token_rows: 4}
+motion: {candidates: 6, points: 4}
+training: {batch: 4}
+"""
+
+
+@pytest.fixture
+def ablations() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablations", BENCHMARKS / "ablations.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ablations_change_what_they_are_called_by(ablations: ModuleType) -> None:
+    config = BENCHMARKS.parent / "configs" / "critters" / "predictor.yaml"
+    trainings = {
+        name: parse_config(PredictorTraining, "predictor", ["--config", str(config), *options])
+        for name, options in ablations.VARIANTS.items()
+    }
+    assert all(trainings[name] != trainings["as configured"] for name in trainings if name != "as configured")
+    hps = {name: config.training for name, config in trainings.items()}
+    weights = {n: (hp.l1_weight, hp.drag_weight, hp.position_weight, hp.prior_weight) for n, hp in hps.items()}
+    assert weights["0.1 L1 + position loss"] == (0.1, 0.0, 5.0, 0.0)
+    for paper in ("0.1 L1 + drag loss, the paper's", "teacher forcing, n = 5"):
+        assert weights[paper] == (0.1, 1.0, 0.0, 0.0)
+    alone = [weights[f"{name} alone"] for name in ("L1", "drag loss", "position loss")]
+    assert alone == [(1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 5.0, 0.0)]
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+def test_ablations_end_with_a_table(
+    ablations: ModuleType,
+    tiny_generator: Generator,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two steps of two variants; the trainings run here instead of in processes of their own, which start slowly."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    sizes = RegularizerConfig(layers=8, w_dim=32, width=16, heads=2, encoder_layers=1, decoder_layers=1, mlp_ratio=2.0)
+    regularizer, extra = tmp_path / "regularizer.safetensors", {"generator": fingerprint(tiny_generator.state_dict())}
+    net = Regularizer(sizes)
+    save_tensors(regularizer, net.state_dict(), kind="regularizer", config=asdict(sizes), extra=extra)
+    trained: list[str] = []
+
+    def process(command: list[str], **_: Any) -> None:
+        assert command[:3] == [sys.executable, "-m", "autodrag.cli"]
+        trained.append(command[command.index("--run.folder") + 1])
+        assert main(command[3:]) == 0
+
+    few: Callable[..., Any] = partial(held_out_drags, count=4)
+    monkeypatch.setattr(subprocess, "run", process)
+    monkeypatch.setattr(training, "held_out_drags", few)
+    monkeypatch.setattr(ablations, "held_out_drags", lambda *args, count: few(*args))
+    words = ["--config", str(tmp_path / "tiny.yaml"), "--checkpoint", str(tiny_checkpoint), "--steps", "2"]
+    words += ["--regularizer", str(regularizer), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--only", "without regularizer", "no positions"])
+    for _ in range(2):  # again, it only reads
+        ablations.main()
+        *_, head, line, first, second = capsys.readouterr().out.splitlines()
+        assert head.startswith("| variant | 1-points, open loop | ") and line.count("---") == head.count("|") - 1
+        assert first.startswith("| without regularizer | ") and second.startswith("| no positions | ")
+        assert first.count("%") == second.count("%") == 6
+    assert [Path(folder).name for folder in trained] == ["without-regularizer", "no-positions"]
+    left = json.loads((tmp_path / "out" / "no-positions" / "left.json").read_text())
+    assert set(left) == {"open", "closed"} and all(share > 0 for shares in left.values() for share in shares.values())
