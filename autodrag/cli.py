@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from autodrag import __version__
 from autodrag.commands import app, batch, checkpoints, demo, drag, pictures
 from autodrag.errors import AutodragError, NothingToDo
+from autodrag.memory import keep_memory
 
 Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser().parse_args(argv)
+    keep_memory()
     try:
         code = COMMANDS[args.command].run(args)
         sys.stdout.flush()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import logging
 import os
@@ -24,11 +22,9 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from autodrag.errors import AutodragError
+from autodrag.memory import keep_memory
 
 Config = TypeVar("Config")
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Options of glibc's mallopt."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +93,6 @@ def prepare_torch(config: RunConfig) -> None:
     torch.set_flush_denormal(True)
     keep_memory()
     L.seed_everything(config.seed, verbose=False)
-
-
-def keep_memory() -> None:
-    """Let freed memory stay with the process, where the C library is glibc.
-
-    By default it gives large buffers back to the system at once and asks for them anew at every step, page by page:
-    half of a training step on a CPU was spent on that.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
 
 
 def print_progress(done: int, total: int) -> None:

@@ -90,7 +90,7 @@ def test_results(editor: DragEditor) -> None:
     assert (result.steps, result.reason, result.feature_block, result.landmark_distances) == (
         5,
         "arrived",
-        2,
+        3,
         None,
     )
     assert result.report() == {
