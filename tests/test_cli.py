@@ -80,7 +80,7 @@ def test_drag_writes_everything(tmp_path: Path, tiny_checkpoint: Path, capsys: p
     assert set(result["versions"]) == {"autodrag", "python", "torch"}
     assert set(result["timing_s"]) == {"open", "drag", "total"}
     (outcome,) = result["edits"]
-    assert outcome["feature_block"] == 2
+    assert outcome["feature_block"] == 3
     assert outcome["points"][0]["distance"] == 0.5
     assert outcome["points"][0]["landmark_distance"] is None
     assert read_image(out / "annotated.png").shape == (512, 1032, 3)

@@ -110,7 +110,7 @@ def test_results(editor: DragEditor) -> None:
         "steps": 5,
         "seconds": 0.1,
         "reason": "arrived",
-        "feature_block": 2,
+        "feature_block": 3,
     }
 
 

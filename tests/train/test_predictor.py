@@ -109,8 +109,8 @@ def test_it_learns_to_bring_points_nearer(tmp_path: Path, stage_2: Build) -> Non
     """The mean loss of the last steps is lower than that of the first, on samples that are new every time."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    losses = {"position_weight": 5.0, "drag_weight": 0.0, "rounds": 1}
-    train(stage_2(tmp_path, steps=50, batch=16, lr=3e-3, validate_steps=50, average_decay=0.9, **losses))
+    losses = {"position_weight": 5.0, "drag_weight": 0.0, "prior_weight": 0.1, "rounds": 1}
+    train(stage_2(tmp_path, steps=50, batch=16, lr=1e-2, validate_steps=50, average_decay=0.9, **losses))
     curves = EventAccumulator(str(tmp_path / "logs")).Reload()
     values = [event.value for event in curves.Scalars("loss/position")]
     assert len(values) == 50
@@ -231,7 +231,7 @@ def test_held_out_drags_are_always_the_same_and_no_edit_leaves_all_of_the_way(tm
 
 def test_the_network_takes_its_sizes_from_the_generator(stage_2: Build, tmp_path: Path) -> None:
     generator, _ = load_generator(stage_2(tmp_path).checkpoint)
-    net = fit(replace(stage_2(tmp_path).net, feature_block=99, token_rows=8), generator)
+    net = fit(replace(stage_2(tmp_path).net, feature_block=99, track_block=99, token_rows=8), generator)
     assert (net.layers, net.w_dim, net.image, net.feature_block) == (8, 32, (32, 32), 3)
     assert (net.feature_channels, net.feature_height) == (8, 32)
 
