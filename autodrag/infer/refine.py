@@ -39,8 +39,9 @@ Reason = Literal["arrived", "steps", "budget", "stopped", "stalled", "lost"]
 
 LEVELS = 3
 """`locate` looks for points in the outputs of so many blocks, the feature block and those before it."""
-SKETCH = 8
-"""Random combinations that stand for all that must not change, in the curvature of `locate`."""
+SKETCH = 32
+"""Random combinations that stand for all that must not change, in the curvature of `locate`. With 8 of them critters'
+masked drags ended no nearer and changed more outside (47 % of the change without a mask, against 41 %)."""
 ROWS = 8
 """Gradients that are taken at once."""
 

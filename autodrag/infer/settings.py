@@ -108,6 +108,6 @@ class RefineConfig:
         if name == "default":
             return RefineConfig(
                 stop_px=max(scale, 0.5),
-                mask_weight=1000.0,
+                mask_weight=2000.0,
             )
         raise ValueError(f"preset {name!r}: expected default or draggan.")
