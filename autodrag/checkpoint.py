@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from autodrag.errors import CheckpointError
-from autodrag.release import load_tensors, read_info
-from autodrag.release import save_tensors as save_tensors  # trainings take it from here, beside what loads their result
+from autodrag.release import load_tensors, read_info, save_tensors
 
 if TYPE_CHECKING:
     from autodrag.nets.landmarks import LandmarkNet

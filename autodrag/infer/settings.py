@@ -54,7 +54,7 @@ class RefineConfig:
     """`locate`: Levenberg and Marquardt's at the first step, as a share of the mean squared gradient of a position."""
     prior: float = 1.0
     """`locate`: square px (at 64) that an edit of one standard deviation costs: of all edits the likely one is wanted.
-    Without it points come nearer by the tracker, but no nearer by a landmark net, and heads tear."""
+    Without it points come nearer by the tracker, but no nearer by a landmark net, by edits twice as long or more."""
     gain: float = 0.02
     """`locate`: a step that lowers the loss by less than this share counts as one that brought nothing."""
     lost_confidence: float = 0.35
@@ -92,7 +92,7 @@ class RefineConfig:
         weight 20 (what both of its interfaces send). Pixels are exact where its disk uses a grid stretched by
         h / (h - 1). Where a radius would round to 0 (images under 128 px) it is 1.
 
-        `default` was chosen on drags of the shipped 64 px critters; `benchmarks/tuning.py` shows the choices.
+        `default` was chosen on drags of the shipped 64 px critters; `benchmarks/tuning.py` compares settings.
         """
         scale = image_size[0] / 512
         if name == "draggan":

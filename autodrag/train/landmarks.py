@@ -20,10 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from autodrag.checkpoint import save_tensors
 from autodrag.data.critters import LANDMARKS, mirror_landmarks, render, sample_factors
 from autodrag.data.image_array import critters_array, landmarks_path
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet, Landmarks
+from autodrag.release import save_tensors
 from autodrag.train.run import (
     RunConfig,
     SaveState,

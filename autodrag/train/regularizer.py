@@ -19,12 +19,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from autodrag.checkpoint import load_generator, save_tensors
+from autodrag.checkpoint import load_generator
 from autodrag.data.latents import mixed_codes, noised_codes
 from autodrag.errors import AutodragError
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator
+from autodrag.release import save_tensors
 from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch, run_trainer
 
 NetT = TypeVar("NetT", bound=nn.Module)
