@@ -135,16 +135,24 @@ def blur(x: Float[Tensor, "B C H W"], padding: int, gain: float, stride: int = 1
 class FullyConnected(nn.Module):
     """Linear layer with an equalised learning rate (Karras et al. 2018): weights are stored as N(0, 1/lr)."""
 
+    frozen_weight: Tensor | None
+
     def __init__(self, inputs: int, outputs: int, *, bias_init: float = 0.0, lr_multiplier: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), float(bias_init)))
         self.weight_gain = lr_multiplier / math.sqrt(inputs)
         self.bias_gain = lr_multiplier
+        self.register_buffer("frozen_weight", None, persistent=False)
+
+    def freeze(self) -> None:
+        """Keeps the weight as it is used."""
+        self.frozen_weight = self.weight.detach() * self.weight_gain
 
     def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
         bias = self.bias if self.bias_gain == 1.0 else self.bias * self.bias_gain
-        return F.linear(x, self.weight * self.weight_gain, bias)
+        weight = self.weight * self.weight_gain if self.frozen_weight is None else self.frozen_weight
+        return F.linear(x, weight, bias)
 
 
 def _normalise_2nd_moment(x: Tensor) -> Tensor:
@@ -189,6 +197,7 @@ class SynthesisLayer(nn.Module):
 
     noise_const: Tensor
     frozen_energy: Tensor | None
+    frozen_transposed: Tensor | None
 
     def __init__(self, inputs: int, outputs: int, w_dim: int, size: tuple[int, int], up: bool) -> None:
         super().__init__()
@@ -199,6 +208,14 @@ class SynthesisLayer(nn.Module):
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(size))
         self.register_buffer("frozen_energy", None, persistent=False)
+        self.register_buffer("frozen_transposed", None, persistent=False)
+
+    def freeze(self) -> None:
+        """Keeps what depends on the weights alone, and the weights in the order in which a CPU is a fifth faster."""
+        self.frozen_energy = self.energy()
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+        if self.up:
+            self.frozen_transposed = self.weight.detach().transpose(0, 1).contiguous(memory_format=torch.channels_last)
 
     def energy(self) -> Tensor:
         """Squared norm of the weights of each input-output pair, (O, I): what demodulation needs of them."""
@@ -214,11 +231,12 @@ class SynthesisLayer(nn.Module):
             demodulation = (style.float().square() @ self.energy().t() + 1e-8).rsqrt()
         return style, demodulation
 
-    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The plain convolution with shared `weight` (O, I, 3, 3), upsampling where the layer does."""
+    def convolve(self, x: Tensor) -> Tensor:
+        """The plain convolution with shared weights, upsampling where the layer does."""
         if not self.up:
-            return F.conv2d(x, weight, padding=1)
-        return blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), padding=1, gain=4.0)
+            return F.conv2d(x, self.weight, padding=1)
+        weight = self.weight.transpose(0, 1) if self.frozen_transposed is None else self.frozen_transposed
+        return blur(F.conv_transpose2d(x, weight, stride=2), padding=1, gain=4.0)
 
     def noise(self, batch: int, mode: NoiseMode) -> Tensor | None:
         """Scaled noise (1 or B, 1, H, W); None where there is none."""
@@ -231,7 +249,7 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Float[Tensor, "B D"], noise: NoiseMode, gain: float, clamp: float | None) -> Tensor:
         style, demodulation = self.modulation(w)
-        x = self.convolve(x * style[:, :, None, None].to(x.dtype), self.weight)
+        x = self.convolve(x * style[:, :, None, None].to(x.dtype))
         # A leaky ReLU is positively homogeneous, so its gain goes into the small factors in front of it.
         gain = gain * _GAIN
         x = x * (demodulation * gain)[:, :, None, None].to(x.dtype)
@@ -356,8 +374,8 @@ class Generator(nn.Module):
         """
         self.eval().requires_grad_(False)
         for layer in self.modules():
-            if isinstance(layer, SynthesisLayer):
-                layer.frozen_energy = layer.energy()
+            if isinstance(layer, (FullyConnected, SynthesisLayer)):
+                layer.freeze()
         return self
 
     def map(
