@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from autodrag.errors import AutodragError
 from autodrag.train.predictor import PredictorTraining
 from autodrag.train.regularizer import RegularizerTraining, check_batch, half_cosine, own_rows
-from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, run_trainer
+from autodrag.train.run import RunConfig, SaveState, Steps, choose_precision, make_trainer, parse_config, run_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
 
@@ -138,7 +138,7 @@ def test_machines_that_are_not_there(tmp_path: Path, changes: dict[str, Any], me
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": "8-bit"}, "precision '8-bit': expected bf16-mixed or 32-true"),
+        ({"precision": "8-bit"}, "precision '8-bit': expected auto, bf16-mixed or 32-true"),
         ({"log_steps": 0}, "log_steps and save_minutes must be positive"),
         ({"save_minutes": 0.0}, "must be positive"),
         ({"devices": 0}, "devices 0, nodes 1: expected at least 1"),
@@ -148,6 +148,20 @@ def test_machines_that_are_not_there(tmp_path: Path, changes: dict[str, Any], me
 def test_bad_runs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunConfig(folder=Path("x"), **changes)
+
+
+def test_half_precision_only_where_the_machine_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    assert choose_precision("32-true", "gpu") == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for capability, chosen in (("AVX2", "32-true"), ("DEFAULT", "32-true"), ("AVX512", "bf16-mixed")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert choose_precision("auto", "cpu") == choose_precision("auto", "auto") == chosen
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for supported, chosen in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=supported: has)
+        assert choose_precision("auto", "auto") == chosen
 
 
 def test_a_batch_must_be_shared_evenly() -> None:
