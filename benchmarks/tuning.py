@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "damping": (0.1, 0.5, 2.0),
     "reach": (1 / 64, 1 / 32, 1 / 16),
     "patience": (2, 3, 5),
+    "reuse": (0, 1, 2),
 }
 
 

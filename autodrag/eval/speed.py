@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +96,10 @@ Work = Callable[[Tensor, Tensor, Tensor], list[float]]
 
 
 def _steps(row: Row, generator: Generator, steps: int, wait: Callable[[], object]) -> Work:
-    """Seconds of each step of a refiner that is not allowed to end before `steps`; the first also makes references."""
+    """Mean seconds of a step of a refiner that is not allowed to end before `steps`; the first also makes references.
+
+    The mean, because not every step takes gradients.
+    """
     preset = RefineConfig.preset(PRESETS[row.method], generator.config.image_size)
     config = replace(preset, steps=steps, patience=10**6, lost_confidence=0.0, stop_px=1e-3)
     basis = LatentBasis.of(generator, samples=1024)
@@ -110,7 +112,7 @@ def _steps(row: Row, generator: Generator, steps: int, wait: Callable[[], object
             marks.append(time.perf_counter())
 
         refine(generator, latent, handle, target, config=config, basis=basis, callback=on_step)
-        return [later - mark for mark, later in pairwise(marks[1:])]
+        return [(marks[-1] - marks[1]) / (len(marks) - 2)]
 
     return work
 
@@ -217,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="store_true", help="measure compiled synthesis too (torch.compile)")
     parser.add_argument("--channel-base", type=int, default=32768, help="of random weights (default: 32768)")
     parser.add_argument("--rounds", type=int, default=3, help="turns of three syntheses and a drag (default: 3)")
-    parser.add_argument("--max-steps", type=int, default=6, help="steps of each drag (default: 6)")
+    parser.add_argument("--max-steps", type=int, default=7, help="steps of each drag (default: 7)")
     parser.add_argument("--out", type=Path, default=Path("out/eval-speed"), help="an earlier run there is continued")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser

@@ -298,7 +298,7 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineRes
     here = value = drag.start.new_zeros(1, rows, drag.start.shape[2])
     best, best_loss, failures, slopes = None, float("inf"), 0, None
     prior = config.prior * (height / 64) ** 2 * rows / drag.start.shape[1]
-    damping, reach = config.damping, config.reach * height
+    damping, reach, age = config.damping, config.reach * height, 0
     for step in range(config.steps + 1):
         value = value.detach().requires_grad_(True)
         latent, features = drag.features(drag.start + basis.offset(value))
@@ -328,11 +328,14 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineRes
         reason = drag.reason(replace(best, steps=step)) or ("stalled" if failures >= config.patience else None)
         if reason is not None:
             return drag.end(best, step, reason)
-        if fresh or slopes is None:
-            slopes = take_slopes(errors, change, value, rng)
+        if slopes is None or (fresh and (age >= config.reuse or change is not None)):
+            slopes, age = take_slopes(errors, change, value, rng), 0
+        elif change is None:
+            slopes, age = slopes.learn(taken, errors.detach().flatten(), stay=not fresh), age + fresh
         length = slopes.errors.view(-1, 2).norm(dim=1, keepdim=True)
         asked = -slopes.errors.view(-1, 2) * (reach / length.clamp_min(1e-6)).clamp_max(1.0)
-        value = here + slopes.step(asked.flatten(), here.flatten(), prior, damping).view_as(here)
+        taken = slopes.step(asked.flatten(), here.flatten(), prior, damping)
+        value = here + taken.view_as(here)
     raise AssertionError("the loop ends by a reason")
 
 
@@ -376,6 +379,15 @@ class Slopes:
         uphill = prior * here.double() + (0 if self.uphill is None else self.uphill.double())
         step = jacobian.t() @ torch.linalg.solve(small, padded + jacobian @ uphill / m) - uphill / m
         return step.to(asked.dtype)
+
+    def learn(self, step: Float[Tensor, "P"], errors: Float[Tensor, "E"], *, stay: bool) -> Slopes:
+        """What a step has taught: Broyden's update, the least change of the slopes that explains the errors after it.
+
+        It costs no gradient. stay: the step is taken back, and the errors are still those before it.
+        """
+        surprise = errors - self.errors - self.jacobian @ step
+        jacobian = self.jacobian + torch.outer(surprise, step / step.square().sum().clamp_min(1e-12))
+        return Slopes(self.errors if stay else errors, jacobian, None, self.scale)
 
 
 def take_slopes(errors: Tensor, change: Tensor | None, value: Tensor, rng: torch.Generator) -> Slopes:

@@ -55,6 +55,8 @@ class RefineConfig:
     prior: float = 1.0
     """`locate`: square px (at 64) that an edit of one standard deviation costs: of all edits the likely one is wanted.
     Without it points come nearer by the tracker, but no nearer by a landmark net, by edits twice as long or more."""
+    reuse: int = 1
+    """`locate`: so many steps in a row go on with the slopes of an earlier one, mended by what has come of it."""
     gain: float = 0.02
     """`locate`: a step that lowers the loss by less than this share counts as one that brought nothing."""
     lost_confidence: float = 0.35

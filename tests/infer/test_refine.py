@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,9 +163,10 @@ def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> No
     assert change(everything) == change(None)
 
 
-def test_anchors_stay(generator: Generator, latent: torch.Tensor) -> None:
-    """What lay at an anchor is found there again, and farther away without it."""
-    anchor = torch.tensor([[20.0, 20.0]])
+@pytest.mark.parametrize("place", [(16.0, 18.0), (8.0, 20.0), (14.0, 22.0)])
+def test_anchors_stay(generator: Generator, latent: torch.Tensor, place: tuple[float, float]) -> None:
+    """What lay at an anchor is found there again, and a pixel away without it."""
+    anchor = torch.tensor([place])
     before = generator.features(latent, block=3).outputs[1:]
     what = appearance(before, anchor[None], IMAGE)
 
@@ -174,6 +176,7 @@ def test_anchors_stay(generator: Generator, latent: torch.Tensor) -> None:
         return float((found[0] - anchor).norm())
 
     assert away(anchor) < 0.5 * away(None)
+    assert away(None) > 1
 
 
 def test_stopping(generator: Generator, latent: torch.Tensor) -> None:
@@ -268,6 +271,38 @@ def test_a_step_is_the_shortest_that_does_what_is_asked(generator: Generator) ->
         down = jacobian[:4].t() @ asked - 0.3 * here - (0 if held is None else held)
         expected = torch.linalg.solve(rows.t() @ rows + m * torch.eye(40), down)
         torch.testing.assert_close(slopes.step(asked, here, 0.3, 0.5), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_slopes_learn_from_a_step() -> None:
+    """Broyden's update explains the step, changes nothing across it, and leaves slopes that were right alone."""
+    rng = torch.Generator().manual_seed(2)
+    true, guess, step, across = (torch.randn(n, generator=rng) for n in ((4, 9), (4, 9), 9, 9))
+    across = across - step * (across @ step) / step.square().sum()
+    before = torch.randn(4, generator=rng)
+    after = before + true @ step
+    learned = Slopes(before, guess, None, torch.tensor(1.0)).learn(step, after, stay=False)
+    torch.testing.assert_close(learned.jacobian @ step, after - before)
+    torch.testing.assert_close(learned.jacobian @ across, guess @ across)
+    assert learned.errors.equal(after)
+    right = Slopes(before, true, None, torch.tensor(1.0)).learn(step, after, stay=True)
+    torch.testing.assert_close(right.jacobian, true)
+    assert right.errors.equal(before)
+
+
+def test_gradients_are_taken_once_in_two_steps(
+    generator: Generator, latent: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    def count(*args: Any) -> Slopes:
+        taken.append(1)
+        return take_slopes(*args)
+
+    monkeypatch.setattr("autodrag.infer.refine.take_slopes", count)
+    for reuse, share in ((0, 1.0), (1, 0.6)):
+        taken.clear()
+        result = refine(generator, latent, HANDLE, TARGET, config=settings(reuse=reuse, steps=6, patience=9))
+        assert 0 < len(taken) <= share * result.steps
 
 
 def test_slopes_are_the_gradients_of_every_error() -> None:
