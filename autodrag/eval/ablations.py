@@ -163,7 +163,7 @@ def main(argv: list[str]) -> int:
     detectors.add_options(parser)
     args = parser.parse_args(argv)
 
-    bench = open_bench(args)
+    bench = open_bench(args, ["eval", "ablations", *argv])
     generator, height = bench.generator.config, bench.generator.config.resolution
     count = len(generator.block_resolutions)
     trackers = args.trackers or at_hand(bench.device, args.raft_weights)

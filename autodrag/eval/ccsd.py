@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     perceptual.add_option(parser)
     args = parser.parse_args(argv)
 
-    bench = open_bench(args)
+    bench = open_bench(args, ["eval", "ccsd", *argv])
     source = read_source(args, bench)
     measures = perceptual.similarities(args.metrics, bench.device)
     bench.claim("ccsd", measures=sorted(measures), **source.setup)

@@ -153,7 +153,7 @@ def main(argv: list[str]) -> int:
     perceptual.add_option(parser)
     args = parser.parse_args(argv)
 
-    bench = open_bench(args)
+    bench = open_bench(args, ["eval", "landmarks", *argv])
     detector = detectors.require_detector(args, bench.net, bench.generator.config.image_size, bench.device)
     points = read_points(args.points, detector.count)
     features = perceptual.load_features(args.metrics, bench.net, bench.device)

@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
     add_source_options(parser)
     args = parser.parse_args(argv)
 
-    bench = open_bench(args)
+    bench = open_bench(args, ["eval", "masks", *argv])
     source = read_source(args, bench)
     bench.claim("masks", **source.setup)
     rows = summarise(evaluate(bench, source.detector, source.sample(), source.points))

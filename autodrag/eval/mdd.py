@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
     add_source_options(parser)
     args = parser.parse_args(argv)
 
-    bench = open_bench(args)
+    bench = open_bench(args, ["eval", "mdd", *argv])
     source = read_source(args, bench)
     bench.claim("mdd", **source.setup)
     pairs = source.sample()

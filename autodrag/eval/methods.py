@@ -22,7 +22,7 @@ from autodrag.infer.drag import drag, warm_up
 from autodrag.infer.predict import LearnedNets, PredictConfig
 from autodrag.infer.refine import RefineConfig, StepState, refine
 from autodrag.nets.latent_space import LatentBasis
-from autodrag.nets.stylegan2 import Generator
+from autodrag.nets.stylegan2 import Features, Generator
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class Outcome:
     """Steps or rounds it took."""
     reason: str
     """Why it ended."""
+    features: Features | None = None
+    """Of `latent`, where the method has them: the image costs only the blocks that are left."""
 
 
 Trace = Callable[[float, Tensor], None]
@@ -175,7 +177,7 @@ def _learned(generator: Generator, folder: Path, settings: Settings, how: Litera
         result = drag(generator, nets, latent, handles, targets, **options, callback=callback)
         if trace is not None:
             trace(result.seconds, result.latent)
-        return Outcome(result.latent, result.rounds + result.steps, result.reason)
+        return Outcome(result.latent, result.rounds + result.steps, result.reason, result.features)
 
     return run
 

@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
     perceptual.add_option(parser)
     args = parser.parse_args(argv)
 
-    bench = open_bench(args)
+    bench = open_bench(args, ["eval", "paired", *argv])
     height, width = bench.generator.config.image_size
     points = read_points(args.points, height * width)
     how, flow = read_flow(args, bench)

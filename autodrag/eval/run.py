@@ -2,7 +2,8 @@
 
 A run lives in a folder: `setup.json` says what was asked, `drags.jsonl` holds one line per drag, and the table is made
 from those lines. Run again, it goes on where it was interrupted; further methods, points and pairs join what is there.
-With other settings it is refused, and so is a method that is not what it was when its drags were measured.
+With other settings it is refused, and so is a method that is not what it was when its drags were measured. Times of
+processes of different numbers of threads never meet in one folder.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,12 +28,13 @@ from autodrag.checkpoint import find_checkpoint, load_generator, load_landmarks
 from autodrag.edits import DEFAULT_CHECKPOINT
 from autodrag.errors import AutodragError
 from autodrag.eval.identity import identities
+from autodrag.eval.jobs import default_jobs, read_share, run_shares, threads_each
 from autodrag.eval.methods import METHODS, Method, Settings, Trace, check_names, make_methods
 from autodrag.files import write_json, write_text
 from autodrag.images import to_uint8
 from autodrag.infer.checks import check_device
 from autodrag.nets.landmarks import LandmarkNet
-from autodrag.nets.stylegan2 import Generator, seed_z
+from autodrag.nets.stylegan2 import Features, Generator, seed_z
 
 Record = dict[str, Any]
 """One line of `drags.jsonl`: what was run and what came of it, as JSON values."""
@@ -65,6 +68,10 @@ def add_options(
         help="distance in px at which every method stops, or own; paper (the default): 1 for up to 5 points, else 2",
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda where there is one)")
+    parser.add_argument(
+        "--jobs", type=int, help="processes that share the pairs (default: one for each core on a CPU, else 1)"
+    )
+    parser.add_argument("--share", help=argparse.SUPPRESS)  # of one such process
     parser.add_argument("--out", type=Path, default=Path(f"out/eval-{name}"), help="an earlier run there is continued")
 
 
@@ -88,6 +95,12 @@ class Bench:
     psi: float
     label: int | None
     out: Path
+    jobs: int = 1
+    """Processes that share the pairs."""
+    share: tuple[int, int] | None = None
+    """(K, N) of one of N such processes, which runs pairs K, K + N, ... and leaves the tables to the command."""
+    command: tuple[str, ...] = ()
+    """Arguments of `autodrag` that made this bench."""
 
     @torch.no_grad()
     def latent(self, seed: int, psi: float | None = None) -> Float[Tensor, "1 L D"]:
@@ -104,9 +117,9 @@ class Bench:
         return self.generator.map(z.to(self.device), labels, psi=psi)
 
     @torch.no_grad()
-    def image(self, latent: Float[Tensor, "1 L D"]) -> Float[Tensor, "1 3 H W"]:
-        """The image of a latent, clipped to [-1, 1]."""
-        return self.generator(latent).clamp(-1, 1)
+    def image(self, latent: Float[Tensor, "1 L D"], features: Features | None = None) -> Float[Tensor, "1 3 H W"]:
+        """The image of a latent, clipped to [-1, 1]. features: of the latent, where they are known."""
+        return self.generator.image(latent, features or Features(())).clamp(-1, 1)
 
     @property
     def base_seed(self) -> int:
@@ -135,12 +148,17 @@ class Bench:
             "label": self.label,
             "steps": self.settings.steps,
             "stop": self.settings.stop,
+            "threads": torch.get_num_threads(),
         }
+        if self.share is not None:
+            return  # the command that shares the run has claimed it
         claim(self.out, setup | own, self.identities, self.methods)
 
 
-def open_bench(args: argparse.Namespace) -> Bench:
+def open_bench(args: argparse.Namespace, command: Sequence[str] = ()) -> Bench:
     """Checks the shared options, loads the checkpoint and prepares the methods.
+
+    command: arguments of `autodrag` that run the same again; without them one process does all.
 
     Raises:
         AutodragError: an unknown method, a method that misses something, or an option that cannot be used.
@@ -156,6 +174,12 @@ def open_bench(args: argparse.Namespace) -> Bench:
     if not math.isfinite(args.psi):
         raise AutodragError(f"--psi {args.psi}: expected a number such as 0.7")
     device = check_device(args.device)
+    share = read_share(args.share)
+    if args.jobs is not None and args.jobs < 1:
+        raise AutodragError(f"--jobs {args.jobs}: expected at least 1")
+    jobs = 1 if share or not command else min(args.jobs or default_jobs(device.type), args.pairs)
+    if device.type == "cpu":
+        torch.set_num_threads(threads_each(share[1] if share else jobs))
     folder = find_checkpoint(args.checkpoint)
     generator, identity = load_generator(folder)
     classes = generator.config.c_dim
@@ -178,6 +202,9 @@ def open_bench(args: argparse.Namespace) -> Bench:
         psi=args.psi,
         label=args.label,
         out=args.out,
+        jobs=jobs,
+        share=share,
+        command=tuple(command),
     )
 
 
@@ -223,7 +250,7 @@ def drag(
     """Runs one drag of a method and times it."""
     started = time.perf_counter()
     outcome = bench.methods[name](latent, handles, targets, mask=mask, trace=trace)
-    image = bench.image(outcome.latent)
+    image = bench.image(outcome.latent, outcome.features)
     picture = to_uint8(image)[0]  # waits for the device
     seconds = time.perf_counter() - started
     return Edited(outcome.latent, image, picture, seconds, outcome.steps, outcome.reason)
@@ -280,7 +307,16 @@ def run_drags(bench: Bench, points: Sequence[int], pairs: int, work: Callable[[R
     What was measured before, with other methods or numbers of points, is part of the answer where no pair is missing.
     """
     log = bench.out / "drags.jsonl"
-    run_tasks(log, bench.tasks(points, pairs), work)
+    tasks = bench.tasks(points, pairs)
+    if bench.share is not None:
+        index, count = bench.share
+        run_tasks(log, [task for task in tasks if task["pair"] % count == index], work, alone=False)
+        sys.exit(0)
+    if bench.jobs > 1:
+        missing = len(tasks) - len(_done(log, tasks))
+        if missing > 1:
+            run_shares(bench.command, min(bench.jobs, pairs), missing, log, "drag")
+    run_tasks(log, tasks, work)
     held = {(r["points"], r["method"], r["pair"]): r for r in read_log(log) if {"points", "method", "pair"} <= r.keys()}
     records = []
     for n in dict.fromkeys(key[0] for key in held):
@@ -291,21 +327,20 @@ def run_drags(bench: Bench, points: Sequence[int], pairs: int, work: Callable[[R
     return records
 
 
-def run_tasks(log: Path, tasks: Sequence[Record], work: Callable[[Record], Record], unit: str = "drag") -> list[Record]:
+def run_tasks(
+    log: Path, tasks: Sequence[Record], work: Callable[[Record], Record], unit: str = "drag", *, alone: bool = True
+) -> list[Record]:
     """Runs the tasks that `log` does not hold yet, a line of JSON for each; returns all their records in order.
 
     A task is a dict of what identifies it, and its record the task with what `work` returned. Lines of other tasks
-    stay in the file and are left out of the answer.
+    stay in the file and are left out of the answer. alone: no other process writes to the log, and none shows a bar.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    done: dict[str, Record] = {}
+    done = _done(log, tasks, mend=alone)
     fields = tuple(tasks[0]) if tasks else ()
-    for record in read_log(log):
-        if all(field in record for field in fields):
-            done[_key(record, fields)] = record
     missing = [task for task in tasks if _key(task, fields) not in done]
     with log.open("a", encoding="utf-8") as lines:
-        for task in tqdm(missing, unit=unit, disable=None):
+        for task in tqdm(missing, unit=unit, disable=None if alone else True):
             record = task | work(task)
             lines.write(json.dumps(record, allow_nan=False) + "\n")
             lines.flush()
@@ -313,17 +348,25 @@ def run_tasks(log: Path, tasks: Sequence[Record], work: Callable[[Record], Recor
     return [done[_key(task, fields)] for task in tasks]
 
 
+def _done(log: Path, tasks: Sequence[Record], *, mend: bool = True) -> dict[str, Record]:
+    """The records of those tasks that the log holds, by key."""
+    fields = tuple(tasks[0]) if tasks else ()
+    asked = {_key(task, fields) for task in tasks}
+    records = (r for r in read_log(log, mend=mend) if all(field in r for field in fields))
+    return {key: record for record in records if (key := _key(record, fields)) in asked}
+
+
 def _key(record: Record, fields: tuple[str, ...]) -> str:
     return json.dumps([record[field] for field in fields])
 
 
-def read_log(log: Path) -> list[Record]:
-    """The records of a log; a last line that was cut off by an interrupt is removed from the file."""
+def read_log(log: Path, *, mend: bool = True) -> list[Record]:
+    """The records of a log without a last line that was cut off, which `mend` removes from the file."""
     if not log.exists():
         return []
     data = log.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    if mend and len(whole) < len(data):
         with log.open("r+b") as stream:
             stream.truncate(len(whole))
     records = []

@@ -22,20 +22,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autodrag.checkpoint import find_checkpoint, load_generator
+from autodrag.checkpoint import find_checkpoint, fingerprint, load_generator, load_learned
 from autodrag.errors import AutodragError
 from autodrag.eval.methods import Settings, make_methods
 from autodrag.eval.metrics import quartiles
 from autodrag.eval.run import Record, claim, finish, markdown, run_tasks, spread
 from autodrag.infer.checks import check_device
+from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predict
 from autodrag.infer.refine import RefineConfig, StepState, refine
 from autodrag.nets.latent_space import LatentBasis
+from autodrag.nets.predictor import Predictor, PredictorConfig
+from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig
+from autodrag.train.predictor import fit
 
 PRESETS = {"draggan": "draggan", "refiner": "default"}
 """Methods that work in steps, and their presets."""
 ONE_SHOT = ("userlt", "predictor")
-"""Methods that are measured as a whole edit."""
+"""Methods that are measured as a whole edit; of a predictor random weights serve as well."""
 SIZES = (128, 256, 512, 1024)
 DTYPES = ("float32", "bfloat16")
 _SYNTHESES = 3
@@ -119,6 +123,8 @@ def _steps(row: Row, generator: Generator, steps: int, wait: Callable[[], object
 
 def _edit(row: Row, generator: Generator, folder: Path | None, wait: Callable[[], object]) -> Work:
     """Seconds of a whole edit with its image."""
+    if row.method == "predictor":
+        return _prediction(generator, folder, wait)
     if folder is None:
         raise AutodragError(f"method {row.method!r} needs a checkpoint that has it; give --checkpoint")
     method = make_methods([row.method], generator, folder, Settings())[row.method]
@@ -127,6 +133,39 @@ def _edit(row: Row, generator: Generator, folder: Path | None, wait: Callable[[]
         return [_seconds(lambda: _synthesise(generator, method(latent, handle, target).latent), wait)]
 
     return work
+
+
+def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], object]) -> Work:
+    """Seconds of a closed loop that makes all its rounds, and of the image from the features that it ends with.
+
+    It begins, as in an open editor, with the features of the present image.
+    """
+    if folder is None:
+        nets = random_nets(generator)
+    else:
+        nets = LearnedNets(*load_learned(folder, fingerprint(generator.state_dict())))
+    nets.to(generator.mapping.w_avg.device)
+    config = PredictConfig(stop_px=0.0, gain=0.0)
+
+    @torch.inference_mode()
+    def work(latent: Tensor, handle: Tensor, target: Tensor) -> list[float]:
+        drags = make_drags(nets.predictor, handle, target)
+        known = generator.features(latent, block=nets.predictor.config.track_block)
+
+        def edit() -> None:
+            found = predict(nets, generator, latent, drags, config=config, features=known)
+            generator.image(found.latent, found.features)
+
+        return [_seconds(edit, wait)]
+
+    return work
+
+
+def random_nets(generator: Generator) -> LearnedNets:
+    """Random weights at the paper's depth and our width for it, 512."""
+    g = generator.config
+    net = fit(PredictorConfig(), generator)
+    return LearnedNets(Predictor(net), Regularizer(RegularizerConfig(layers=g.latent_layers, w_dim=g.w_dim)))
 
 
 @torch.no_grad()
@@ -212,7 +251,9 @@ def _run(task: Record, args: argparse.Namespace) -> Record:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="autodrag eval speed", description="Time and memory of edits.")
     parser.add_argument("--checkpoint", metavar="FOLDER", help="default: random weights at every size of --sizes")
-    parser.add_argument("--methods", default=",".join(PRESETS), help=f"of {','.join((*PRESETS, *ONE_SHOT))}")
+    parser.add_argument(
+        "--methods", default=",".join((*PRESETS, "predictor")), help=f"of {','.join((*PRESETS, *ONE_SHOT))}"
+    )
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="px, of random weights")
     parser.add_argument("--devices", help="such as cpu,cuda (default: cpu, and cuda where there is one)")
     parser.add_argument("--dtypes", default="float32", help=f"of {','.join(DTYPES)} (default: float32)")
@@ -231,7 +272,7 @@ def _rows(args: argparse.Namespace) -> list[Record]:
     for name in methods:
         if name not in (*PRESETS, *ONE_SHOT):
             raise AutodragError(f"method {name!r} is unknown; expected some of {', '.join((*PRESETS, *ONE_SHOT))}")
-        if name in ONE_SHOT and args.checkpoint is None:
+        if name == "userlt" and args.checkpoint is None:
             raise AutodragError(f"method {name!r} needs a checkpoint that has it; give --checkpoint")
     for dtype in dtypes:
         if dtype not in DTYPES:

@@ -16,6 +16,13 @@ from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 from autodrag.release import save_tensors
 
 
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are not shared among processes, and torch's threads stay as they are."""
+    monkeypatch.setattr("autodrag.eval.run.default_jobs", lambda device: 1)
+    monkeypatch.setattr("autodrag.eval.run.threads_each", lambda jobs: torch.get_num_threads())
+
+
 @pytest.fixture(scope="session")
 def landmark_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny 32 px generator with a random landmark net of three points. Read only."""
