@@ -1,6 +1,7 @@
-"""How the refiner's default settings were chosen: one setting changed at a time, on pairs that no table uses.
+"""How the default settings of refiner and closed loop were chosen: one changed at a time, on pairs that no table uses.
 
     python benchmarks/tuning.py --pairs 16 --points 1,5,11 --only prior
+    python benchmarks/tuning.py --pairs 60 --points 1,5,11 --only rounds
 
 The pairs are none of `autodrag eval landmarks`. Shown are the distances left by the landmark net and by the tracker: a
 setting that helps the second alone only fools it.
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from autodrag.checkpoint import load_generator, load_landmarks
+from autodrag.checkpoint import load_generator, load_landmarks, load_learned
 from autodrag.data.latents import map_codes
 from autodrag.eval.run import markdown
+from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predict
 from autodrag.infer.refine import RefineConfig, refine
 from autodrag.nets.latent_space import LatentBasis, LatentFrame
 
@@ -29,6 +31,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "patience": (2, 3, 5),
     "reuse": (0, 1, 2),
 }
+ROUNDS = (1, 2, 4)
+"""Of the closed loop."""
 
 
 def main() -> None:
@@ -38,9 +42,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16)
     parser.add_argument("--points", default="1,5,11")
     parser.add_argument("--seed", type=int, default=5005)
-    parser.add_argument("--only", choices=VALUES, help="this setting alone")
+    parser.add_argument("--only", choices=(*VALUES, "rounds"), help="this setting alone")
     args = parser.parse_args()
-    generator, _ = load_generator(args.checkpoint)
+    generator, identity = load_generator(args.checkpoint)
     generator.freeze()
     net = load_landmarks(args.checkpoint)
     assert net is not None, "tuning needs a checkpoint with a landmark net"
@@ -56,7 +60,10 @@ def main() -> None:
         start, goal = (net(generator(x).clamp(-1, 1)).points for x in (a, b))
     order = [torch.randperm(start.shape[1], generator=rng) for _ in range(args.pairs)]
     preset = RefineConfig.preset("default", generator.config.image_size)
-    variants = {"as shipped": preset}
+    variants: dict[str, RefineConfig | PredictConfig] = {} if args.only == "rounds" else {"as shipped": preset}
+    if args.only in (None, "rounds"):
+        nets = LearnedNets(*load_learned(args.checkpoint, identity)).to(torch.device("cpu"))
+        variants |= {f"rounds {n}": PredictConfig(rounds=n) for n in ROUNDS}
     for name, values in VALUES.items():
         if args.only in (None, name):
             variants |= {f"{name} {v:g}": replace(preset, **{name: v}) for v in values if v != getattr(preset, name)}
@@ -69,16 +76,23 @@ def main() -> None:
             for k in range(args.pairs):
                 chosen = order[k][:count]
                 began = time.perf_counter()
-                result = refine(generator, a[k : k + 1], start[k][chosen], goal[k][chosen], config=held, basis=basis)
+                task = (generator, a[k : k + 1], start[k][chosen], goal[k][chosen])
+                if isinstance(held, RefineConfig):
+                    result = refine(*task, config=held, basis=basis)
+                    latent, tracked, steps = result.latent, result.distances, result.steps
+                else:
+                    drags = make_drags(nets.predictor, *task[2:])
+                    guess = predict(nets, *task[:2], drags, config=held)
+                    latent, tracked, steps = guess.latent.clone(), guess.distances, guess.rounds
                 took = time.perf_counter() - began
                 with torch.no_grad():
-                    seen = net(generator(result.latent).clamp(-1, 1)).points[0][chosen]
-                length = frame.coordinates(result.latent) - frame.coordinates(a[k : k + 1])
+                    seen = net(generator(latent).clamp(-1, 1)).points[0][chosen]
+                length = frame.coordinates(latent) - frame.coordinates(a[k : k + 1])
                 left = float((seen - goal[k][chosen]).norm(dim=1).mean())
-                rows.append((left, float(result.distances.mean()), float(length.norm()), result.steps, took))
-            left, tracked, length_, steps, _ = np.mean(rows, axis=0)
-            cells = [str(count), name, f"{left:.2f}", f"{left / before:.0%}", f"{tracked:.2f}", f"{length_:.2f}"]
-            lines.append([*cells, f"{steps:.0f}", f"{np.median([row[4] for row in rows]):.3f}"])
+                rows.append((left, float(tracked.mean()), float(length.norm()), steps, took))
+            left, near, far, made, _ = np.mean(rows, axis=0)
+            cells = [str(count), name, f"{left:.2f}", f"{left / before:.0%}", f"{near:.2f}", f"{far:.2f}"]
+            lines.append([*cells, f"{made:.1f}", f"{np.median([row[4] for row in rows]):.3f}"])
             print(" ".join(lines[-1]), flush=True)
     columns = ["points", "setting", "left, px", "of no edit", "by the tracker, px", "length", "steps", "seconds"]
     print("\n" + markdown(columns, lines))
