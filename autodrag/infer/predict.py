@@ -26,8 +26,8 @@ class PredictConfig:
     """When the closed loop ends."""
 
     rounds: int = 2
-    """Most predictions in a row; 1 is an open loop. On critters a third and a fourth brought five points 9 % nearer for
-    twice the time, and one point no nearer."""
+    """Most predictions in a row; 1 is an open loop. On critters a third and a fourth brought one point no nearer,
+    five 11 % and eleven 16 %, for up to twice the time: `benchmarks/tuning.py --only rounds`."""
     stop_px: float = 0.5
     """A point has arrived at this distance from its target, px."""
     budget_s: float | None = None
