@@ -178,7 +178,7 @@ def open_bench(args: argparse.Namespace, command: Sequence[str] = ()) -> Bench:
     if args.jobs is not None and args.jobs < 1:
         raise AutodragError(f"--jobs {args.jobs}: expected at least 1")
     jobs = 1 if share or not command else min(args.jobs or default_jobs(device.type), args.pairs)
-    if device.type == "cpu":
+    if device.type == "cpu" and (share or jobs > 1):
         torch.set_num_threads(threads_each(share[1] if share else jobs))
     folder = find_checkpoint(args.checkpoint)
     generator, identity = load_generator(folder)
@@ -305,6 +305,7 @@ def run_drags(bench: Bench, points: Sequence[int], pairs: int, work: Callable[[R
     """Runs those drags of the first `pairs` pairs that the run's log lacks; returns all that it then holds of them.
 
     What was measured before, with other methods or numbers of points, is part of the answer where no pair is missing.
+    A process that has a share of the run ends here (SystemExit): the tables are made by the command that started it.
     """
     log = bench.out / "drags.jsonl"
     tasks = bench.tasks(points, pairs)

@@ -60,8 +60,6 @@ def measure(row: Row, generator: Generator, folder: Path | None, *, rounds: int,
     """Quartiles of the seconds of plain synthesis and of one step, or one edit, and peak memory in MB."""
     device = check_device(row.device)
     generator = generator.to(device).freeze()
-    if device.type == "cpu":
-        generator = generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if row.compiled:
         # Whole functions: blocks on their own would share one code object, and dynamo's limit of graphs for it.
         generator.features = torch.compile(generator.features)  # type: ignore[method-assign]

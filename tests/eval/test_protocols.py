@@ -203,6 +203,23 @@ def test_speed_measures_steps_and_synthesis(landmark_checkpoint: Path) -> None:
     assert record["memory_mb"] > 50
 
 
+def test_speed_measures_a_predictor_of_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the paper's depth; narrow here, and so small that the image must cost something beside it."""
+    from autodrag.nets.predictor import PredictorConfig
+    from autodrag.nets.regularizer import RegularizerConfig
+
+    monkeypatch.setattr(speed, "PredictorConfig", lambda: PredictorConfig(width=32, heads=2, token_rows=8))
+    monkeypatch.setattr(speed, "RegularizerConfig", lambda **sizes: RegularizerConfig(width=32, heads=2, **sizes))
+    generator = speed.open_generator(None, 32, 256)
+    nets = speed.random_nets(generator)
+    assert (len(nets.predictor.encoder), len(nets.predictor.decoder), nets.predictor.config.steps) == (6, 16, 5)
+    assert nets.regularizer is not None
+    assert nets.predictor.config.image == generator.config.image_size
+    row = speed.Row(px=32, method="predictor", device="cpu", dtype="float32", compiled=False)
+    record = speed.measure(row, generator, None, rounds=2, steps=3)
+    assert record["measured"] == 2 and record["ratio"] > 1  # two rounds of synthesis, and two networks
+
+
 def test_speed_runs_each_row_in_a_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -299,10 +299,13 @@ def test_gradients_are_taken_once_in_two_steps(
         return take_slopes(*args)
 
     monkeypatch.setattr("autodrag.infer.refine.take_slopes", count)
+    numbers = []
     for reuse, share in ((0, 1.0), (1, 0.6)):
         taken.clear()
         result = refine(generator, latent, HANDLE, TARGET, config=settings(reuse=reuse, steps=6, patience=9))
         assert 0 < len(taken) <= share * result.steps
+        numbers.append(len(taken))
+    assert numbers[1] < numbers[0]
 
 
 def test_slopes_are_the_gradients_of_every_error() -> None:
