@@ -30,6 +30,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "reach": (1 / 64, 1 / 32, 1 / 16),
     "patience": (2, 3, 5),
     "reuse": (0, 1, 2),
+    "space": ("auto", "w+"),
 }
 ROUNDS = (1, 2, 4)
 """Of the closed loop."""
@@ -66,7 +67,7 @@ def main() -> None:
         variants |= {f"rounds {n}": PredictConfig(rounds=n) for n in ROUNDS}
     for name, values in VALUES.items():
         if args.only in (None, name):
-            variants |= {f"{name} {v:g}": replace(preset, **{name: v}) for v in values if v != getattr(preset, name)}
+            variants |= {f"{name} {v if isinstance(v, str) else f'{v:g}'}": replace(preset, **{name: v}) for v in values if v != getattr(preset, name)}
     lines = []
     for count in (int(n) for n in args.points.split(",")):
         before = np.mean([float((start - goal)[k][order[k][:count]].norm(dim=1).mean()) for k in range(args.pairs)])

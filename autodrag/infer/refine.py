@@ -285,7 +285,8 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineRes
     height, for what is seen beyond the tracker's window is not seen well; where it brings nothing, it is taken back,
     and tried again shorter and more damped.
     """
-    rows, count, height = drag.start.shape[1] if config.space == "w+" else 1, len(drag.handles), drag.image[0]
+    apart = config.space == "w+" or (config.space == "auto" and drag.movable is not None)
+    rows, count, height = drag.start.shape[1] if apart else 1, len(drag.handles), drag.image[0]
     levels = slice(max(0, drag.block + 1 - LEVELS), drag.block + 1)
     seen, targets, weight = drag.references.handles, drag.targets, drag.targets.new_ones(count)
     points = drag.handles
@@ -297,7 +298,7 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineRes
     rng = torch.Generator().manual_seed(0)
     here = value = drag.start.new_zeros(1, rows, drag.start.shape[2])
     best, best_loss, failures, slopes = None, float("inf"), 0, None
-    prior = config.prior * (height / 64) ** 2 * rows / drag.start.shape[1]
+    prior = config.prior * (height / 64) ** 2
     damping, reach, age = config.damping, config.reach * height, 0
     for step in range(config.steps + 1):
         value = value.detach().requires_grad_(True)

@@ -22,8 +22,9 @@ class RefineConfig:
     """Wall-clock limit in seconds; None for none."""
     lr: float = 0.05
     """`draggan`: Adam's learning rate."""
-    space: Literal["w", "w+"] = "w+"
-    """Move the edited layers together (W) or each on its own (W+)."""
+    space: Literal["auto", "w", "w+"] = "w+"
+    """Move the edited layers together (W) or each on its own (W+). `locate` alone: auto is W, and W+ with a mask, which
+    each on its own they keep better. Together they stay more plausible: `benchmarks/tuning.py --only space`."""
     edit_layers: int = 6
     """The first so many latent vectors may change; the rest keep the appearance."""
     feature_block: int = 5
@@ -53,8 +54,9 @@ class RefineConfig:
     damping: float = 0.5
     """`locate`: Levenberg and Marquardt's at the first step, as a share of the mean squared gradient of a position."""
     prior: float = 1.0
-    """`locate`: square px (at 64) that an edit of one standard deviation costs: of all edits the likely one is wanted.
-    Without it points come nearer by the tracker, but no nearer by a landmark net, by edits twice as long or more."""
+    """`locate`: square px (at 64) that an edit of one standard deviation costs, of the one code in W and of each layer's
+    in W+: of all edits the likely one is wanted. Without it points come nearer by the tracker, but no nearer by a
+    landmark net, by edits twice as long or more."""
     reuse: int = 1
     """`locate`: so many steps after one that took gradients go on with its slopes, mended by what has come of them;
     with a mask none do. As near with 1 as with 0 in less time: `benchmarks/tuning.py --only reuse`."""
@@ -68,10 +70,12 @@ class RefineConfig:
     def __post_init__(self) -> None:
         if (
             self.objective not in ("draggan", "locate")
-            or self.space not in ("w", "w+")
+            or self.space not in ("auto", "w", "w+")
             or self.norm not in ("l1", "l2")
         ):
             raise ValueError(f"objective {self.objective!r}, space {self.space!r} or norm {self.norm!r} is unknown.")
+        if self.objective == "draggan" and self.space == "auto":
+            raise ValueError("space auto is for the objective locate alone; expected w or w+.")
         if self.steps < 0 or self.lr <= 0 or self.stop_px <= 0:
             raise ValueError("expected steps >= 0, lr > 0 and stop_px > 0.")
         if self.budget_s is not None and not self.budget_s > 0:
@@ -110,6 +114,7 @@ class RefineConfig:
             )
         if name == "default":
             return RefineConfig(
+                space="auto",
                 stop_px=max(scale, 0.5),
                 mask_weight=2000.0,
             )

@@ -134,6 +134,21 @@ def test_only_the_edited_layers_change(generator: Generator, latent: torch.Tenso
         assert torch.allclose(change[0], change[3], atol=1e-6)
 
 
+def test_layers_move_together_unless_a_mask_holds_something(generator: Generator, latent: torch.Tensor) -> None:
+    """`auto`: one step in W for all edited layers; with a mask one for each."""
+    mask = torch.ones(32, 32, dtype=torch.bool)
+    mask[24:] = False
+    apart = []
+    for given in (None, torch.ones_like(mask), mask):
+        result = refine(generator, latent, HANDLE, TARGET, config=settings(steps=3), mask=given)
+        change = (result.latent - latent)[0, :6]
+        assert float(change.abs().max()) > 0.01
+        apart.append(float((change - change[0]).abs().max()))
+    assert apart[0] < 1e-6 and apart[1] < 1e-6 and apart[2] > 0.01
+    with pytest.raises(ValueError, match="space auto is for the objective locate alone; expected w or w"):
+        settings("draggan", space="auto")
+
+
 @pytest.mark.parametrize("name", ["default", "draggan"])
 def test_points_and_latent_belong_together(generator: Generator, latent: torch.Tensor, name: str) -> None:
     states: list[StepState] = []
