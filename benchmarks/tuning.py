@@ -67,7 +67,10 @@ def main() -> None:
         variants |= {f"rounds {n}": PredictConfig(rounds=n) for n in ROUNDS}
     for name, values in VALUES.items():
         if args.only in (None, name):
-            variants |= {f"{name} {v if isinstance(v, str) else f'{v:g}'}": replace(preset, **{name: v}) for v in values if v != getattr(preset, name)}
+            for value in values:
+                if value != getattr(preset, name):
+                    shown = value if isinstance(value, str) else f"{value:g}"
+                    variants[f"{name} {shown}"] = replace(preset, **{name: value})
     lines = []
     for count in (int(n) for n in args.points.split(",")):
         before = np.mean([float((start - goal)[k][order[k][:count]].norm(dim=1).mean()) for k in range(args.pairs)])

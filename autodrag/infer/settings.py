@@ -54,9 +54,9 @@ class RefineConfig:
     damping: float = 0.5
     """`locate`: Levenberg and Marquardt's at the first step, as a share of the mean squared gradient of a position."""
     prior: float = 1.0
-    """`locate`: square px (at 64) that an edit of one standard deviation costs, of the one code in W and of each layer's
-    in W+: of all edits the likely one is wanted. Without it points come nearer by the tracker, but no nearer by a
-    landmark net, by edits twice as long or more."""
+    """`locate`: square px (at 64) that an edit of one standard deviation costs, of the one code in W, of every
+    layer's in W+: of all edits the likely one is wanted. Without it points come nearer by the tracker, but no nearer
+    by a landmark net, by edits twice as long or more."""
     reuse: int = 1
     """`locate`: so many steps after one that took gradients go on with its slopes, mended by what has come of them;
     with a mask none do. As near with 1 as with 0 in less time: `benchmarks/tuning.py --only reuse`."""
