@@ -77,8 +77,8 @@ def appearance(maps: Maps, points: Float[Tensor, "B N 2"], image: Size) -> Appea
     scale = points.new_zeros(points.shape[:2])
     for one in maps:
         one = one.float()
-        deviation, mean = torch.std_mean(one, dim=(2, 3), keepdim=True)
-        deviation = deviation.clamp_min(1e-4)
+        mean = one.mean(dim=(2, 3), keepdim=True)
+        deviation = (one - mean).square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-4)
         unit = _unit(one, mean, deviation)
         feature = F.normalize(sample(unit, points, image), dim=1).transpose(1, 2)
         scale = scale + 1 - (feature @ unit.mean(dim=(2, 3))[:, :, None])[..., 0]

@@ -18,6 +18,7 @@ from autodrag.data.matching import PULL, Appearance, appearance, follow
 from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.nets.transformer import KeysValues
 from autodrag.points import resize_mask
 
 
@@ -77,12 +78,22 @@ class LearnedNets:
                         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return self
 
-    def edit(self, latent: Float[Tensor, "B L D"], maps: Float[Tensor, "B C h w"], drags: Drags) -> Tensor:
-        """The last code of one predicted motion, restored: (B, L, D)."""
+    def read(self, latent: Float[Tensor, "B L D"]) -> list[KeysValues] | None:
+        """What the regularizer knows of the layers that no edit changes."""
+        return None if self.regularizer is None else self.regularizer.read(latent)
+
+    def edit(
+        self,
+        latent: Float[Tensor, "B L D"],
+        maps: Float[Tensor, "B C h w"],
+        drags: Drags,
+        clean: list[KeysValues] | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """The last code of one predicted motion, restored. clean: of `read`, where it is known."""
         memory = self.predictor.encode(maps, drags)
         for _ in range(self.predictor.config.steps):
             latent = self.predictor.next_code(memory, latent)
-        return latent if self.regularizer is None else self.regularizer(latent)
+        return latent if self.regularizer is None else self.regularizer(latent, clean)
 
 
 def make_drags(
@@ -136,10 +147,10 @@ def predict(
     features = features or generator.features(latent, block=net.track_block)
     what = appearance(features.outputs[tracked], drags.handles, image) if what is None else what.take(order)
     best = _state(latent, features, drags.handles, torch.ones_like(drags.handles[..., 0]), drags, config)
-    points, codes, maps, made = drags.handles, latent, features, 0
+    points, codes, maps, made, clean = drags.handles, latent, features, 0, nets.read(latent)
     done = torch.zeros(len(latent), dtype=torch.bool, device=latent.device)  # rows that are left as they are
     for made in range(1, config.rounds + 1):
-        codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points))
+        codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points), clean)
         maps = generator.features(codes, block=net.track_block)
         points, sure = follow(maps.outputs[tracked], what, image, near=points, pull=PULL)
         now = _state(codes, maps, points, sure, drags, config)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from autodrag.nets.latent_space import LatentFrame
-from autodrag.nets.transformer import DecoderLayer, EncoderLayer
+from autodrag.nets.transformer import DecoderLayer, EncoderLayer, KeysValues
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,21 @@ class Regularizer(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, latent: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+    def read(self, latent: Float[Tensor, "B L D"]) -> list[KeysValues]:
+        """What the decoder attends to: of the clean layers alone, so that it holds for every edit of one image."""
         edited = self.config.edit_layers
-        codes = self.frame.coordinates(latent)
-        clean = self.embed_clean(codes[:, edited:]) + self.layer_positions[edited:]
+        clean = self.embed_clean(self.frame.coordinates(latent[:, edited:])) + self.layer_positions[edited:]
         for encode in self.encoder:
             clean = encode(clean)
         clean = self.norm_clean(clean)
-        x = self.embed_edited(codes[:, :edited]) + self.layer_positions[:edited]
-        for decode in self.decoder:
-            x, _ = decode(x, decode.cross.project(clean))  # type: ignore[union-attr, operator]
+        return [decode.cross.project(clean) for decode in self.decoder]  # type: ignore[union-attr, operator]
+
+    def forward(self, latent: Float[Tensor, "B L D"], memory: list[KeysValues] | None = None) -> Float[Tensor, "B L D"]:
+        """The code with its first layers restored. memory: of `read`, where it is known."""
+        edited = self.config.edit_layers
+        memory = self.read(latent) if memory is None else memory
+        x = self.embed_edited(self.frame.coordinates(latent[:, :edited])) + self.layer_positions[:edited]
+        for decode, keys_values in zip(self.decoder, memory, strict=True):
+            x, _ = decode(x, keys_values)
         correction = self.frame.offset(self.head(self.norm(x)).to(latent.dtype))
         return torch.cat([latent[:, :edited] + correction, latent[:, edited:]], dim=1)

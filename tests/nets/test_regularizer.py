@@ -42,6 +42,15 @@ def test_the_clean_layers_and_the_other_edited_ones_are_looked_at(net: Regulariz
     assert (gradient[0].abs().amax(dim=1) > 0).all()
 
 
+def test_what_it_has_read_holds_for_every_edit_of_an_image(net: Regularizer) -> None:
+    """Edits change the first layers alone, so that a closed loop reads the others once."""
+    latent = random(2, 8, 16)
+    edited = torch.cat([random(2, 3, 16, seed=1), latent[:, 3:]], dim=1)
+    torch.testing.assert_close(net(edited, net.read(latent)), net(edited))
+    other = torch.cat([edited[:, :3], random(2, 5, 16, seed=2)], dim=1)
+    assert not torch.allclose(net(edited, net.read(other))[:, :3], net(edited)[:, :3], atol=1e-5)
+
+
 def test_layers_are_told_apart(net: Regularizer) -> None:
     """With the same vector in every layer, the corrections differ by position alone."""
     same = random(1, 1, 16).expand(1, 8, 16)

@@ -11,6 +11,7 @@ import "./stage.js";
 import { emit, on, setActivity, state } from "./state.js";
 
 const SESSION = "autodrag-session";
+let greeted = false;
 
 /** The session of a key, or a new one with the image that the address asks for. */
 async function enter(key) {
@@ -19,8 +20,8 @@ async function enter(key) {
     const session = (key && (await known(key))) || (await json("POST", "sessions", wanted()));
     sessionStorage.setItem(SESSION, session.key);
     state.mask = null;
+    greeted = false; // the page is open for work when its image has come
     connect(new Live(session.key));
-    setActivity("idle");
   } catch (error) {
     setActivity("off", error.message);
     emit("problem", error.message);
@@ -43,7 +44,6 @@ function wanted() {
   return { seed: Number.isInteger(seed) && seed >= 0 && seed < 2 ** 32 ? seed : 13 };
 }
 
-let greeted = false;
 on("session", () => {
   if (!greeted) emit("idle");
   greeted = true;
