@@ -22,9 +22,9 @@ from autodrag.train.heldout import held_out_drags, measure_drags
 from autodrag.train.predictor import LearnedEditor
 
 
-def losses(*, l1: float = 0.0, drag: float = 0.0, position: float = 0.0, prior: float = 0.0) -> list[str]:
+def losses(*, l1: float = 0.0, drag: float = 0.0, position: float = 0.0) -> list[str]:
     """Weights of the losses as options; what is not named counts nothing."""
-    weights = {"l1": l1, "drag": drag, "position": position, "prior": prior}
+    weights = {"l1": l1, "drag": drag, "position": position, "prior": 0.0, "moments": 0.0}
     return [word for name, weight in weights.items() for word in (f"--training.{name}_weight", str(weight))]
 
 
@@ -32,6 +32,7 @@ PAPER = losses(l1=0.1, drag=1)
 FORCED = ["--training.teacher_forcing", "true", "--training.rounds", "1"]
 VARIANTS: dict[str, list[str]] = {
     "as configured": [],
+    "without moments": ["--training.moments_weight", "0"],
     "0.1 L1 + position loss": losses(l1=0.1, position=5),
     "without regularizer": ["--regularizer", "null"],
     "regularizer at the paper's rate": ["--training.regularizer_lr", "1e-5"],

@@ -52,7 +52,10 @@ def test_ablations_change_what_they_are_called_by(ablations: ModuleType) -> None
     }
     assert all(trainings[name] != trainings["as configured"] for name in trainings if name != "as configured")
     hps = {name: config.training for name, config in trainings.items()}
-    weights = {n: (hp.l1_weight, hp.drag_weight, hp.position_weight, hp.prior_weight) for n, hp in hps.items()}
+    weights = {
+        n: (hp.l1_weight, hp.drag_weight, hp.position_weight, hp.prior_weight + hp.moments_weight)
+        for n, hp in hps.items()
+    }
     assert weights["0.1 L1 + position loss"] == (0.1, 0.0, 5.0, 0.0)
     for paper in ("0.1 L1 + drag loss, the paper's", "teacher forcing, n = 5"):
         assert weights[paper] == (0.1, 1.0, 0.0, 0.0)

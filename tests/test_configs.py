@@ -96,6 +96,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert (training.l1_weight, training.drag_weight, training.regularizer_lr) == (0.1, 1.0, 1e-5)
     assert training.teacher_forcing and training.schedule == "annealing"
     assert (training.position_weight, training.prior_weight, training.mask_weight) == (0, 0, 0)
+    assert training.moments_weight == 0
     assert training.steps == 150 * training.epoch // training.batch
     stage_1 = parse(Path("paper/regularizer.yaml"))
     assert (stage_1.net.encoder_layers, stage_1.net.decoder_layers, stage_1.noise.masked) == (6, 6, 0.25)

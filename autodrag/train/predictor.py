@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
 from autodrag.train.heldout import HeldOut, held_out_drags, measure_drags
 from autodrag.train.losses import drag_loss, position_loss
+from autodrag.train.moments import Moments
 from autodrag.train.regularizer import check_batch, half_cosine, own_rows, take_step
 from autodrag.train.run import RunConfig, SaveState, Steps, make_trainer, parse_config, prepare_torch, run_trainer
 
@@ -67,6 +69,9 @@ class PredictorOptimisation:
     """Weight of the mean squared length of the edit in standard coordinates: of all edits by which points arrive the
     shortest shall be learned. Divided by the number of points, as in the maximum of a posterior: many points say
     more about where to go than one."""
+    moments_weight: float = 0.05
+    """Weight of how far mean and covariance of the edited codes are from those of the codes before, in standard
+    coordinates, for one point and for several: what is edited shall vary as images do."""
     mask_weight: float = 2.0
     """Weight of the change of features where a mask lets nothing move."""
     patch_radius: int = 3
@@ -144,6 +149,8 @@ class PredictorModule(L.LightningModule):
         self.held_out = held_out
         self.net = net
         self.average = copy.deepcopy(net).requires_grad_(False)
+        sizes = net.predictor.config
+        self.moments = Moments(2, sizes.edit_layers, sizes.w_dim) if self.hp.moments_weight else None
         self.step = 0
 
     @property
@@ -177,7 +184,7 @@ class PredictorModule(L.LightningModule):
         motion = draw_motion(self.generator, predictor, self.config.motion, self.hp.batch, rng, own)
         losses = self.forced(motion, rng, own) if self.hp.teacher_forcing else self.unrolled(motion)
         weights = {"l1": self.hp.l1_weight, "drag": self.hp.drag_weight, "position": self.hp.position_weight}
-        weights |= {"prior": self.hp.prior_weight, "mask": self.hp.mask_weight}
+        weights |= {"prior": self.hp.prior_weight, "mask": self.hp.mask_weight, "moments": self.hp.moments_weight}
         take_step(self, sum((weights[name] * loss for name, loss in losses.items()), torch.zeros([])))
         self.log_dict({f"loss/{name}": loss.detach() for name, loss in losses.items()}, sync_dist=True)
         if self.step % self.hp.validate_steps == 0:
@@ -189,6 +196,10 @@ class PredictorModule(L.LightningModule):
         drags, maps, latent = motion.drags, motion.maps, motion.codes[:, 0]
         handles, image, edited = drags.handles, config.image, config.edit_layers
         what = appearance(motion.features.outputs[config.tracked], handles, image)
+        frame = self.net.predictor.frame
+        exact = partial(torch.autocast, self.device.type, enabled=False)  # edits are small beside their codes
+        with exact():
+            start = frame.coordinates(motion.codes[:, 0, :edited])
         known = drags.valid.sum(dim=1).clamp_min(1)
         share = drags.valid / known[:, None] / len(latent)
         totals: dict[str, Tensor] = {}
@@ -201,10 +212,12 @@ class PredictorModule(L.LightningModule):
             true = motion.codes[:, 1:] if codes.shape[1] > 1 else motion.codes[:, -1:]
             error = (codes - true)[:, :, :edited].abs().mean(dim=(1, 2, 3))
             add("l1", (error * motion.free).mean())
-            if hp.prior_weight:
-                frame = self.net.predictor.frame
-                way = frame.coordinates(codes[:, -1, :edited]) - frame.coordinates(motion.codes[:, 0, :edited])
-                add("prior", (way.square().mean(dim=(1, 2)) / known).mean())
+            with exact():
+                now = frame.coordinates(codes[:, -1, :edited].float())
+                add("prior", ((now - start).square().mean(dim=(1, 2)) / known).mean())
+                if self.moments is not None:
+                    several = (motion.moving.sum(dim=1) > 1).long()
+                    add("moments", self.moments(start, now, several, self.shared))
             latent = codes[:, -1]
             features = self.generator.features(latent, block=config.track_block)
             present = features.outputs[config.feature_block].float()
@@ -221,6 +234,10 @@ class PredictorModule(L.LightningModule):
             latent, maps, handles = latent.detach(), present.detach(), found.detach()
         return totals
 
+    def shared(self, value: Tensor) -> Tensor:
+        """The mean of a value over the processes that share a batch."""
+        return self.trainer.strategy.reduce(value, reduce_op="mean")
+
     def forced(self, motion: Motion, rng: torch.Generator, own: slice) -> dict[str, Tensor]:
         """The paper's losses: Eq. 12 on codes predicted from true ones, Eq. 13 on neighbouring images."""
         config = self.net.predictor.config
@@ -233,7 +250,7 @@ class PredictorModule(L.LightningModule):
             after = self.generator.features(codes.flatten(0, 1), block=config.feature_block).last.float()
             scale = self.net.predictor.feature_scale[:, None, None]
             # Pairs count alike whichever process holds them.
-            number = self.trainer.strategy.reduce(pairs.valid.sum().float(), reduce_op="mean")
+            number = self.shared(pairs.valid.sum().float())
             share = pairs.valid / number.clamp_min(1 / self.trainer.world_size)
             spots = (pairs.handles, pairs.targets, share)
             losses["drag"] = drag_loss(

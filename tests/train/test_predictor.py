@@ -51,7 +51,7 @@ def module_of(config: Any) -> PredictorModule:
     return PredictorModule(config, generator, net, held_out_drags(generator, None, config.net, 8))
 
 
-@pytest.mark.parametrize("settings", [{}, PAPER], ids=["default", "paper"])
+@pytest.mark.parametrize("settings", [{"moments_weight": 0.1}, PAPER], ids=["default", "paper"])
 def test_a_broken_run_ends_like_an_unbroken_one(
     tmp_path: Path, stage_2: Build, regularizer: Path, weights: Weights, settings: dict[str, Any]
 ) -> None:
@@ -130,15 +130,19 @@ def test_teacher_forcing_sees_the_true_codes(tmp_path: Path, stage_2: Build, mon
     torch.testing.assert_close(losses["l1"], (steps * motion.free).mean())
 
 
-def test_its_own_codes_are_compared_with_the_true_ones(tmp_path: Path, stage_2: Build) -> None:
+def test_its_own_codes_are_compared_with_the_true_ones(
+    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without teacher forcing an untrained net stays at w_0, and is as far from w_i as that is."""
-    module = module_of(stage_2(tmp_path, rounds=2, position_weight=1.0, mask_weight=1.0, prior_weight=1.0))
+    weights = {"position_weight": 1.0, "mask_weight": 1.0, "prior_weight": 1.0, "moments_weight": 1.0}
+    module = module_of(stage_2(tmp_path, rounds=2, **weights))
+    monkeypatch.setattr(module, "shared", lambda value: value)
     config = module.config
     motion = draw_motion(module.generator, config.net, config.motion, 4, torch.Generator().manual_seed(0))
     losses = module.unrolled(motion)
     away = (motion.codes[:, 1:] - motion.codes[:, :1])[:, :, :6].abs().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses["l1"], (away * motion.free).mean())
-    assert float(losses["mask"]) < 1e-5 and float(losses["prior"]) == 0.0  # nothing changed
+    assert float(losses["mask"]) < 1e-5 and float(losses["prior"]) == float(losses["moments"]) == 0.0  # nothing changed
     # Points stay where they were: the loss is the mean distance of the drags, anchors included.
     valid = motion.drags.valid
     way = (motion.drags.targets - motion.drags.handles).norm(dim=2) / 32

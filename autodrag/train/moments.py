@@ -1,0 +1,71 @@
+"""That edited codes stay spread as the codes they were made of: their mean and covariance, over many steps.
+
+An editor that is only asked to bring points to their targets learns a few convenient directions: one coordinate then
+varies more than among images and another less, and the edited images look more alike than the ones before. A batch is
+too small to tell, so that running averages are kept, and a step changes the edits against what they have come to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+DECAY = 0.98
+"""Of the averages: they remember some fifty steps."""
+
+
+class Moments(nn.Module):
+    """Running gap between mean and second moments of codes before and after an edit, per layer and group of samples.
+
+    Its buffers are saved with the training that it belongs to.
+    """
+
+    share: Tensor
+    mean: Tensor
+    square: Tensor
+
+    def __init__(self, groups: int, layers: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.full((groups,), 1 / groups))
+        self.register_buffer("mean", torch.zeros(groups, layers, width))
+        self.register_buffer("square", torch.zeros(groups, layers, width, width))
+
+    def forward(
+        self,
+        before: Float[Tensor, "B L D"],
+        after: Float[Tensor, "B L D"],
+        group: Int[Tensor, " B"],
+        reduce: Callable[[Tensor], Tensor] = lambda gap: gap,
+    ) -> Float[Tensor, ""]:
+        """A loss whose gradient is that of |E[c' - c]|^2 + |E[c' c'^T - c c^T]|^2, averaged over layers and samples.
+
+        Args:
+            before: codes in standard coordinates.
+            after: the same codes edited; the gradient goes to these.
+            group: which samples are counted together, from 0.
+            reduce: the mean over processes that share a batch.
+
+        Returns:
+            2 R g - R^2, with R the running gap and g that of the batch: R^2 where they are alike.
+        """
+        before, after = before.detach().float(), after.float()
+        mine = nn.functional.one_hot(group, len(self.mean)).to(after) / len(after)  # (B, G)
+        gaps = {
+            "mean": torch.einsum("bg,bld->gld", mine, after - before),
+            "square": _second(mine, after) - _second(mine, before),
+        }
+        self.share.lerp_(reduce(mine.sum(dim=0)), 1 - DECAY)
+        share, loss = self.share.clone(), after.new_zeros(())
+        for name, gap in gaps.items():
+            running = getattr(self, name)
+            running.lerp_(reduce(gap.detach()), 1 - DECAY)
+            squares = (2 * running.clone() * gap - running.square()).flatten(1).sum(dim=1)
+            loss = loss + (squares / share).sum() / running.shape[1]
+        return loss
+
+
+def _second(weights: Float[Tensor, "B G"], codes: Float[Tensor, "B L D"]) -> Float[Tensor, "G L D D"]:
+    return torch.stack([torch.einsum("bld,ble->lde", codes * w[:, None, None], codes) for w in weights.t()])

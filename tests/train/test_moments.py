@@ -1,0 +1,64 @@
+"""The moments' loss against the formula it stands for, and against a distribution that it is to mend."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from autodrag.train.moments import Moments
+
+
+def squared_gaps(before: Tensor, after: Tensor) -> Tensor:
+    """|E[c' - c]|^2 + |E[c' c'^T - c c^T]|^2 of one group, averaged over layers, written out."""
+    total = torch.zeros(())
+    for layer in range(before.shape[1]):
+        c, d = before[:, layer], after[:, layer]
+        total = total + (d.mean(dim=0) - c.mean(dim=0)).square().sum()
+        total = total + (d.t() @ d / len(d) - c.t() @ c / len(c)).square().sum()
+    return total / before.shape[1]
+
+
+def test_the_gradient_is_that_of_the_squared_gaps() -> None:
+    torch.manual_seed(0)
+    before, after = torch.randn(6, 3, 4), torch.randn(6, 3, 4, requires_grad=True)
+    moments, alone = Moments(1, 3, 4), torch.zeros(6, dtype=torch.long)
+    for _ in range(900):  # until the running gap is the batch's
+        loss = moments(before, after, alone)
+    expected = squared_gaps(before, after)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    (gradient,), (truth,) = torch.autograd.grad(loss, after), torch.autograd.grad(expected, after)
+    torch.testing.assert_close(gradient, truth, rtol=1e-3, atol=1e-5)
+
+
+def test_groups_are_counted_apart_and_each_sample_alike() -> None:
+    torch.manual_seed(0)
+    before, after = torch.randn(8, 2, 3), torch.randn(8, 2, 3)
+    group = torch.tensor([0, 1, 1, 1, 1, 1, 0, 1])
+    both = Moments(2, 2, 3)
+    for _ in range(900):
+        loss = both(before, after, group)
+    parts = [squared_gaps(before[group == g], after[group == g]) for g in (0, 1)]
+    assert float(loss) == pytest.approx(float(0.25 * parts[0] + 0.75 * parts[1]), rel=1e-4)
+
+
+def test_codes_that_keep_their_spread_cost_nothing() -> None:
+    before = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(0))
+    after = before.clone().requires_grad_()
+    loss = Moments(1, 2, 3)(before, after, torch.zeros(8, dtype=torch.long))
+    assert loss.item() == 0
+    assert not torch.autograd.grad(loss, after)[0].any()
+
+
+def test_small_batches_mend_a_distribution_together() -> None:
+    rng = torch.Generator().manual_seed(0)
+    turn, shift = torch.tensor([[0.5, 0.0], [0.6, 1.2]], requires_grad=True), torch.ones(2, requires_grad=True)
+    moments, optimizer = Moments(1, 1, 2), torch.optim.SGD([turn, shift], lr=0.02)
+    for _ in range(1000):
+        before = torch.randn(4, 1, 2, generator=rng)
+        loss = moments(before, before @ turn + shift, torch.zeros(4, dtype=torch.long))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(turn.t() @ turn, torch.eye(2), rtol=0, atol=0.15)
+    torch.testing.assert_close(shift, torch.zeros(2), rtol=0, atol=0.1)
