@@ -28,7 +28,7 @@ class PredictConfig:
 
     rounds: int = 2
     """Most predictions in a row; 1 is an open loop. On critters a third and a fourth brought one point no nearer,
-    five 11 % and eleven 16 %, for up to twice the time: `benchmarks/tuning.py --only rounds`."""
+    five 9 % and eleven 13 %, for up to twice the time: `benchmarks/tuning.py --only rounds`."""
     stop_px: float = 0.5
     """A point has arrived at this distance from its target, px."""
     budget_s: float | None = None
