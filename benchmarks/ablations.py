@@ -32,7 +32,7 @@ PAPER = losses(l1=0.1, drag=1)
 FORCED = ["--training.teacher_forcing", "true", "--training.rounds", "1"]
 VARIANTS: dict[str, list[str]] = {
     "as configured": [],
-    "without moments": ["--training.moments_weight", "0"],
+    "with moments": ["--training.moments_weight", "0.05"],
     "0.1 L1 + position loss": losses(l1=0.1, position=5),
     "without regularizer": ["--regularizer", "null"],
     "regularizer at the paper's rate": ["--training.regularizer_lr", "1e-5"],
