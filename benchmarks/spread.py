@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=PredictConfig().rounds, help="of the closed loop")
     parser.add_argument("--seed", type=int, default=777)
     args = parser.parse_args()
+    if args.pairs <= 2 * DIRECTIONS:
+        parser.error(f"--pairs {args.pairs}: expected more than {2 * DIRECTIONS}, to tell a covariance")
     generator, identity = load_generator(args.checkpoint)
     generator.freeze()
     net = load_landmarks(args.checkpoint)

@@ -3,6 +3,7 @@
 An editor that is only asked to bring points to their targets learns a few convenient directions: one coordinate then
 varies more than among images and another less, and the edited images look more alike than the ones before. A batch is
 too small to tell, so that running averages are kept, and a step changes the edits against what they have come to.
+Ours; Auto DragGAN has no such loss.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ class PredictorOptimisation:
     more about where to go than one."""
     moments_weight: float = 0.05
     """Weight of how far mean and covariance of the edited codes are from those of the codes before, in standard
-    coordinates, for one point and for several: what is edited shall vary as images do."""
+    coordinates, for one point and for several: what is edited shall vary as images do. Measured
+    as a second training alone."""
     mask_weight: float = 2.0
     """Weight of the change of features where a mask lets nothing move."""
     patch_radius: int = 3
