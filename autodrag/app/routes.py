@@ -248,11 +248,19 @@ def build(service: Service) -> APIRouter:
         pixels = await service.compute(seat, seat.session.image_of, number)
         return Response(png(pixels), media_type="image/png", headers=_caching(number))
 
-    @router.get("/sessions/{key}/thumb", response_class=Response, responses=_file("image/png"))
+    @router.get(
+        "/sessions/{key}/thumb",
+        response_class=Response,
+        responses={**_file("image/png"), 204: {"description": "Forgotten meanwhile: another image has been opened"}},
+    )
     async def thumb(key: Key, number: Annotated[int, Query(ge=0, le=2**53)]) -> Response:
         """A small picture of an image of the history."""
         seat = await service.find(key)
-        return Response(seat.session.thumb_of(number), media_type="image/png", headers=_caching(number))
+        data = seat.session.thumb_of(number)
+        # The history may be replaced between a page's hearing of an image and its asking for it: no error of anybody's.
+        if data is None:
+            return Response(status_code=204)
+        return Response(data, media_type="image/png", headers=_caching(number))
 
     @router.get("/sessions/{key}/annotated", response_class=Response, responses=_file("image/png"))
     async def annotated(key: Key) -> Response:

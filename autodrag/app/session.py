@@ -44,7 +44,7 @@ class Moment:
     """An image of the history, and what lay on it."""
 
     number: int
-    """Id, never used again in this session."""
+    """Id, never used again in this session, not even after it came back from disk."""
     thumb: bytes
     """Small PNG."""
     scene: Scene
@@ -66,7 +66,9 @@ class Session:
         self._opened: tuple[int | None, float, int | None] = (None, 0.7, None)
         self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
         self._stops: set[threading.Event] = set()
-        self._next = 0
+        # Browsers keep images by their id, and a session that comes back from disk has the same key: the ids of its
+        # first life must not come again.
+        self._first = self._next = time.time_ns() // 10**6
 
     # --- what is there ------------------------------------------------------------------------------------------
 
@@ -112,11 +114,13 @@ class Session:
                 return self.editor.render(self.editor.past[index : index + 1])
         raise AutodragError(f"image {number} is not in the history up to the present image")
 
-    def thumb_of(self, number: int) -> bytes:
-        """Small PNG of the image with that id."""
+    def thumb_of(self, number: int) -> bytes | None:
+        """Small PNG of the image with that id; None where it has been forgotten meanwhile."""
         for moment in self.moments:
             if moment.number == number:
                 return moment.thumb
+        if self._first < number <= self._next:
+            return None
         raise AutodragError(f"image {number} is not in the history")
 
     def mask(self, name: str | None) -> Bool[np.ndarray, "H W"] | None:

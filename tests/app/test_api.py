@@ -124,9 +124,10 @@ def test_pictures_and_films(shared: Running, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_opening_another_image_forgets_the_history(shared: Running) -> None:
     session = shared.open(seed=5)
-    shared.http.post(f"{session}/drag", json=EDIT).raise_for_status()
+    number = shared.http.post(f"{session}/drag", json=EDIT).raise_for_status().json()["images"][1]
     state = shared.http.post(f"{session}/open", json={"seed": 9, "psi": 0.5}).json()
     assert (state["seed"], state["psi"], state["present"], len(state["images"])) == (9, 0.5, 0, 1)
+    assert shared.http.get(f"{session}/thumb?number={number}").status_code == 204, "forgotten, and no error"
     assert shared.http.post(f"{session}/undo").status_code == 422
 
 
@@ -173,6 +174,7 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/open", b"[" * 100000, 400, "parsing the body"),
     ("GET", "/session", None, 422, "empty"),
     ("GET", "/image?number=99", None, 422, "not in the history"),
+    ("GET", "/thumb?number=99", None, 422, "not in the history"),
     ("GET", "/film?suffix=exe", None, 422, "suffix"),
     ("GET", "/masks/none.png", None, 422, "upload it first"),
     ("PUT", "/masks/half.png", b"no image", 422, "not an image"),

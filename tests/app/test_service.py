@@ -79,6 +79,7 @@ def test_a_saved_session_comes_back_with_its_history_mask_and_scenes(serve: Serv
     back = again.http.get(session).json()
     assert back["scene"] == state["scene"] and back["outcome"] == state["outcome"] and back["present"] == 2
     assert [again.http.get(f"{session}/image?number={number}").content for number in back["images"]] == images
+    assert not set(back["images"]) & set(state["images"]), "a browser keeps images by id"
     undone = again.http.post(f"{session}/undo?steps=2").json()
     assert undone["scene"]["mask"] == "half.png" and undone["scene"]["anchors"] == [[3, 3]]
     again.http.post(f"{session}/redo?steps=2").raise_for_status()
