@@ -14,9 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from learned import save_learned, tiny_nets
 
 from autodrag.checkpoint import fingerprint
 from autodrag.cli import main
+from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
@@ -35,13 +38,18 @@ training: {batch: 4}
 """
 
 
-@pytest.fixture
-def ablations() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablations", BENCHMARKS / "ablations.py")
+def script(name: str) -> ModuleType:
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def ablations() -> ModuleType:
+    return script("ablations")
 
 
 def test_ablations_change_what_they_are_called_by(ablations: ModuleType) -> None:
@@ -101,3 +109,29 @@ def test_ablations_end_with_a_table(
     assert [Path(folder).name for folder in trained] == ["without-regularizer", "no-positions"]
     left = json.loads((tmp_path / "out" / "no-positions" / "left.json").read_text())
     assert set(left) == {"open", "closed"} and all(share > 0 for shares in left.values() for share in shares.values())
+
+
+@pytest.mark.parametrize("push", [0.0, 2.0])
+def test_spread_tells_edits_that_change_nothing_from_those_that_do(
+    tiny_generator: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    push: float,
+) -> None:
+    folder = save_learned(tmp_path / "tiny", tiny_generator, tiny_nets(tiny_generator, push=push, regularizer=False))
+    sizes = LandmarkConfig(resolution=32, width=8, depth=2, names=("nose", "chin"))
+    torch.manual_seed(0)
+    net = LandmarkNet(sizes)
+    torch.nn.init.normal_(net.heat.weight, std=0.5)  # sharper heat maps, so that points differ between images
+    save_tensors(folder / "landmarks.safetensors", net.state_dict(), kind="landmarks", config=asdict(sizes))
+    monkeypatch.setattr(sys, "argv", ["spread.py", "--checkpoint", str(folder), "--pairs", "50", "--points", "1,2"])
+    script("spread").main()
+    head, line, others, *edits = capsys.readouterr().out.strip().splitlines()
+    assert head.startswith("| images | of no edit | Fréchet ") and line.count("---") == head.count("|") - 1
+    assert others.startswith("| other images | – | ") and len(edits) == 2
+    for count, row in zip((1, 2), edits, strict=True):
+        name, left, *figures = [cell.strip() for cell in row.strip("|").split("|")]
+        assert name == f"edits of {count}"
+        nothing = [float(figure) for figure in figures] == pytest.approx([0, 1, 1, 1], abs=1e-2)
+        assert (left == "100.0%" and nothing) == (push == 0)

@@ -89,11 +89,12 @@ class LearnedNets:
         drags: Drags,
         clean: list[KeysValues] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """The last code of one predicted motion, restored. clean: of `read`, where it is known."""
-        memory = self.predictor.encode(maps, drags)
+        """The last code of one predicted motion, restored and aligned. clean: of `read`, where it is known."""
+        memory, code = self.predictor.encode(maps, drags), latent
         for _ in range(self.predictor.config.steps):
-            latent = self.predictor.next_code(memory, latent)
-        return latent if self.regularizer is None else self.regularizer(latent, clean)
+            code = self.predictor.next_code(memory, code)
+        restored = code if self.regularizer is None else self.regularizer(code, clean)
+        return self.predictor.align(restored[:, None], latent, drags)[:, 0]
 
 
 def make_drags(

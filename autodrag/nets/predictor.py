@@ -69,6 +69,9 @@ class PredictorConfig:
     """One token per drag instead of one per patch."""
     residual: bool = True
     """Predict steps from the code before, in standard coordinates, instead of whole codes."""
+    together: bool = False
+    """Change all edited layers alike wherever no mask holds anything, so that an edited image is one that W could give;
+    with a mask each changes on its own."""
 
     def __post_init__(self) -> None:
         if not 0 < self.edit_layers < self.layers:
@@ -213,6 +216,24 @@ class Predictor(nn.Module):
             )
         memory.step += 1
         return self._finish(code[:, None], x[:, None])[:, 0]
+
+    def align(
+        self, codes: Float[Tensor, "B T L D"], start: Float[Tensor, "B L D"], drags: Drags
+    ) -> Float[Tensor, "B T L D"]:
+        """With `together`, codes whose edited layers have all changed from `start` by the mean of their changes.
+
+        Samples with a mask stay as they are, and without `together` all do. It comes last, after the regularizer, which
+        restores each layer by itself.
+        """
+        if not self.config.together:
+            return codes
+        edited = self.config.edit_layers
+        change = codes[:, :, :edited] - start[:, None, :edited]
+        alike = change.mean(dim=2, keepdim=True).expand_as(change)
+        if drags.movable is not None:
+            held = (drags.movable < 1).flatten(1).any(dim=1)
+            alike = torch.where(held[:, None, None, None], change, alike)
+        return torch.cat([start[:, None, :edited] + alike, codes[:, :, edited:]], dim=2)
 
     def _patches(self, maps: Tensor, drags: Drags) -> tuple[Tensor, Tensor]:
         """Tokens of the drags, and which are real: N drags, or N handles and N targets."""

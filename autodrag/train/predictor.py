@@ -112,6 +112,8 @@ class PredictorTraining:
     def __post_init__(self) -> None:
         if self.start is not None and self.regularizer is not None:
             raise AutodragError(f"start {str(self.start)!r} brings its own regularizer; leave out regularizer")
+        if self.net.together and self.training.teacher_forcing:
+            raise AutodragError("net.together with teacher_forcing: expected one of the two")
 
 
 class LearnedEditor(nn.Module):
@@ -126,13 +128,13 @@ class LearnedEditor(nn.Module):
         return latent if self.regularizer is None else self.regularizer(latent)
 
     def edit(self, latent: Float[Tensor, "B L D"], maps: Tensor, drags: Drags) -> Float[Tensor, "B T L D"]:
-        """w_1 ... w_n from the editor's own codes, restored."""
-        memory = self.predictor.encode(maps, drags)
+        """w_1 ... w_n from the editor's own codes, restored and aligned."""
+        memory, code = self.predictor.encode(maps, drags), latent
         codes = []
         for _ in range(self.predictor.config.steps):
-            latent = self.predictor.next_code(memory, latent)
-            codes.append(latent)
-        return self.restored(torch.stack(codes, dim=1))
+            code = self.predictor.next_code(memory, code)
+            codes.append(code)
+        return self.predictor.align(self.restored(torch.stack(codes, dim=1)), latent, drags)
 
     def restored(self, codes: Float[Tensor, "B T L D"]) -> Float[Tensor, "B T L D"]:
         """Every code of sequences, restored."""
@@ -305,7 +307,7 @@ def build(config: PredictorTraining, generator: Generator, identity: str) -> Lea
     """A new predictor with the generator's basis and feature scale, and stage 1's regularizer; or those of `start`."""
     if config.start is not None:
         known, trained = load_learned(config.start, identity)
-        if known.config != config.net:
+        if dataclasses.replace(known.config, together=config.net.together) != config.net:  # which has no weights
             raise AutodragError(f"{str(config.start)!r} has another net than the config asks for; make them the same.")
         predictor = Predictor(config.net)  # a new one, which knows what of it is not trained
         predictor.load_state_dict(known.state_dict())

@@ -17,7 +17,7 @@ from torch import Tensor
 from autodrag.data.matching import appearance
 from autodrag.infer import predict as module
 from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction, make_drags, predict
-from autodrag.nets.predictor import Drags
+from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.stylegan2 import Generator
 
 
@@ -91,6 +91,21 @@ def test_the_last_code_of_every_motion_is_restored(
     assert nets.regularizer is not None
     torch.testing.assert_close(nets.edit(latent, maps, drags), nets.regularizer(last))
     torch.testing.assert_close(LearnedNets(nets.predictor, None).edit(latent, maps, drags), last)
+
+
+def test_an_edit_of_layers_together_stays_in_w_and_a_mask_sets_them_free(
+    nets: LearnedNets, tiny_generator: Generator, latent: Tensor
+) -> None:
+    predictor = Predictor(replace(nets.predictor.config, together=True))
+    predictor.load_state_dict(nets.predictor.state_dict())
+    both, edited = LearnedNets(predictor.eval(), nets.regularizer), predictor.config.edit_layers
+    drags, maps = random_drags(), tiny_generator.features(latent, block=2).last
+    together = (both.edit(latent, maps, drags) - latent)[:, :edited]
+    apart = (nets.edit(latent, maps, drags) - latent)[:, :edited]
+    assert together.abs().max() > 1e-3
+    torch.testing.assert_close(together, apart.mean(dim=1, keepdim=True).expand_as(apart), rtol=1e-3, atol=1e-5)
+    masked = replace(drags, movable=torch.zeros(3, *maps.shape[2:]))
+    torch.testing.assert_close(both.edit(latent, maps, masked), nets.edit(latent, maps, masked))
 
 
 def test_arrival_ends_the_loop(

@@ -223,3 +223,18 @@ def test_the_defaults_are_the_papers_depths() -> None:
 def test_sizes_that_cannot_be(field: str, value: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **{field: value})  # type: ignore[arg-type]
+
+
+def test_layers_change_together_by_their_mean_where_no_mask_holds() -> None:
+    net, start, codes = make(replace(TINY, together=True)), random(2, 8, 16), random(2, 4, 8, 16, seed=1)
+    codes[:, :, 3:] = start[:, None, 3:]
+    half = torch.ones(2, 16, 16)
+    half[1, :, 9:] = 0.5
+    aligned = net.align(codes, start, replace(drags(), movable=half))
+    mean = codes[0, :, :3].mean(dim=1) - start[0, :3].mean(dim=0)
+    for layer in range(3):
+        torch.testing.assert_close(aligned[0, :, layer], start[0, layer] + mean)
+    assert torch.equal(aligned[0, :, 3:], codes[0, :, 3:])
+    torch.testing.assert_close(aligned[1], codes[1])
+    torch.testing.assert_close(net.align(codes, start, drags())[0], aligned[0])
+    assert torch.equal(make().align(codes, start, drags()), codes), "without `together` each layer is on its own"

@@ -200,6 +200,8 @@ def test_a_training_goes_on_from_another(tmp_path: Path, stage_2: Build, regular
     blind = replace(second.net, positions=False)
     with pytest.raises(AutodragError, match="has another net than the config asks for"):
         train(replace(second, net=blind))
+    together = module_of(replace(second, net=replace(second.net, together=True)))
+    assert together.net.predictor.config.together, "which has no weights of its own"
     third = train(replace(stage_2(tmp_path / "third", regularizer, steps=1), net=blind))
     again = module_of(replace(stage_2(tmp_path / "fourth"), start=third, net=blind))
     assert not again.net.predictor.token_position.weight.requires_grad
@@ -252,6 +254,10 @@ def test_the_network_takes_its_sizes_from_the_generator(stage_2: Build, tmp_path
         (["--motion.matcher", "loftr"], "error: matcher loftr: expected the path of its weights"),
         (["--run.devices", "3"], "error: batch 32 cannot be divided among 3 processes"),
         (["--regularizer", "nowhere.safetensors"], "error: checkpoint 'nowhere.safetensors' does not exist"),
+        (
+            ["--net.together", "true", "--training.teacher_forcing", "true", "--training.rounds", "1"],
+            "error: net.together with teacher_forcing: expected one of the two",
+        ),
         (["--regularizer", "a.safetensors", "--start", "b.safetensors"], "error: start 'b.safetensors' brings its own"),
     ],
 )
