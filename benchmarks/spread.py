@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--predictor", type=Path, help="folder of another predictor.safetensors of the same generator")
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--points", default="1,5,11")
-    parser.add_argument("--rounds", type=int, default=PredictConfig().rounds, help="of the closed loop")
+    parser.add_argument("--rounds", type=int, help="most of the closed loop")
     parser.add_argument("--seed", type=int, default=777)
     args = parser.parse_args()
     if args.pairs <= 2 * DIRECTIONS:

@@ -108,8 +108,7 @@ def follow(
     height, width = maps[wide - 1].shape[2:]
     cost = what.scale.new_zeros([])
     for k in range(wide):
-        unit = _unit(maps[k].float(), what.mean[k], what.deviation[k])
-        part = 1 - (what.features[k] @ unit.flatten(2)).unflatten(2, unit.shape[2:])
+        part = 1 - _cosines(maps[k].float(), what.mean[k], what.deviation[k], what.features[k])
         if part.shape[2:] != (height, width):
             part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
         cost = cost + part  # (B, N, h, w)
@@ -155,6 +154,15 @@ def match_features(
 def _unit(maps: Float[Tensor, "B C h w"], mean: Tensor, deviation: Tensor) -> Float[Tensor, "B C h w"]:
     """Standardised channels, and then the direction of every cell's feature."""
     return F.normalize((maps - mean) / deviation, dim=1, eps=1e-6)
+
+
+def _cosines(
+    maps: Float[Tensor, "B C h w"], mean: Tensor, deviation: Tensor, features: Float[Tensor, "B N C"]
+) -> Float[Tensor, "B N h w"]:
+    """Of unit vectors and the features of every cell, as `_unit` would give them, in two passes over the map."""
+    scaled = torch.addcmul(-mean / deviation, maps, 1 / deviation)
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(1e-6)
+    return (features @ scaled.flatten(2)).unflatten(2, scaled.shape[2:]) / length
 
 
 def _window(cell: float, *, between: bool) -> Float[Tensor, "K 2"]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from autodrag.data.matching import PULL, Appearance, appearance, follow
@@ -21,14 +21,16 @@ from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.nets.transformer import KeysValues
 from autodrag.points import resize_mask
 
+ROUNDS = (2, 4)
+"""Of one point, and of several, which a third and a fourth bring nearer: `benchmarks/tuning.py --only rounds`."""
+
 
 @dataclass(frozen=True)
 class PredictConfig:
     """When the closed loop ends."""
 
-    rounds: int = 2
-    """Most predictions in a row; 1 is an open loop. On critters a third and a fourth brought one point no nearer,
-    five 9 % and eleven 13 %, for up to twice the time: `benchmarks/tuning.py --only rounds`."""
+    rounds: int | None = None
+    """Most predictions in a row; 1 is an open loop. None: 2 for one point and 4 for several, see `ROUNDS`."""
     stop_px: float = 0.5
     """A point has arrived at this distance from its target, px."""
     budget_s: float | None = None
@@ -39,10 +41,17 @@ class PredictConfig:
     """The loop ends when a round has not shortened the way left by this share."""
 
     def __post_init__(self) -> None:
-        if self.rounds < 1 or self.stop_px < 0 or not 0 <= self.gain < 1:
+        if (self.rounds is not None and self.rounds < 1) or self.stop_px < 0 or not 0 <= self.gain < 1:
             raise ValueError("expected rounds >= 1, stop_px >= 0 and gain in [0, 1).")
         if self.budget_s is not None and not self.budget_s > 0:
             raise ValueError(f"budget_s {self.budget_s}: expected a positive number of seconds, or none.")
+
+    def limit(self, drags: Drags) -> Int[Tensor, " B"]:
+        """Most predictions for each of B images; points that are to stay do not count."""
+        if self.rounds is not None:
+            return torch.full((len(drags.valid),), self.rounds, device=drags.valid.device)
+        moving = drags.valid & (drags.targets != drags.handles).any(dim=2)
+        return torch.where(moving.sum(dim=1) > 1, ROUNDS[1], ROUNDS[0])
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class LearnedNets:
 
     predictor: Predictor
     regularizer: Regularizer | None
+    _last: list[tuple[Tensor, bool, list[KeysValues]]] = field(default_factory=list, repr=False, compare=False)
+    """What `read` was last asked, in autocast or not, and its answer: an image is dragged many times."""
 
     def to(self, device: torch.device) -> LearnedNets:
         """Both on a device, frozen."""
@@ -79,8 +90,16 @@ class LearnedNets:
         return self
 
     def read(self, latent: Float[Tensor, "B L D"]) -> list[KeysValues] | None:
-        """What the regularizer knows of the layers that no edit changes."""
-        return None if self.regularizer is None else self.regularizer.read(latent)
+        """What the regularizer knows of the layers that no edit changes; that of the last image is kept."""
+        if self.regularizer is None:
+            return None
+        clean, auto = latent[:, self.regularizer.config.edit_layers :], torch.is_autocast_enabled(latent.device.type)
+        for known, precision, answer in self._last[:]:  # a copy: other threads may read too
+            if precision == auto and known.device == clean.device and torch.equal(known, clean):
+                return answer
+        answer = self.regularizer.read(latent)
+        self._last[:] = [(clean.clone(), auto, answer)]
+        return answer
 
     def edit(
         self,
@@ -150,7 +169,8 @@ def predict(
     best = _state(latent, features, drags.handles, torch.ones_like(drags.handles[..., 0]), drags, config)
     points, codes, maps, made, clean = drags.handles, latent, features, 0, nets.read(latent)
     done = torch.zeros(len(latent), dtype=torch.bool, device=latent.device)  # rows that are left as they are
-    for made in range(1, config.rounds + 1):
+    limit = config.limit(drags)
+    for made in range(1, int(limit.max()) + 1):
         codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points), clean)
         maps = generator.features(codes, block=net.track_block)
         points, sure = follow(maps.outputs[tracked], what, image, near=points, pull=PULL)
@@ -161,7 +181,7 @@ def predict(
         best = _choose(better & ~done, now, best)
         arrived = ((best.distances <= config.stop_px) | ~drags.valid).all(dim=1)
         stuck = best.distances.sum(dim=1) > before * (1 - config.gain)
-        done = done | arrived | stuck if made > 1 else arrived
+        done = (done | arrived | stuck if made > 1 else arrived) | (limit <= made)
         if bool(done.all()) or (stop is not None and stop.is_set()):
             break
         if config.budget_s is not None and (time.monotonic() - started) * (made + 1) / made > config.budget_s:

@@ -69,10 +69,10 @@ class PredictorOptimisation:
     """Weight of the mean squared length of the edit in standard coordinates: of all edits by which points arrive the
     shortest shall be learned. Divided by the number of points, as in the maximum of a posterior: many points say
     more about where to go than one."""
-    moments_weight: float = 0.05
+    moments_weight: float = 0.2
     """Weight of how far mean and covariance of the edited codes are from those of the codes before, in standard
-    coordinates, for one point and for several: what is edited shall vary as images do. Measured
-    as a second training alone."""
+    coordinates, for one point and for several: what is edited shall vary as images do. Measured as a second training
+    alone, with `net.together`."""
     mask_weight: float = 2.0
     """Weight of the change of features where a mask lets nothing move."""
     patch_radius: int = 3

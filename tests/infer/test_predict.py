@@ -93,6 +93,29 @@ def test_the_last_code_of_every_motion_is_restored(
     torch.testing.assert_close(LearnedNets(nets.predictor, None).edit(latent, maps, drags), last)
 
 
+def test_layers_that_no_edit_changes_are_read_once_for_each_image(
+    tiny_generator: Generator, latent: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nets = tiny_nets(tiny_generator)
+    assert nets.regularizer is not None
+    read, asked = nets.regularizer.read, []
+
+    def reads(codes: Tensor) -> Any:
+        asked.append(codes)
+        return read(codes)
+
+    monkeypatch.setattr(nets.regularizer, "read", reads)
+    edited = latent.clone()
+    edited[:, : nets.predictor.config.edit_layers] += 1
+    for codes, times in ((latent, 1), (edited, 1), (latent[:1], 2), (latent, 3), (latent + 1, 4)):
+        for answer, truth in zip(nets.read(codes) or [], read(codes), strict=True):
+            torch.testing.assert_close(answer, truth)
+        assert len(asked) == times
+    with torch.autocast("cpu"):
+        nets.read(latent + 1)
+    assert len(asked) == 5
+
+
 def test_an_edit_of_layers_together_stays_in_w_and_a_mask_sets_them_free(
     nets: LearnedNets, tiny_generator: Generator, latent: Tensor
 ) -> None:
@@ -118,6 +141,23 @@ def test_arrival_ends_the_loop(
     expected = codes(nets, tiny_generator, latent[:1], to_the_right, script)
     torch.testing.assert_close(result.latent, expected[1], atol=1e-5, rtol=1e-5)
     assert [near.tolist() for near in script.near] == [[[[10.0, 10.0]]], [[[15.0, 10.0]]]]
+
+
+def test_several_points_are_given_more_rounds_than_one(
+    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image with one drag and an anchor beside one with two drags, each as if it were alone."""
+    rows = (
+        [[11.0, 10.0], [9.0, 9.0]],
+        [[13.0, 10.0], [9.0, 9.0]],
+        [[15.0, 10.0], [9.0, 9.0]],
+        [[17.0, 10.0], [9.0, 9.0]],
+    )
+    Script(monkeypatch, [*rows, [[20.0, 10.0], [9.0, 9.0]]])
+    first = torch.tensor([[[8.0, 10.0], [9.0, 9.0]]] * 2)
+    last = torch.tensor([[[20.0, 10.0], [9.0, 9.0]], [[20.0, 10.0], [9.0, 15.0]]])
+    result = run(nets, tiny_generator, latent[:2], Drags(first, last, torch.ones(2, 2, dtype=torch.bool)))
+    assert result.points[:, 0, 0].tolist() == [13.0, 17.0] and result.rounds == 4
 
 
 def test_an_open_loop_is_one_round(
