@@ -153,14 +153,19 @@ def match_features(
 
 def _unit(maps: Float[Tensor, "B C h w"], mean: Tensor, deviation: Tensor) -> Float[Tensor, "B C h w"]:
     """Standardised channels, and then the direction of every cell's feature."""
-    return F.normalize((maps - mean) / deviation, dim=1, eps=1e-6)
+    return F.normalize(_standardised(maps, mean, deviation), dim=1, eps=1e-6)
+
+
+def _standardised(maps: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    """(maps - mean) / deviation in one pass."""
+    return torch.addcmul(-mean / deviation, maps, 1 / deviation)
 
 
 def _cosines(
     maps: Float[Tensor, "B C h w"], mean: Tensor, deviation: Tensor, features: Float[Tensor, "B N C"]
 ) -> Float[Tensor, "B N h w"]:
     """Of unit vectors and the features of every cell, as `_unit` would give them, in two passes over the map."""
-    scaled = torch.addcmul(-mean / deviation, maps, 1 / deviation)
+    scaled = _standardised(maps, mean, deviation)
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(1e-6)
     return (features @ scaled.flatten(2)).unflatten(2, scaled.shape[2:]) / length
 
