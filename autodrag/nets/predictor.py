@@ -70,8 +70,8 @@ class PredictorConfig:
     residual: bool = True
     """Predict steps from the code before, in standard coordinates, instead of whole codes."""
     together: bool = False
-    """Change all edited layers alike wherever no mask holds anything, so that an edited image is one that W could give;
-    with a mask each changes on its own."""
+    """Change all edited layers alike wherever no mask holds anything: layers that were the same stay the same. With a
+    mask each changes on its own."""
 
     def __post_init__(self) -> None:
         if not 0 < self.edit_layers < self.layers:
