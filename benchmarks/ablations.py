@@ -32,20 +32,22 @@ PAPER = losses(l1=0.1, drag=1)
 FORCED = ["--training.teacher_forcing", "true", "--training.rounds", "1"]
 VARIANTS: dict[str, list[str]] = {
     "as configured": [],
-    "with moments": ["--training.moments_weight", "0.05"],
-    "0.1 L1 + position loss": losses(l1=0.1, position=5),
     "without regularizer": ["--regularizer", "null"],
     "regularizer at the paper's rate": ["--training.regularizer_lr", "1e-5"],
-    "0.1 L1 + drag loss, the paper's": PAPER,
+    **{f"n = {n}": ["--net.steps", str(n)] for n in (2, 5, 10)},
+    "trained open loop": ["--training.rounds", "1"],
     "L1 alone": losses(l1=1),
     "drag loss alone": losses(drag=1),
     "position loss alone": losses(position=5),
     "away from w*, Eq. 7 as printed": ["--motion.toward", "false"],
+    "0.1 L1 + drag loss, the paper's": PAPER,
     "teacher forcing, n = 5": [*PAPER, "--net.steps", "5", *FORCED],
-    **{f"n = {n}": ["--net.steps", str(n)] for n in (2, 5, 10)},
+    "0.1 L1 + position loss": losses(l1=0.1, position=5),
+    "with moments": ["--training.moments_weight", "0.2"],
+    "layers together": ["--net.together", "true"],
+    "drags beyond their matches": ["--motion.reach", "1.25"],
     "no positions": ["--net.positions", "false"],
     "a token per patch": ["--net.pairs", "false"],
-    "trained open loop": ["--training.rounds", "1"],
 }
 
 
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="checkpoints/critters")
     parser.add_argument("--regularizer", required=True, help="stage 1's regularizer.safetensors")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=32, help="motions of a step")
     parser.add_argument(
         "--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="variants; default: all"
     )
@@ -79,6 +82,7 @@ def main() -> None:
             command = [sys.executable, "-m", "autodrag.cli", "train", "predictor", "--config", args.config]
             command += ["--checkpoint", args.checkpoint, "--regularizer", args.regularizer]
             command += ["--run.folder", str(folder), "--training.steps", str(args.steps)]
+            command += ["--training.batch", str(args.batch)]
             command += ["--training.validate_steps", str(args.steps + 1), "--training.average_decay", "0.99"]
             subprocess.run([*command, *VARIANTS[name]], check=True, stdout=subprocess.DEVNULL)
             write_json(result, measure(folder, args.checkpoint))

@@ -33,6 +33,10 @@ class MotionConfig:
     """Share of the first codes whose layers differ; the others are as the mapping network gives them."""
     travel: tuple[float, float] = (0.1, 0.9)
     """Share of the way to the other code that the whole sequence goes, drawn between the two."""
+    reach: float = 0.0
+    """Share of the way that drags may go where that is farther than `travel`: matched on the way, points go straight on
+    from there. What moves far is seldom matched, so that matched drags alone are shorter than those that people make.
+    0: a drag ends where its point was found, as in the paper."""
     toward: bool = True
     """Toward the other code, as UserControllableLT; false goes away from it, as Eq. 7 is printed."""
     matcher: Literal["features", "sift", "loftr"] = "features"
@@ -59,6 +63,8 @@ class MotionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.psi[0] <= self.psi[1] or not 0 < self.travel[0] <= self.travel[1] <= 1:
             raise ValueError(f"psi {self.psi}, travel {self.travel}: expected low <= high, and travel in (0, 1].")
+        if not 0 <= self.reach <= 2:
+            raise ValueError(f"reach {self.reach}: expected a share of the way, 0 to 2.")
         if self.candidates < self.points or self.points < 1:
             raise ValueError(f"points {self.points}: expected 1 to candidates ({self.candidates}).")
         if not all(0 <= share <= 1 for share in (self.mixed, self.single, self.masks, self.anchors)):
@@ -82,7 +88,7 @@ class Motion:
     moving: Bool[Tensor, "B N"]
     """True where a row is a drag: neither an anchor nor padding."""
     free: Bool[Tensor, "B"]
-    """True where neither mask nor anchors ask for something else than w_n."""
+    """True where neither mask nor anchors nor a longer way ask for something else than w_n."""
 
 
 def rate(travel: Float[Tensor, " B"], steps: int, toward: bool) -> Float[Tensor, " B"]:
@@ -112,12 +118,17 @@ def draw_motion(
     is_mixed = (torch.rand(count, generator=rng) < config.mixed).to(device)
     start = torch.where(is_mixed[:, None, None], mixed, plain)
     end = map_codes(generator, count, uniform((count,), *config.psi, rng), rng)[:, None].expand(-1, layers, -1)
-    speed = rate(uniform((count,), *config.travel, rng), net.steps, config.toward).to(device)
+    travel = uniform((count,), *config.travel, rng)
+    speed = rate(travel, net.steps, config.toward).to(device)
     points = torch.rand(count, config.candidates, 2, generator=rng) * torch.tensor([image[1], image[0]]) - 0.5
     points = points.to(device)[keep]
     chance = {name: torch.rand(count, generator=rng).to(device)[keep] for name in ("number", "mask", "anchors")}
     order = torch.rand(count, config.candidates, generator=rng).to(device)[keep]
     shape = torch.rand(count, 5, generator=rng).to(device)[keep]
+    longer = torch.ones(count)
+    if config.reach:
+        longer = (1 + torch.rand(count, generator=rng) * (config.reach / travel - 1)).clamp_min(1)
+    longer = longer.to(device)[keep]
 
     codes = motion_sequence(start[keep], end[keep], speed[keep], steps=net.steps, edit_layers=net.edit_layers)
     first = generator.features(codes[:, 0], block=net.track_block)
@@ -139,6 +150,8 @@ def draw_motion(
     chosen = priority.argsort(dim=1, descending=True)
     drags = torch.take_along_dim(far, chosen, 1) & (rows < number[:, None])
     handles, targets = (torch.take_along_dim(p, chosen[..., None], 1) for p in (points, found))
+    longer = longer.minimum(_room(handles, targets, drags, image))
+    targets = handles + longer[:, None, None] * (targets - handles)
     # Anchors: places of the first image that no drag uses, other than those that moved far with them.
     wanted = torch.where(chance["anchors"] < config.anchors, 1 + (order[:, 0] * 3).long(), 0)
     later = ~torch.take_along_dim(far, chosen, 1)
@@ -152,7 +165,7 @@ def draw_motion(
     masked = chance["mask"] < config.masks
     maps = first.outputs[net.feature_block].float()
     movable = _random_masks(handles, targets, moving, masked, shape, image, maps.shape[2:])
-    free = ~(masked | (wanted > 0))
+    free = ~(masked | (wanted > 0) | (longer > 1))
     return Motion(codes, first, maps, Drags(handles, targets, valid, movable), moving, free)
 
 
@@ -166,6 +179,15 @@ def _match(
         return points, found, mutual
     before, after = generator(codes[:, 0]), generator(codes[:, -1])
     return match_pictures(before, after, points, matcher=config.matcher, weights=config.weights)
+
+
+def _room(handles: Tensor, targets: Tensor, drags: Tensor, image: Size) -> Float[Tensor, " B"]:
+    """How many times as long all drags of a sample can be without a target outside of the image; 1 at least."""
+    limit = targets.new_tensor([image[1], image[0]]) - 0.5
+    way = targets - handles
+    border = torch.where(way > 0, limit, -0.5)
+    most = torch.where(way == 0, torch.inf, (border - handles) / way).amin(dim=2)
+    return torch.where(drags, most, torch.inf).amin(dim=1).clamp_min(1)
 
 
 def _random_masks(

@@ -114,6 +114,7 @@ def drag(
             mask=mask,
             anchors=anchors,
             references=known,
+            before=latent,
             basis=basis,
             stop=stop,
             callback=callback,

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from autodrag.data.matching import PULL, Appearance, appearance, follow
+from autodrag.infer.replay import Replays
 from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Features, Generator
@@ -78,9 +79,11 @@ class LearnedNets:
     regularizer: Regularizer | None
     _last: list[tuple[Tensor, bool, list[KeysValues]]] = field(default_factory=list, repr=False, compare=False)
     """What `read` was last asked, in autocast or not, and its answer: an image is dragged many times."""
+    _replays: Replays = field(default_factory=Replays, repr=False, compare=False)
 
     def to(self, device: torch.device) -> LearnedNets:
         """Both on a device, frozen."""
+        self._replays.clear()
         for net in (self.predictor, self.regularizer):
             if net is not None:
                 net.to(device).eval().requires_grad_(False)
@@ -90,8 +93,11 @@ class LearnedNets:
         return self
 
     def read(self, latent: Float[Tensor, "B L D"]) -> list[KeysValues] | None:
-        """What the regularizer knows of the layers that no edit changes; that of the last image is kept."""
-        if self.regularizer is None:
+        """What the regularizer knows of the layers that no edit changes; that of the last image is kept.
+
+        None on a GPU, where reading is part of the graph that `edit` replays.
+        """
+        if self.regularizer is None or latent.is_cuda:
             return None
         clean, auto = latent[:, self.regularizer.config.edit_layers :], torch.is_autocast_enabled(latent.device.type)
         for known, precision, answer in self._last[:]:  # a copy: other threads may read too
@@ -109,11 +115,20 @@ class LearnedNets:
         clean: list[KeysValues] | None = None,
     ) -> Float[Tensor, "B L D"]:
         """The last code of one predicted motion, restored and aligned. clean: of `read`, where it is known."""
-        memory, code = self.predictor.encode(maps, drags), latent
+        tokens, known = self.predictor.tokenise(maps, drags)
+        if latent.is_cuda and not torch.is_grad_enabled():
+            restored = self._replays.call(self._decode, tokens, known, latent)
+        else:
+            restored = self._decode(tokens, known, latent, clean)
+        return self.predictor.align(restored[:, None], latent, drags)[:, 0]
+
+    def _decode(
+        self, tokens: Tensor, known: Tensor, latent: Tensor, clean: list[KeysValues] | None = None
+    ) -> Float[Tensor, "B L D"]:
+        memory, code = self.predictor.attend(tokens, known), latent
         for _ in range(self.predictor.config.steps):
             code = self.predictor.next_code(memory, code)
-        restored = code if self.regularizer is None else self.regularizer(code, clean)
-        return self.predictor.align(restored[:, None], latent, drags)[:, 0]
+        return code if self.regularizer is None else self.regularizer(code, clean)
 
 
 def make_drags(

@@ -120,6 +120,7 @@ def refine(
     mask: Bool[Tensor, "H W"] | None = None,
     anchors: Float[Tensor, "M 2"] | None = None,
     references: Origin | None = None,
+    before: Float[Tensor, "1 L D"] | None = None,
     basis: LatentBasis | None = None,
     stop: threading.Event | None = None,
     callback: Callback | None = None,
@@ -127,14 +128,15 @@ def refine(
     """Moves `handles` to `targets` (px) by optimising the first layers of `latent`.
 
     mask: True = may move. anchors: points (px) that must stay. references: what the handles looked like, from an
-    earlier result; None takes them from `latent`. basis: standard coordinates of the generator's latents; made here
+    earlier result; None takes them from `latent`. before: the code that `locate` counts the length of the edit from,
+    where `latent` is a guess of where it leads; None is `latent`. basis: standard coordinates of the generator's latents; made here
     when `locate` needs them and none are given. stop: set it from any thread to end after the current step.
     callback: called before every step and at the end, in this thread.
     """
     drag = _Drag(generator, latent.detach(), handles, targets, config, mask, anchors, references, stop, callback)
     if config.objective == "draggan":
         return _published(drag, config)
-    return _located(drag, config, basis or LatentBasis.of(generator))
+    return _located(drag, config, basis or LatentBasis.of(generator), latent if before is None else before)
 
 
 class _Drag:
@@ -278,7 +280,7 @@ def _tracker(drag: _Drag, config: RefineConfig, initial: Tensor) -> Follow:
     return follow
 
 
-def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineResult:
+def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis, before: Float[Tensor, "1 L D"]) -> RefineResult:
     """Our loop: Levenberg and Marquardt's on the positions of a soft tracker, never uphill.
 
     Anchors are points whose targets are their places. A step asks every point for at most `reach` of the image's
@@ -297,6 +299,8 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineRes
         what = appearance(drag.first.outputs[levels], seen[None], drag.image)
     rng = torch.Generator().manual_seed(0)
     here = value = drag.start.new_zeros(1, rows, drag.start.shape[2])
+    away = basis.coordinates(drag.start - before[:, : drag.start.shape[1]].to(drag.start))
+    away = away if apart else away.mean(dim=1, keepdim=True)
     best, best_loss, failures, slopes = None, float("inf"), 0, None
     prior = config.prior * (height / 64) ** 2
     damping, reach, age = config.damping, config.reach * height, 0
@@ -313,7 +317,7 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineRes
         errors = (found - targets) * share.sqrt()[:, None]
         change = _change(drag, features, config)
         squares = (
-            errors.square().sum() + prior * value.square().sum() + (0 if change is None else change.square().sum())
+            errors.square().sum() + prior * (away + value).square().sum() + (0 if change is None else change.square().sum())
         )
         loss = float(squares.detach()) / 2
         result = drag.result(latent, found[:count], sure, step)
@@ -335,7 +339,7 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis) -> RefineRes
             slopes, age = slopes.learn(taken, errors.detach().flatten(), stay=not fresh), age + fresh
         length = slopes.errors.view(-1, 2).norm(dim=1, keepdim=True)
         asked = -slopes.errors.view(-1, 2) * (reach / length.clamp_min(1e-6)).clamp_max(1.0)
-        taken = slopes.step(asked.flatten(), here.flatten(), prior, damping)
+        taken = slopes.step(asked.flatten(), (away + here).flatten(), prior, damping)
         value = here + taken.view_as(here)
     raise AssertionError("the loop ends by a reason")
 

@@ -48,6 +48,10 @@ class LatentBasis:
         """A displacement of W in standard coordinates, as one in W."""
         return coordinates @ self.directions.t()
 
+    def coordinates(self, offset: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """A displacement of W in standard coordinates: what `offset` takes back."""
+        return offset @ (self.directions / self.directions.square().sum(dim=0))
+
 
 class LatentFrame(nn.Module):
     """A basis as part of a network, stored with its weights: the sign of a principal direction is an accident."""

@@ -176,6 +176,10 @@ class Predictor(nn.Module):
 
     def encode(self, maps: Float[Tensor, "B C h w"], drags: Drags) -> Memory:
         """What the decoder attends to, from F of the present image and the drags."""
+        return self.attend(*self.tokenise(maps, drags))
+
+    def tokenise(self, maps: Float[Tensor, "B C h w"], drags: Drags) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
+        """Tokens of the map and of the drags, and which are real."""
         config = self.config
         maps = maps / self.feature_scale[:, None, None]
         movable = maps.new_ones(maps[:, :1].shape) if drags.movable is None else drags.movable[:, None].to(maps.dtype)
@@ -185,9 +189,11 @@ class Predictor(nn.Module):
         if config.positions:
             tokens = tokens + self.token_position(_cell_positions(rows, columns, tokens))
         patches, valid = self._patches(maps, drags)
-        tokens = torch.cat([tokens, patches], dim=1)
+        return torch.cat([tokens, patches], dim=1), torch.cat([valid.new_ones(len(valid), rows * columns), valid], dim=1)
+
+    def attend(self, tokens: Float[Tensor, "B N D"], known: Bool[Tensor, "B N"]) -> Memory:
+        """What the decoder attends to, from the tokens; where `known` is False they are padding."""
         tokens = tokens + self.mix(tokens)
-        known = torch.cat([valid.new_ones(len(valid), rows * columns), valid], dim=1)
         mask = known[:, None, None]
         for layer in self.encoder:
             tokens = layer(tokens, mask)

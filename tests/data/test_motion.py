@@ -83,6 +83,34 @@ def test_drags_moved_far_or_farthest(tiny_generator: Generator) -> None:
         assert (inside >= -0.5).all() and (inside <= limit).all()
 
 
+def test_drags_go_on_straight_as_far_as_the_whole_way(tiny_generator: Generator) -> None:
+    """Matched halfway, a drag is up to twice as long with a reach of 1; all of one sample by the same factor."""
+    found = draw(tiny_generator, count=64, travel=(0.5, 0.5), anchors=0.0, masks=0.0)
+    longer = draw(tiny_generator, count=64, travel=(0.5, 0.5), anchors=0.0, masks=0.0, reach=1.0)
+    assert torch.equal(found.codes, longer.codes) and torch.equal(found.moving, longer.moving)
+    assert torch.equal(found.drags.handles, longer.drags.handles)
+    first, second = (sample.drags.targets - sample.drags.handles for sample in (found, longer))
+    factors = (first * second).sum(dim=2) / first.square().sum(dim=2).clamp_min(1e-9)
+    moving = found.moving & (first.norm(dim=2) > 0.1)
+    torch.testing.assert_close(second[moving], (factors[..., None] * first)[moving], atol=1e-3, rtol=1e-3)
+    assert factors[moving].min() > 0.999 and factors[moving].max() < 2.001 and factors[moving].mean() > 1.2
+    least = torch.where(moving, factors, torch.inf).amin(dim=1)
+    most = torch.where(moving, factors, -torch.inf).amax(dim=1)
+    assert ((most - least)[moving.any(dim=1)] < 1e-2).all()
+    places = longer.drags.targets[longer.moving]
+    assert (places >= -0.5 - 1e-4).all() and (places <= 31.5 + 1e-4).all()
+    assert torch.equal(longer.free, ~(moving.any(dim=1) & (most > 1.0001)))  # the last code does not answer these
+    assert found.free.all()
+
+
+def test_a_drag_that_ends_at_the_border_is_no_longer_than_found() -> None:
+    handles = torch.tensor([[[10.0, 10.0], [0.0, 0.0]], [[10.0, 10.0], [20.0, 20.0]]])
+    targets = torch.tensor([[[20.5, 10.0], [0.0, 0.0]], [[10.0, 31.5], [21.0, 20.0]]])
+    drags = torch.tensor([[True, False], [True, True]])
+    room = motion._room(handles, targets, drags, (32, 32))
+    torch.testing.assert_close(room, torch.tensor([21.5 / 10.5, 1.0]))
+
+
 def test_some_samples_have_a_single_drag(tiny_generator: Generator) -> None:
     for single in (0.2, 0.9):
         number = draw(tiny_generator, count=200, min_px=1.0, min_px_many=1.0, single=single).moving.sum(dim=1)

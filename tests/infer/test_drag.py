@@ -103,6 +103,7 @@ def test_the_refiner_goes_on_from_where_the_predictor_came_to(
     assert torch.equal(call["latent"], latent + 1)
     assert torch.equal(call["handles"], TARGETS + torch.tensor([5.0, 0.0]))
     assert torch.equal(call["targets"], TARGETS)
+    assert torch.equal(call["before"], latent)  # what the predictor did is part of the edit, and priced with it
     assert (outcome.rounds, outcome.steps, outcome.reason) == (3, 5, "arrived")
     assert outcome.distances.tolist() == [0.5, 0.5]  # the refiner's
 

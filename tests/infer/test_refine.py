@@ -149,6 +149,27 @@ def test_layers_move_together_unless_a_mask_holds_something(generator: Generator
         settings("draggan", space="auto")
 
 
+@pytest.mark.parametrize("space", ["w", "w+"])
+def test_the_length_of_an_edit_is_counted_from_the_code_before_a_guess(
+    generator: Generator, latent: torch.Tensor, space: str
+) -> None:
+    """Where lengths are dear, a guess is taken back; counted from the guess itself, it is kept."""
+    basis = LatentBasis.of(generator)
+    rng = torch.Generator().manual_seed(4)
+    guess = latent.clone()
+    guess[:, :6] += basis.offset(torch.randn(1, 1 if space == "w" else 6, latent.shape[2], generator=rng))
+    handles, targets = torch.tensor([[10.0, 10.0]]), torch.tensor([[14.0, 10.0]])
+
+    def away(before: torch.Tensor | None) -> float:
+        config = settings(space=space, prior=1e4, steps=6, lost_confidence=0.0)
+        result = refine(generator, guess, handles, targets, config=config, basis=basis, before=before)
+        return float(basis.coordinates((result.latent - latent)[:, :6]).norm())
+
+    whole = float(basis.coordinates((guess - latent)[:, :6]).norm())
+    assert away(latent) < 0.1 * whole
+    assert away(None) > 0.9 * whole
+
+
 @pytest.mark.parametrize("name", ["default", "draggan"])
 def test_points_and_latent_belong_together(generator: Generator, latent: torch.Tensor, name: str) -> None:
     states: list[StepState] = []

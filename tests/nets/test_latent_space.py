@@ -60,6 +60,13 @@ def test_offset_and_coordinates_are_inverse(frame: LatentFrame) -> None:
     torch.testing.assert_close(frame.coordinates(frame.mean + frame.offset(w)), w, atol=1e-4, rtol=1e-4)
 
 
+def test_a_basis_tells_displacements_as_its_frame_does(tiny_generator: Generator, frame: LatentFrame) -> None:
+    basis = LatentBasis.of(tiny_generator)
+    a, b = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(basis.offset(basis.coordinates(a)), a, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(basis.coordinates(a - b), frame.coordinates(a) - frame.coordinates(b))
+
+
 def test_an_untaught_frame_changes_nothing_and_a_taught_one_is_stored(
     tiny_generator: Generator, frame: LatentFrame
 ) -> None:
