@@ -68,24 +68,49 @@ class Appearance:
         return Appearance(features, self.mean, self.deviation, torch.take_along_dim(self.scale, order, 1))
 
 
+@dataclass(frozen=True)
+class Look:
+    """What an image looks like before anybody asks for a point of it; see `look`."""
+
+    units: tuple[Float[Tensor, "B _ _ _"], ...]
+    """Per block the direction of every cell's feature, its channels standardised over the image."""
+    mean: tuple[Float[Tensor, "B _ 1 1"], ...]
+    deviation: tuple[Float[Tensor, "B _ 1 1"], ...]
+    typical: tuple[Float[Tensor, "B _ 1"], ...]
+    """Mean direction."""
+
+    @_precisely
+    def at(self, points: Float[Tensor, "B N 2"], image: Size) -> Appearance:
+        """What lies at `points` (px of an image of size (H, W))."""
+        features: list[Tensor] = []
+        scale = points.new_zeros(points.shape[:2])
+        for unit, typical in zip(self.units, self.typical, strict=True):
+            feature = F.normalize(sample(unit, points, image), dim=1).transpose(1, 2)
+            scale = scale + 1 - (feature @ typical)[..., 0]
+            features.append(feature)
+        return Appearance(tuple(features), self.mean, self.deviation, scale.clamp_min(1e-6))
+
+
 @_precisely
-def appearance(maps: Maps, points: Float[Tensor, "B N 2"], image: Size) -> Appearance:
-    """What lies at `points` (px of an image of size (H, W)), by its blocks' outputs."""
-    features: list[Tensor] = []
+def look(maps: Maps) -> Look:
+    """What an image looks like, by its blocks' outputs."""
+    units: list[Tensor] = []
     means: list[Tensor] = []
     deviations: list[Tensor] = []
-    scale = points.new_zeros(points.shape[:2])
     for one in maps:
         one = one.float()
         mean = one.mean(dim=(2, 3), keepdim=True)
         deviation = (one - mean).square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-4)
-        unit = _unit(one, mean, deviation)
-        feature = F.normalize(sample(unit, points, image), dim=1).transpose(1, 2)
-        scale = scale + 1 - (feature @ unit.mean(dim=(2, 3))[:, :, None])[..., 0]
-        features.append(feature)
+        units.append(_unit(one, mean, deviation))
         means.append(mean)
         deviations.append(deviation)
-    return Appearance(tuple(features), tuple(means), tuple(deviations), scale.clamp_min(1e-6))
+    typical = tuple(unit.mean(dim=(2, 3))[:, :, None] for unit in units)
+    return Look(tuple(units), tuple(means), tuple(deviations), typical)
+
+
+def appearance(maps: Maps, points: Float[Tensor, "B N 2"], image: Size) -> Appearance:
+    """What lies at `points` (px of an image of size (H, W)), by its blocks' outputs."""
+    return look(maps).at(points, image)
 
 
 @_precisely

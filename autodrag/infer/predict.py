@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from autodrag.data.matching import PULL, Appearance, appearance, follow
+from autodrag.data.matching import PULL, Appearance, Look, follow, look
 from autodrag.infer.replay import Replays
 from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.regularizer import Regularizer
@@ -79,6 +79,10 @@ class LearnedNets:
     regularizer: Regularizer | None
     _last: list[tuple[Tensor, bool, list[KeysValues]]] = field(default_factory=list, repr=False, compare=False)
     """What `read` was last asked, in autocast or not, and its answer: an image is dragged many times."""
+    _read: list[tuple[Tensor, bool, Tensor]] = field(default_factory=list, repr=False, compare=False)
+    """The map, in autocast or not, of which `open_map` last made tokens, and these."""
+    _seen: list[tuple[Features, Look]] = field(default_factory=list, repr=False, compare=False)
+    """What `see` was last asked, and its answer."""
     _replays: Replays = field(default_factory=Replays, repr=False, compare=False)
 
     def to(self, device: torch.device) -> LearnedNets:
@@ -107,15 +111,38 @@ class LearnedNets:
         self._last[:] = [(clean.clone(), auto, answer)]
         return answer
 
+    def see(self, features: Features) -> Look:
+        """What the image of these features looks like; that of the last one is kept."""
+        for known, answer in self._seen[:]:
+            if known is features:
+                return answer
+        answer = look(features.outputs[self.predictor.config.tracked])
+        self._seen[:] = [(features, answer)]
+        return answer
+
+    def open_map(self, maps: Float[Tensor, "B C h w"]) -> Float[Tensor, "B M D"]:
+        """The tokens of a map where everything may move; those of the last one are kept."""
+        auto = torch.is_autocast_enabled(maps.device.type)
+        for known, precision, answer in self._read[:]:
+            if known is maps and precision == auto:
+                return answer
+        answer = self.predictor.read_map(maps)
+        self._read[:] = [(maps, auto, answer)]
+        return answer
+
     def edit(
         self,
         latent: Float[Tensor, "B L D"],
         maps: Float[Tensor, "B C h w"],
         drags: Drags,
         clean: list[KeysValues] | None = None,
+        read: Float[Tensor, "B M W"] | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """The last code of one predicted motion, restored and aligned. clean: of `read`, where it is known."""
-        tokens, known = self.predictor.tokenise(maps, drags)
+        """The last code of one predicted motion, restored and aligned.
+
+        clean: of `read`, where it is known. read: of `Predictor.read_map`, likewise.
+        """
+        tokens, known = self.predictor.tokenise(maps, drags, read)
         if latent.is_cuda and not torch.is_grad_enabled():
             restored = self._replays.call(self._decode, tokens, known, latent)
         else:
@@ -180,13 +207,15 @@ def predict(
         valid=torch.take_along_dim(drags.valid, order, 1),
     )
     features = features or generator.features(latent, block=net.track_block)
-    what = appearance(features.outputs[tracked], drags.handles, image) if what is None else what.take(order)
+    what = nets.see(features).at(drags.handles, image) if what is None else what.take(order)
     best = _state(latent, features, drags.handles, torch.ones_like(drags.handles[..., 0]), drags, config)
     points, codes, maps, made, clean = drags.handles, latent, features, 0, nets.read(latent)
+    read = nets.open_map(features.outputs[block]) if drags.movable is None else None  # of the first round
     done = torch.zeros(len(latent), dtype=torch.bool, device=latent.device)  # rows that are left as they are
     limit = config.limit(drags)
     for made in range(1, int(limit.max()) + 1):
-        codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points), clean)
+        codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points), clean, read)
+        read = None
         maps = generator.features(codes, block=net.track_block)
         points, sure = follow(maps.outputs[tracked], what, image, near=points, pull=PULL)
         now = _state(codes, maps, points, sure, drags, config)

@@ -129,9 +129,9 @@ def refine(
 
     mask: True = may move. anchors: points (px) that must stay. references: what the handles looked like, from an
     earlier result; None takes them from `latent`. before: the code that `locate` counts the length of the edit from,
-    where `latent` is a guess of where it leads; None is `latent`. basis: standard coordinates of the generator's latents; made here
-    when `locate` needs them and none are given. stop: set it from any thread to end after the current step.
-    callback: called before every step and at the end, in this thread.
+    where `latent` is a guess of where it leads; None is `latent`. basis: standard coordinates of the generator's
+    latents; made here when `locate` needs them and none are given. stop: set it from any thread to end after the
+    current step. callback: called before every step and at the end, in this thread.
     """
     drag = _Drag(generator, latent.detach(), handles, targets, config, mask, anchors, references, stop, callback)
     if config.objective == "draggan":
@@ -316,9 +316,8 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis, before: Floa
         share[:count][drag.lost] = 0
         errors = (found - targets) * share.sqrt()[:, None]
         change = _change(drag, features, config)
-        squares = (
-            errors.square().sum() + prior * (away + value).square().sum() + (0 if change is None else change.square().sum())
-        )
+        squares = errors.square().sum() + prior * (away + value).square().sum()
+        squares = squares if change is None else squares + change.square().sum()
         loss = float(squares.detach()) / 2
         result = drag.result(latent, found[:count], sure, step)
         drag.loss = loss

@@ -58,20 +58,30 @@ class LatentFrame(nn.Module):
 
     mean: Tensor
     directions: Tensor
+    inverse: Tensor
+    """Of `directions`, transposed."""
 
     def __init__(self, w_dim: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(w_dim))
         self.register_buffer("directions", torch.eye(w_dim))
+        self.register_buffer("inverse", torch.eye(w_dim), persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.renew())
 
     def take(self, basis: LatentBasis) -> None:
         """Copies a basis."""
         self.mean.copy_(basis.mean)
         self.directions.copy_(basis.directions)
+        self.renew()
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Makes the inverse that belongs to the directions; needed after they were written to by hand."""
+        self.inverse = self.directions / self.directions.square().sum(dim=0)
 
     def coordinates(self, w: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Codes in standard coordinates: zero mean and unit variance in every direction."""
-        return (w - self.mean) @ (self.directions / self.directions.square().sum(dim=0))
+        return (w - self.mean) @ self.inverse
 
     def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """A displacement in standard coordinates, as one in W."""

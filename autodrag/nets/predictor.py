@@ -178,18 +178,25 @@ class Predictor(nn.Module):
         """What the decoder attends to, from F of the present image and the drags."""
         return self.attend(*self.tokenise(maps, drags))
 
-    def tokenise(self, maps: Float[Tensor, "B C h w"], drags: Drags) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
-        """Tokens of the map and of the drags, and which are real."""
-        config = self.config
-        maps = maps / self.feature_scale[:, None, None]
-        movable = maps.new_ones(maps[:, :1].shape) if drags.movable is None else drags.movable[:, None].to(maps.dtype)
-        tokens = self.tokens(torch.cat([maps, movable], dim=1))  # (B, D, rows, columns)
+    def tokenise(
+        self, maps: Float[Tensor, "B C h w"], drags: Drags, read: Float[Tensor, "B M D"] | None = None
+    ) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
+        """Tokens of the map and of the drags, and which are real. read: of `read_map`, where it is known."""
+        read = self.read_map(maps, drags.movable) if read is None else read
+        drawn, valid = self._patches(maps, drags)
+        return torch.cat([read, drawn], dim=1), torch.cat([valid.new_ones(read.shape[:2]), valid], dim=1)
+
+    def read_map(
+        self, maps: Float[Tensor, "B C h w"], movable: Float[Tensor, "B h w"] | None = None
+    ) -> Float[Tensor, "B M D"]:
+        """Tokens of F and of what may move: they hold for all drags of one image."""
+        share = maps.new_ones(maps[:, :1].shape) if movable is None else movable[:, None].to(maps.dtype)
+        tokens = self.tokens(torch.cat([maps / self.feature_scale[:, None, None], share], dim=1))
         rows, columns = tokens.shape[2:]
         tokens = tokens.flatten(2).transpose(1, 2) + self.kind[0]
-        if config.positions:
+        if self.config.positions:
             tokens = tokens + self.token_position(_cell_positions(rows, columns, tokens))
-        patches, valid = self._patches(maps, drags)
-        return torch.cat([tokens, patches], dim=1), torch.cat([valid.new_ones(len(valid), rows * columns), valid], dim=1)
+        return tokens
 
     def attend(self, tokens: Float[Tensor, "B N D"], known: Bool[Tensor, "B N"]) -> Memory:
         """What the decoder attends to, from the tokens; where `known` is False they are padding."""
@@ -249,6 +256,7 @@ class Predictor(nn.Module):
 
         def patch(points: Tensor) -> Tensor:
             values = sample(maps, (points[:, :, None] + window).flatten(1, 2), config.image)  # (B, C, N * P)
+            values = values / self.feature_scale[:, None]
             return values.unflatten(2, (points.shape[1], -1)).permute(0, 2, 1, 3).flatten(2)
 
         handles, targets = self.handle_patch(patch(drags.handles)), self.target_patch(patch(drags.targets))

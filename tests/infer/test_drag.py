@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,8 +101,8 @@ def test_the_refiner_goes_on_from_where_the_predictor_came_to(
 ) -> None:
     outcome, _ = run(left=5.0)
     (call,) = fake_refiner.calls
-    assert torch.equal(call["latent"], latent + 1)
-    assert torch.equal(call["handles"], TARGETS + torch.tensor([5.0, 0.0]))
+    torch.testing.assert_close(call["latent"], latent + 0.5)  # halfway to the prediction, which is at 1
+    torch.testing.assert_close(call["handles"], (HANDLES + TARGETS + torch.tensor([5.0, 0.0])) / 2)
     assert torch.equal(call["targets"], TARGETS)
     assert torch.equal(call["before"], latent)  # what the predictor did is part of the edit, and priced with it
     assert (outcome.rounds, outcome.steps, outcome.reason) == (3, 5, "arrived")
@@ -117,6 +118,17 @@ def test_it_follows_what_the_handles_were_in_the_image_before(
     assert torch.equal(known.latent, latent)  # what a mask holds is the original, too
     run(left=5.0, references=known)
     assert fake_refiner.calls[1]["references"] is known
+
+
+def test_the_prediction_stays_where_the_refiner_ends_farther_away(
+    run: Run, fake_refiner: FakeRefiner, latent: Tensor
+) -> None:
+    slow = replace(REFINER, steps=0)  # it stays halfway
+    outcome, _ = run(left=1.2, refiner=slow)
+    assert torch.equal(outcome.latent, latent + 1) and outcome.distances.tolist() == pytest.approx([1.2, 1.2])
+    assert (outcome.rounds, outcome.steps) == (3, 0) and outcome.references is not None
+    held, _ = run(left=1.2, refiner=slow, anchors=torch.tensor([[1.0, 1.0]]))  # which a prediction holds loosely
+    torch.testing.assert_close(held.latent, latent + 0.5)
 
 
 def test_what_has_arrived_is_not_refined(run: Run, fake_refiner: FakeRefiner, latent: Tensor) -> None:
@@ -150,8 +162,6 @@ def test_no_predictor(run: Run, method: str) -> None:
 
 
 def test_the_refiner_has_what_is_left_of_the_time(run: Run, fake_refiner: FakeRefiner) -> None:
-    from dataclasses import replace
-
     timed = replace(REFINER, budget_s=2.0)
     _, predictor = run(left=5.0, seconds=0.5, refiner=timed)
     assert predictor.calls[0]["config"].budget_s == 2.0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from learned import tiny_nets
 from torch import Tensor
 
-from autodrag.data.matching import appearance
+from autodrag.data.matching import appearance, look
 from autodrag.infer import predict as module
 from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction, make_drags, predict
 from autodrag.nets.predictor import Drags, Predictor
@@ -296,6 +296,41 @@ def test_known_features_are_not_made_again(
     result = predict(nets, tiny_generator, latent, random_drags(), config=PredictConfig(rounds=1), features=known)
     torch.testing.assert_close(result.latent, expected.latent)
     assert len(made) == 1  # those of the result
+
+
+def test_what_holds_for_all_drags_of_an_image_is_made_once(
+    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its look and the tokens of its map, kept while the same features come back; the answers do not change."""
+    made: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            made.append(name)
+            return function(*args)
+
+        return call
+
+    features = [tiny_generator.features(code[None], block=3) for code in latent[:2]]
+    given = [random_drags(batch=1, seed=seed) for seed in (0, 1)]
+
+    def end(image: int, drags: Drags) -> Tensor:
+        config = PredictConfig(rounds=2, stop_px=0.0, gain=0.0)
+        known = features[image]
+        start = latent[image : image + 1]
+        return predict(nets, tiny_generator, start, drags, config=config, features=known).latent
+
+    expected = [end(k, drags) for k in (0, 1, 0) for drags in given]
+    monkeypatch.setattr(module, "look", counted("look", look))
+    monkeypatch.setattr(nets.predictor, "read_map", counted("map", nets.predictor.read_map))
+    nets._seen.clear()
+    nets._read.clear()
+    again = [end(k, drags) for k in (0, 1, 0) for drags in given]
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+    assert made.count("look") == 3 and made.count("map") == 3 + 6  # of the second rounds every map is new
+    rows = nets.predictor.config.feature_height
+    end(0, replace(given[0], movable=torch.ones(1, rows, rows)))
+    assert made.count("look") == 3 and made.count("map") == 9 + 2  # tokens of a map know the mask
 
 
 def test_the_first_look_can_come_from_an_earlier_image(

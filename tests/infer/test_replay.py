@@ -93,7 +93,8 @@ def test_replayed_edits_are_the_computed_ones(autocast: bool) -> None:
                 plain = nets.predictor.align(nets._decode(tokens, known, latent)[:, None], latent, given)[:, 0]
                 for _ in range(3):  # computed, recorded, replayed
                     torch.testing.assert_close(nets.edit(latent, maps, given), plain)
-                other = nets.edit(latent.flip(0), maps.flip(0), Drags(*(x.flip(0) for x in (given.handles, given.targets, given.valid))))
+                turned = Drags(given.handles.flip(0), given.targets.flip(0), given.valid)
+                other = nets.edit(latent.flip(0), maps.flip(0), turned)
                 torch.testing.assert_close(other.flip(0), plain, atol=1e-3, rtol=1e-3)
             with torch.no_grad():  # a graph of inference mode serves outside of it
                 torch.testing.assert_close(nets.edit(latent, maps, given), plain)
@@ -106,11 +107,12 @@ def test_a_closed_loop_on_a_gpu_ends_where_it_does_on_a_cpu() -> None:
     nets = random_nets(generator)
     torch.nn.init.normal_(nets.predictor.head.weight, std=0.01)
     latent = generator.map(torch.randn(1, 512))
-    ends = {}
+    ends: dict[str, list[Tensor]] = {}
     for device in ("cpu", "cuda"):
         where = torch.device(device)
         generator.to(where), nets.to(where)
-        drags = make_drags(nets.predictor, torch.tensor([[20.0, 20.0]]).to(where), torch.tensor([[40.0, 30.0]]).to(where))
+        handle, target = (torch.tensor([place]).to(where) for place in ([20.0, 20.0], [40.0, 30.0]))
+        drags = make_drags(nets.predictor, handle, target)
         for _ in range(3):
             found = predict(nets, generator, latent.to(where), drags, config=PredictConfig(stop_px=0.0, gain=0.0))
             ends.setdefault(device, []).append(found.latent.cpu())
