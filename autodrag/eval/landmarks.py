@@ -136,7 +136,7 @@ def table(rows: list[Record], frechet: str = "Fréchet") -> str:
                 *distances,
                 spread((fast, r["median_s"], slow), 3),
                 f"{r['mean_steps']:.0f}",
-                f"{r['frechet']:.3f}" if "frechet" in r else "–",
+                f"{r['frechet']:.4f}" if "frechet" in r else "–",
                 f"{100 * r['torn']:.1f} %" if "torn" in r else "–",
                 " / ".join(f"{value:.3f}" for value in r["dai"].values()),
             ]
@@ -162,9 +162,9 @@ def main(argv: list[str]) -> int:
     pairs = landmark_pairs(bench, detector)
     records = evaluate(bench, detector, features, pairs, points)
     rows = summarise(records, bench.generator.config.resolution)
+    finish(bench.out, rows, table(rows, title))
     for n in points:
         of = [r for r in records if r["points"] == n]
         plot_distances(of, bench.out / f"distance-{n}.png", f"{n} of {detector.count} landmarks")
         write_sheet(bench, pairs, of, bench.out / f"sheet-{n}.png")
-    finish(bench.out, rows, table(rows, title))
     return 0
