@@ -44,7 +44,7 @@ class Parameters:
     preset: Preset = "default"
     """Named settings of the refiner: ours, or the published ones."""
     rounds: int | None = None
-    """Most predictions in a row; left out, 2 for one point and 4 for several."""
+    """Most predictions in a row; left out, 2 for one point and 6 for several."""
     steps: int | None = None
     """Most optimisation steps."""
     budget_s: float | None = None

@@ -35,7 +35,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "reuse": (0, 1, 2),
     "space": ("auto", "w+"),
 }
-ROUNDS = (1, 2, 4)
+ROUNDS = (1, 2, 4, 6)
 """Of the closed loop."""
 
 

@@ -22,8 +22,8 @@ from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.nets.transformer import KeysValues
 from autodrag.points import resize_mask
 
-ROUNDS = (2, 4)
-"""Of one point, and of several, which a third and a fourth bring nearer: `benchmarks/tuning.py --only rounds`."""
+ROUNDS = (2, 6)
+"""Of one point, and of several, which later ones still bring nearer: `benchmarks/tuning.py --only rounds`."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PredictConfig:
     """When the closed loop ends."""
 
     rounds: int | None = None
-    """Most predictions in a row; 1 is an open loop. None: 2 for one point and 4 for several, see `ROUNDS`."""
+    """Most predictions in a row; 1 is an open loop. None: 2 for one point and 6 for several, see `ROUNDS`."""
     stop_px: float = 0.5
     """A point has arrived at this distance from its target, px."""
     budget_s: float | None = None
