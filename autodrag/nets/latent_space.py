@@ -50,7 +50,12 @@ class LatentBasis:
 
     def coordinates(self, offset: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """A displacement of W in standard coordinates: what `offset` takes back."""
-        return offset @ (self.directions / self.directions.square().sum(dim=0))
+        return offset @ _inverse(self.directions)
+
+
+def _inverse(directions: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
+    """Of orthogonal directions of any length, transposed."""
+    return directions / directions.square().sum(dim=0)
 
 
 class LatentFrame(nn.Module):
@@ -77,7 +82,7 @@ class LatentFrame(nn.Module):
     @torch.no_grad()
     def renew(self) -> None:
         """Makes the inverse that belongs to the directions; needed after they were written to by hand."""
-        self.inverse = self.directions / self.directions.square().sum(dim=0)
+        self.inverse = _inverse(self.directions)
 
     def coordinates(self, w: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Codes in standard coordinates: zero mean and unit variance in every direction."""
