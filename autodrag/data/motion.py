@@ -36,7 +36,7 @@ class MotionConfig:
     reach: float = 0.0
     """Share of the way that drags may go where that is farther than `travel`: matched on the way, points go straight on
     from there. What moves far is seldom matched, so that matched drags alone are shorter than those that people make.
-    0: a drag ends where its point was found, as in the paper; with that edited critters stayed nearer to unedited ones."""
+    0: a drag ends where its point was found, as in the paper; critters so edited stayed nearer to unedited ones."""
     toward: bool = True
     """Toward the other code, as UserControllableLT; false goes away from it, as Eq. 7 is printed."""
     matcher: Literal["features", "sift", "loftr"] = "features"
