@@ -18,14 +18,40 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from autodrag.constant import constant
+
 Size = tuple[int, int]
 """(height, width) in pixels."""
 
 
 def rescale(points: Float[Tensor, "*N 2"], source: Size, target: Size) -> Float[Tensor, "*N 2"]:
     """Points of a grid of size `source` (H, W) in the pixels of a grid of size `target` (H, W)."""
-    scale = points.new_tensor([target[1] / source[1], target[0] / source[0]])
-    return (points + 0.5) * scale - 0.5
+    return (points + 0.5) * _ratio(source, target, points.device, points.dtype) - 0.5
+
+
+def last_pixel(image: Size, like: Tensor) -> Float[Tensor, " 2"]:
+    """(x, y) of the last pixel of an image of size (H, W), on the device and in the type of `like`."""
+    return _last_pixel(image, like.device, like.dtype)
+
+
+@constant
+def _ratio(source: Size, target: Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([target[1] / source[1], target[0] / source[0]], device=device, dtype=dtype)
+
+
+@constant
+def _last_pixel(image: Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([image[1] - 1, image[0] - 1], device=device, dtype=dtype)
+
+
+@constant
+def _factor(image: Size, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return 2.0 / torch.tensor([image[1], image[0]], device=device, dtype=dtype)
+
+
+def to_unit(points: Float[Tensor, "*N 2"], image: Size) -> Float[Tensor, "*N 2"]:
+    """Points of an image of size (H, W) as places in [-1, 1], where its corners are at -1 and 1."""
+    return (points + 0.5) * _factor(image, points.device, points.dtype) - 1.0
 
 
 def sample(maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"], image: Size) -> Float[Tensor, "B C N"]:
@@ -34,9 +60,7 @@ def sample(maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"], image
     The same as resizing the maps to the image (bilinear, corners on corners) and reading them there, up to the second
     interpolation that reading between pixels would add; nothing of the size of the image is made.
     """
-    extent = points.new_tensor([image[1], image[0]])
-    grid = (points + 0.5) * (2.0 / extent) - 1.0  # corners of the image at -1 and 1
-    grid = grid.to(maps.dtype)[:, None]  # (B, 1, N, 2)
+    grid = to_unit(points, image).to(maps.dtype)[:, None]  # (B, 1, N, 2)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
 
 
@@ -48,7 +72,7 @@ def sample_resized(
     The published DragGAN reads between the pixels of a resized map: an interpolation of an interpolation. The four
     neighbouring pixels are read from the small map and blended.
     """
-    limit = points.new_tensor([image[1] - 1, image[0] - 1])
+    limit = last_pixel(image, points)
     inside = points.clamp_min(0).minimum(limit)
     low = inside.floor()
     high = (low + 1).minimum(limit)
@@ -85,6 +109,7 @@ def side_by_side(maps: Sequence[Tensor]) -> Float[Tensor, "B D H W"]:
     return torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps], dim=1)
 
 
+@constant
 def disk(radius: float, step: float = 1.0) -> Float[Tensor, "K 2"]:
     """Offsets (x, y) on a grid of spacing `step` less than `radius` from the centre; the centre at least."""
     count = int(radius / step) + 1
@@ -95,6 +120,7 @@ def disk(radius: float, step: float = 1.0) -> Float[Tensor, "K 2"]:
     return offsets[inside]
 
 
+@constant
 def square(radius: int, step: float = 1.0) -> Float[Tensor, "K 2"]:
     """Offsets (x, y) of a square window of (2 * radius + 1)^2 positions with spacing `step`, row by row."""
     axis = torch.arange(-radius, radius + 1, dtype=torch.float32) * step

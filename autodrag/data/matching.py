@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from autodrag.points import Size, rescale, sample
+from autodrag.constant import constant
+from autodrag.points import Size, last_pixel, rescale, sample
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,17 +56,17 @@ class Appearance:
 
     features: tuple[Float[Tensor, "B N _"], ...]
     """Unit vectors."""
-    mean: tuple[Float[Tensor, "B _ 1 1"], ...]
-    """Of the channels over the first image."""
-    deviation: tuple[Float[Tensor, "B _ 1 1"], ...]
-    """Of the channels over the first image."""
+    offset: tuple[Float[Tensor, "B _ 1 1"], ...]
+    """Of the channels: -mean / standard deviation over the first image."""
+    factor: tuple[Float[Tensor, "B _ 1 1"], ...]
+    """Of the channels: 1 / standard deviation over the first image."""
     scale: Float[Tensor, "B N"]
     """What an unrelated place scores: a point's mean distance to all places of its own image."""
 
     def take(self, order: Int[Tensor, "B N"]) -> Appearance:
         """The same with its points in another order."""
         features = tuple(torch.take_along_dim(f, order[..., None], 1) for f in self.features)
-        return Appearance(features, self.mean, self.deviation, torch.take_along_dim(self.scale, order, 1))
+        return Appearance(features, self.offset, self.factor, torch.take_along_dim(self.scale, order, 1))
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ class Look:
 
     units: tuple[Float[Tensor, "B _ _ _"], ...]
     """Per block the direction of every cell's feature, its channels standardised over the image."""
-    mean: tuple[Float[Tensor, "B _ 1 1"], ...]
-    deviation: tuple[Float[Tensor, "B _ 1 1"], ...]
+    offset: tuple[Float[Tensor, "B _ 1 1"], ...]
+    """As in `Appearance`."""
+    factor: tuple[Float[Tensor, "B _ 1 1"], ...]
     typical: tuple[Float[Tensor, "B _ 1"], ...]
     """Mean direction."""
 
@@ -88,24 +90,24 @@ class Look:
             feature = F.normalize(sample(unit, points, image), dim=1).transpose(1, 2)
             scale = scale + 1 - (feature @ typical)[..., 0]
             features.append(feature)
-        return Appearance(tuple(features), self.mean, self.deviation, scale.clamp_min(1e-6))
+        return Appearance(tuple(features), self.offset, self.factor, scale.clamp_min(1e-6))
 
 
 @_precisely
 def look(maps: Maps) -> Look:
     """What an image looks like, by its blocks' outputs."""
     units: list[Tensor] = []
-    means: list[Tensor] = []
-    deviations: list[Tensor] = []
+    offsets: list[Tensor] = []
+    factors: list[Tensor] = []
     for one in maps:
         one = one.float()
         mean = one.mean(dim=(2, 3), keepdim=True)
         deviation = (one - mean).square().mean(dim=(2, 3), keepdim=True).sqrt().clamp_min(1e-4)
-        units.append(_unit(one, mean, deviation))
-        means.append(mean)
-        deviations.append(deviation)
+        offsets.append(-mean / deviation)
+        factors.append(1 / deviation)
+        units.append(_unit(one, offsets[-1], factors[-1]))
     typical = tuple(unit.mean(dim=(2, 3))[:, :, None] for unit in units)
-    return Look(tuple(units), tuple(means), tuple(deviations), typical)
+    return Look(tuple(units), tuple(offsets), tuple(factors), typical)
 
 
 def appearance(maps: Maps, points: Float[Tensor, "B N 2"], image: Size) -> Appearance:
@@ -133,26 +135,23 @@ def follow(
     height, width = maps[wide - 1].shape[2:]
     cost = what.scale.new_zeros([])
     for k in range(wide):
-        part = 1 - _cosines(maps[k].float(), what.mean[k], what.deviation[k], what.features[k])
+        part = 1 - _cosines(maps[k].float(), what.offset[k], what.factor[k], what.features[k])
         if part.shape[2:] != (height, width):
             part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
         cost = cost + part  # (B, N, h, w)
     with torch.no_grad():
         search = cost.detach() / what.scale[:, :, None, None]
-        cells = _cells(height, width, image, cost)  # (h, w, 2), px
+        columns, rows, cells = _cells(height, width, image, cost.device)  # px
         if near is not None and pull:
-            x, y = ((cells[..., k] - near[..., k, None, None]).square() for k in (0, 1))
-            search = search + (pull / image[0]) * (x + y).sqrt()
-        best = cells.flatten(0, 1)[search.flatten(2).argmin(dim=2)]  # (B, N, 2)
-        cell = image[0] / maps[-1].shape[2]
-        window = _window(cell, between=len(maps) > wide).to(best)  # (K, 2)
-        room = window.amax(dim=0) + (cell - 1) / 2  # from the centre of the first cell
-        limit = best.new_tensor([image[1], image[0]]) - 1 - room
-        places = best.maximum(room).minimum(limit.maximum(room))[:, :, None] + window  # (B, N, K, 2)
+            x, y = (columns - near[..., :1]).square(), (rows - near[..., 1:]).square()
+            search = search.add((x[..., None, :] + y[..., None]).sqrt(), alpha=pull / image[0])
+        best = cells[search.flatten(2).argmin(dim=2)]  # (B, N, 2)
+        window, first, last = _window(image[0] / maps[-1].shape[2], len(maps) > wide, image, cost.device)
+        places = best.maximum(first).minimum(last)[:, :, None] + window  # (B, N, K, 2)
     costs = sample(cost.flatten(0, 1)[:, None], places.flatten(0, 1), image).view(places.shape[:3])
     if len(maps) > wide:
         values = sample(maps[-1].float(), places.flatten(1, 2), image)[..., None]  # (B, C, N * K, 1)
-        unit = _unit(values, what.mean[-1], what.deviation[-1])[..., 0].unflatten(2, places.shape[1:3])
+        unit = _unit(values, what.offset[-1], what.factor[-1])[..., 0].unflatten(2, places.shape[1:3])
         costs = costs + 1 - torch.einsum("bcnk,bnc->bnk", unit, what.features[-1])
     costs = costs / what.scale[:, :, None]
     weights = (-SHARPNESS * costs).softmax(dim=2)
@@ -176,37 +175,40 @@ def match_features(
     return found, ((back - points).norm(dim=2) <= cell) & (sure > SURE)
 
 
-def _unit(maps: Float[Tensor, "B C h w"], mean: Tensor, deviation: Tensor) -> Float[Tensor, "B C h w"]:
+def _unit(maps: Float[Tensor, "B C h w"], offset: Tensor, factor: Tensor) -> Float[Tensor, "B C h w"]:
     """Standardised channels, and then the direction of every cell's feature."""
-    return F.normalize(_standardised(maps, mean, deviation), dim=1, eps=1e-6)
-
-
-def _standardised(maps: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    """(maps - mean) / deviation in one pass."""
-    return torch.addcmul(-mean / deviation, maps, 1 / deviation)
+    return F.normalize(torch.addcmul(offset, maps, factor), dim=1, eps=1e-6)
 
 
 def _cosines(
-    maps: Float[Tensor, "B C h w"], mean: Tensor, deviation: Tensor, features: Float[Tensor, "B N C"]
+    maps: Float[Tensor, "B C h w"], offset: Tensor, factor: Tensor, features: Float[Tensor, "B N C"]
 ) -> Float[Tensor, "B N h w"]:
     """Of unit vectors and the features of every cell, as `_unit` would give them, in two passes over the map."""
-    scaled = _standardised(maps, mean, deviation)
+    scaled = torch.addcmul(offset, maps, factor)
     length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp_min(1e-6)
     return (features @ scaled.flatten(2)).unflatten(2, scaled.shape[2:]) / length
 
 
-def _window(cell: float, *, between: bool) -> Float[Tensor, "K 2"]:
-    """Offsets of the cells (of `cell` px) around the centre of one, or around a corner between four."""
+@constant
+def _window(cell: float, between: bool, image: Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Offsets (K, 2) of the cells (of `cell` px) around the centre of one, or around a corner between four.
+
+    Also the first and the last place, (2,) each, around which they lie in the image of size (H, W).
+    """
     reach = torch.arange(-WINDOW - 1, WINDOW + 1) + 0.5 if between else torch.arange(-WINDOW, WINDOW + 1)
     y, x = torch.meshgrid(reach * cell, reach * cell, indexing="ij")
-    return torch.stack([x, y], dim=2).flatten(0, 1).float()
+    window = torch.stack([x, y], dim=2).flatten(0, 1).float().to(device)
+    room = window.amax(dim=0) + (cell - 1) / 2  # from the centre of the first cell
+    return window, room, (last_pixel(image, window) - room).maximum(room)
 
 
-def _cells(height: int, width: int, image: Size, like: Tensor) -> Float[Tensor, "h w 2"]:
-    """Centres of the cells of a map, px of the image."""
+@constant
+def _cells(height: int, width: int, image: Size, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres of the cells of a map in px of the image: of its columns (w,), its rows (h,), and all, (h * w, 2)."""
     y, x = torch.meshgrid(
-        torch.arange(height, device=like.device, dtype=torch.float32),
-        torch.arange(width, device=like.device, dtype=torch.float32),
+        torch.arange(height, device=device, dtype=torch.float32),
+        torch.arange(width, device=device, dtype=torch.float32),
         indexing="ij",
     )
-    return rescale(torch.stack([x, y], dim=2), (height, width), image)
+    cells = rescale(torch.stack([x, y], dim=2), (height, width), image)
+    return cells[0, :, 0].contiguous(), cells[:, 0, 1].contiguous(), cells.flatten(0, 1)

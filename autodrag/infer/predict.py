@@ -245,6 +245,8 @@ def _order(drags: Drags) -> Tensor:
     """The order of points by handle, then target: (B, N)."""
     keys = torch.cat([drags.handles, drags.targets], dim=2)
     order = torch.arange(keys.shape[1], device=keys.device).expand(keys.shape[:2])
+    if keys.shape[1] == 1:
+        return order
     for k in range(3, -1, -1):  # stable sorts, least significant key first
         step = torch.take_along_dim(keys[..., k], order, 1).argsort(dim=1, stable=True)
         order = torch.take_along_dim(order, step, 1)

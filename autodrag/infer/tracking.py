@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from autodrag.data.flow import Flow
-from autodrag.points import Size, sample, square
+from autodrag.points import Size, last_pixel, sample, square
 
 Norm = Literal["l1", "l2"]
 Tracker = Literal["nearest", "raft", "none"]
@@ -79,7 +79,7 @@ def track(
     Returns positions (px) and confidences: 1 - distance / (distance of an unrelated place), clipped to [0, 1].
     The window is clipped at the border of the image.
     """
-    limit = points.new_tensor([image[1] - 1, image[0] - 1])
+    limit = last_pixel(image, points)
     window = square(radius).to(points)  # (P, 2)
     candidates = (points.round()[:, None] + window).clamp_min(0).minimum(limit)  # (N, P, 2)
     best, index = _distances(maps, references, candidates, image, norm).min(dim=1)
@@ -107,7 +107,7 @@ def follow_flow(
     """
     size = (before.shape[0], before.shape[1])
     motion = torch.from_numpy(np.ascontiguousarray(flow(before, after))).permute(2, 0, 1)[None].to(handles)
-    limit = handles.new_tensor([size[1] - 1, size[0] - 1])
+    limit = last_pixel(size, handles)
     return (handles + sample(motion, handles[None], size)[0].t()).clamp_min(0).minimum(limit)
 
 

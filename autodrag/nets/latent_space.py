@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,16 +47,16 @@ class LatentBasis:
 
     def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """A displacement of W in standard coordinates, as one in W."""
-        return coordinates @ self.directions.t()
+        return F.linear(coordinates, self.directions)
 
     def coordinates(self, offset: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """A displacement of W in standard coordinates: what `offset` takes back."""
-        return offset @ _inverse(self.directions)
+        return F.linear(offset, _inverse(self.directions))
 
 
 def _inverse(directions: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
-    """Of orthogonal directions of any length, transposed."""
-    return directions / directions.square().sum(dim=0)
+    """Of orthogonal directions of any length."""
+    return (directions / directions.square().sum(dim=0)).t()
 
 
 class LatentFrame(nn.Module):
@@ -64,7 +65,7 @@ class LatentFrame(nn.Module):
     mean: Tensor
     directions: Tensor
     inverse: Tensor
-    """Of `directions`, transposed."""
+    """Of `directions`."""
 
     def __init__(self, w_dim: int) -> None:
         super().__init__()
@@ -86,8 +87,8 @@ class LatentFrame(nn.Module):
 
     def coordinates(self, w: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Codes in standard coordinates: zero mean and unit variance in every direction."""
-        return (w - self.mean) @ self.inverse
+        return F.linear(w - self.mean, self.inverse)
 
     def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """A displacement in standard coordinates, as one in W."""
-        return coordinates @ self.directions.t()
+        return F.linear(coordinates, self.directions)

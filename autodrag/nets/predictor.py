@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from autodrag.constant import constant
 from autodrag.nets.latent_space import LatentFrame
 from autodrag.nets.transformer import DecoderLayer, EncoderLayer, KeysValues, fourier_positions
-from autodrag.points import Size, sample, square
+from autodrag.points import Size, sample, square, to_unit
 
 BANDS = 6
 """Fourier bands of a position: the finest has a period of 1/32 of the image."""
@@ -195,7 +196,7 @@ class Predictor(nn.Module):
         rows, columns = tokens.shape[2:]
         tokens = tokens.flatten(2).transpose(1, 2) + self.kind[0]
         if self.config.positions:
-            tokens = tokens + self.token_position(_cell_positions(rows, columns, tokens))
+            tokens = tokens + self.token_position(_cell_positions(rows, columns, tokens.device))
         return tokens
 
     def attend(self, tokens: Float[Tensor, "B N D"], known: Bool[Tensor, "B N"]) -> Memory:
@@ -254,13 +255,12 @@ class Predictor(nn.Module):
         cell = config.image_height / config.feature_height
         window = square(config.patch // 2, cell).to(drags.handles)  # (P, 2)
 
-        def patch(points: Tensor) -> Tensor:
-            values = sample(maps, (points[:, :, None] + window).flatten(1, 2), config.image)  # (B, C, N * P)
-            values = values / self.feature_scale[:, None]
-            return values.unflatten(2, (points.shape[1], -1)).permute(0, 2, 1, 3).flatten(2)
-
-        handles, targets = self.handle_patch(patch(drags.handles)), self.target_patch(patch(drags.targets))
-        places = [_place(points, config.image) for points in (drags.handles, drags.targets)]
+        both = torch.cat([drags.handles, drags.targets], dim=1)  # (B, 2 * N, 2)
+        values = sample(maps, (both[:, :, None] + window).flatten(1, 2), config.image)  # (B, C, 2 * N * P)
+        values = values / self.feature_scale[:, None]
+        patches = values.unflatten(2, (both.shape[1], -1)).permute(0, 2, 1, 3).flatten(2).chunk(2, dim=1)
+        handles, targets = self.handle_patch(patches[0]), self.target_patch(patches[1])
+        places = _place(both, config.image).chunk(2, dim=1)
         if not config.pairs:
             if config.positions:
                 handles = handles + self.token_position(places[0])
@@ -288,14 +288,14 @@ class Predictor(nn.Module):
 
 def _place(points: Float[Tensor, "B N 2"], image: Size) -> Float[Tensor, "B N P"]:
     """Positions in px as numbers in [-1, 1], and their Fourier features."""
-    extent = points.new_tensor([image[1], image[0]])
-    unit = (points + 0.5) * (2.0 / extent) - 1.0
+    unit = to_unit(points, image)
     return torch.cat([unit, fourier_positions(unit, BANDS)], dim=2)
 
 
-def _cell_positions(rows: int, columns: int, like: Tensor) -> Float[Tensor, "N P"]:
+@constant
+def _cell_positions(rows: int, columns: int, device: torch.device) -> Float[Tensor, "N P"]:
     """Places of the cells of a grid, row by row."""
-    y = (torch.arange(rows, device=like.device, dtype=torch.float32) + 0.5) * 2 / rows - 1
-    x = (torch.arange(columns, device=like.device, dtype=torch.float32) + 0.5) * 2 / columns - 1
+    y = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) * 2 / rows - 1
+    x = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) * 2 / columns - 1
     unit = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], dim=2).flatten(0, 1)
     return torch.cat([unit, fourier_positions(unit, BANDS)], dim=1)

@@ -16,6 +16,7 @@ Block k works at resolution 4 * 2**k, so "the 6th block" of the DragGAN paper is
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from autodrag.constant import constant
 
 NoiseMode = Literal["const", "random", "none"]
 
@@ -112,6 +115,7 @@ def seed_z(seed: int, z_dim: int) -> Float[Tensor, "1 Z"]:
 # --- filters ---------------------------------------------------------------------------------------------------------
 
 
+@constant
 def _fir_2d(device: torch.device, dtype: torch.dtype, channels: int, gain: float) -> Tensor:
     """The separable [1, 3, 3, 1] low-pass filter as depthwise weights (channels, 1, 4, 4) of sum `gain`."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype) / 8.0
@@ -127,6 +131,11 @@ def upsample(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C 2*H 2*W"]:
 def blur(x: Float[Tensor, "B C H W"], padding: int, gain: float, stride: int = 1) -> Tensor:
     """The [1, 3, 3, 1] low-pass filter, zero-padded by `padding` on each side."""
     return F.conv2d(x, _fir_2d(x.device, x.dtype, x.shape[1], gain), padding=padding, stride=stride, groups=x.shape[1])
+
+
+def _in_fp32(device: str) -> contextlib.AbstractContextManager[object]:
+    """Out of autocast; entering that costs as much as a small product, so only where there is one."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -193,44 +202,59 @@ class Mapping(nn.Module):
 
 
 class SynthesisLayer(nn.Module):
-    """Modulated and demodulated 3x3 convolution, noise, bias, leaky ReLU; `up` doubles the size."""
+    """Modulated and demodulated 3x3 convolution, noise, bias, leaky ReLU; `up` doubles the size.
+
+    A leaky ReLU is positively homogeneous, so its gain, and `gain`, go into the small factors and summands before it.
+    """
 
     noise_const: Tensor
     frozen_energy: Tensor | None
     frozen_transposed: Tensor | None
+    frozen_bias: Tensor | None
+    frozen_noise: Tensor | None
 
-    def __init__(self, inputs: int, outputs: int, w_dim: int, size: tuple[int, int], up: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, w_dim: int, size: tuple[int, int], up: bool, *, gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.up = up
+        self.gain = gain * _GAIN
         self.affine = FullyConnected(w_dim, inputs, bias_init=1.0)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(size))
-        self.register_buffer("frozen_energy", None, persistent=False)
-        self.register_buffer("frozen_transposed", None, persistent=False)
+        for kept in ("energy", "transposed", "bias", "noise"):
+            self.register_buffer(f"frozen_{kept}", None, persistent=False)
 
     def freeze(self) -> None:
         """Keeps what depends on the weights alone, on a CPU in the order in which it is a fifth faster."""
         order = torch.channels_last if self.weight.device.type == "cpu" else torch.contiguous_format
-        self.frozen_energy = self.energy()
+        self.frozen_energy, self.frozen_bias, self.frozen_noise = None, None, None  # of the weights before
+        with torch.no_grad():
+            self.frozen_energy, self.frozen_bias = self.energy(), self.summand()
+            self.frozen_noise = self.noise(1, "const")
         self.weight.data = self.weight.data.contiguous(memory_format=order)
         if self.up:
             self.frozen_transposed = self.weight.detach().transpose(0, 1).contiguous(memory_format=order)
 
     def energy(self) -> Tensor:
-        """Squared norm of the weights of each input-output pair, (O, I): what demodulation needs of them."""
+        """Squared norm of the weights of each input-output pair, by the squared gain, (O, I), for demodulation."""
         if self.frozen_energy is not None:
             return self.frozen_energy
-        return self.weight.float().square().sum(dim=(2, 3))
+        return self.weight.float().square().sum(dim=(2, 3)) / self.gain**2
+
+    def summand(self) -> Tensor:
+        """The bias as it is added, (O, 1, 1)."""
+        return (self.bias * self.gain)[:, None, None] if self.frozen_bias is None else self.frozen_bias
 
     def modulation(self, w: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor]:
-        """Input scales (B, I) and output scales (B, O) that make the modulated, unit-variance convolution."""
+        """Input scales (B, I) and output scales (B, O) that make the modulated convolution, of variance `gain`^2."""
         style = self.affine(w)
         # rsqrt of a sum of up to 512 * 9 squares: kept in fp32 whatever the convolution runs in.
-        with torch.autocast(w.device.type, enabled=False):
-            demodulation = (style.float().square() @ self.energy().t() + 1e-8).rsqrt()
-        return style, demodulation
+        with _in_fp32(w.device.type):
+            squares = F.linear(style.float().square(), self.energy())
+        return style, (squares + 1e-8 / self.gain**2).rsqrt()
 
     def convolve(self, x: Tensor) -> Tensor:
         """The plain convolution with shared weights, upsampling where the layer does."""
@@ -240,25 +264,25 @@ class SynthesisLayer(nn.Module):
         return blur(F.conv_transpose2d(x, weight, stride=2), padding=1, gain=4.0)
 
     def noise(self, batch: int, mode: NoiseMode) -> Tensor | None:
-        """Scaled noise (1 or B, 1, H, W); None where there is none."""
+        """The noise as it is added, (1 or B, 1, H, W); None where there is none."""
         if mode == "none":
             return None
         if mode == "const":
-            return (self.noise_const * self.noise_strength)[None, None]
+            if self.frozen_noise is not None:
+                return self.frozen_noise
+            return (self.noise_const * (self.noise_strength * self.gain))[None, None]
         height, width = self.noise_const.shape
-        return torch.randn(batch, 1, height, width, device=self.bias.device) * self.noise_strength
+        return torch.randn(batch, 1, height, width, device=self.bias.device) * (self.noise_strength * self.gain)
 
-    def forward(self, x: Tensor, w: Float[Tensor, "B D"], noise: NoiseMode, gain: float, clamp: float | None) -> Tensor:
+    def forward(self, x: Tensor, w: Float[Tensor, "B D"], noise: NoiseMode, clamp: float | None) -> Tensor:
         style, demodulation = self.modulation(w)
         x = self.convolve(x * style[:, :, None, None].to(x.dtype))
-        # A leaky ReLU is positively homogeneous, so its gain goes into the small factors in front of it.
-        gain = gain * _GAIN
-        x = x * (demodulation * gain)[:, :, None, None].to(x.dtype)
+        x = x * demodulation[:, :, None, None].to(x.dtype)
         perturbation = self.noise(len(x), noise)
         if perturbation is not None:
-            x = x.add_((perturbation * gain).to(x.dtype))
-        x = F.leaky_relu_(x.add_((self.bias * gain)[:, None, None].to(x.dtype)), _SLOPE)
-        return x if clamp is None else x.clamp(-clamp * gain / _GAIN, clamp * gain / _GAIN)
+            x = x.add_(perturbation.to(x.dtype))
+        x = F.leaky_relu_(x.add_(self.summand().to(x.dtype)), _SLOPE)
+        return x if clamp is None else x.clamp(-clamp * self.gain / _GAIN, clamp * self.gain / _GAIN)
 
 
 class ToRGB(nn.Module):
@@ -274,10 +298,10 @@ class ToRGB(nn.Module):
     def forward(self, x: Tensor, w: Float[Tensor, "B D"], clamp: float | None) -> Tensor:
         style = self.affine(w) * self.weight_gain
         # Per-sample weights are tiny here (3 x I), a scaled copy of x is not.
-        weight = self.weight[None, :, :, 0, 0] * style[:, None, :]  # (B, 3, I)
         if len(x) == 1:
-            y = F.conv2d(x, weight[0, :, :, None, None].to(x.dtype))
+            y = F.conv2d(x, (self.weight * style[:, :, None, None]).to(x.dtype))
         else:
+            weight = self.weight[:, :, 0, 0] * style[:, None]  # (B, 3, I)
             y = torch.einsum("boi,bihw->bohw", weight.to(x.dtype), x)
         y = y + self.bias[:, None, None].to(y.dtype)
         return y if clamp is None else y.clamp(-clamp, clamp)
@@ -313,7 +337,8 @@ class SynthesisBlock(nn.Module):
             self.conv0 = SynthesisLayer(inputs, channels, config.w_dim, size, up=True)
             if config.architecture == "resnet":
                 self.skip = _Skip(inputs, channels)
-        self.conv1 = SynthesisLayer(channels, channels, config.w_dim, size, up=False)
+        gain = math.sqrt(0.5) if config.architecture == "resnet" and not self.first else 1.0
+        self.conv1 = SynthesisLayer(channels, channels, config.w_dim, size, up=False, gain=gain)
         if self.has_rgb:
             self.torgb = ToRGB(channels, config.w_dim)
 
@@ -322,12 +347,10 @@ class SynthesisBlock(nn.Module):
         clamp = self.config.conv_clamp
         if self.first:
             x = self.const.expand(len(ws), -1, -1, -1)
-            return self.conv1(x, ws[:, 0], noise, 1.0, clamp)
+            return self.conv1(x, ws[:, 0], noise, clamp)
         assert x is not None
-        resnet = self.config.architecture == "resnet"
-        y = self.conv0(x, ws[:, 0], noise, 1.0, clamp)
-        y = self.conv1(y, ws[:, 1], noise, math.sqrt(0.5) if resnet else 1.0, clamp)
-        return self.skip(x) + y if resnet else y
+        y = self.conv1(self.conv0(x, ws[:, 0], noise, clamp), ws[:, 1], noise, clamp)
+        return self.skip(x) + y if self.config.architecture == "resnet" else y
 
     def rgb(self, x: Tensor, image: Tensor | None, w: Float[Tensor, "B D"]) -> Tensor | None:
         """The image so far at this block's size: the coarser one upsampled, plus this block's own RGB in fp32."""

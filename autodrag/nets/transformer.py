@@ -12,15 +12,21 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from autodrag.constant import constant
+
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, each (B, heads, tokens, D / heads)."""
 
 
 def fourier_positions(points: Float[Tensor, "*N 2"], bands: int) -> Float[Tensor, "*N 4*{bands}"]:
     """Sines and cosines of positions in [-1, 1] at frequencies pi, 2 pi, ... 2^(bands - 1) pi (Tancik et al. 2020)."""
-    frequencies = math.pi * 2.0 ** torch.arange(bands, device=points.device, dtype=points.dtype)
-    angles = (points[..., None] * frequencies).flatten(-2)
+    angles = (points[..., None] * _frequencies(bands, points.device, points.dtype)).flatten(-2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+@constant
+def _frequencies(bands: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return math.pi * 2.0 ** torch.arange(bands, device=device, dtype=dtype)
 
 
 class Attention(nn.Module):

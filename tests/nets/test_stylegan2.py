@@ -77,7 +77,7 @@ def test_layer_is_a_convolution_with_per_sample_weights(up: bool) -> None:
             y = F.conv2d(x[k : k + 1], weight, padding=1)
         y = y + layer.noise_const * 0.5 + layer.bias[:, None, None]
         outputs.append(F.leaky_relu(y, 0.2) * math.sqrt(2))
-    assert torch.allclose(layer(x, w, "const", 1.0, None), torch.cat(outputs), atol=1e-5)
+    assert torch.allclose(layer(x, w, "const", None), torch.cat(outputs), atol=1e-5)
 
 
 def test_filters_keep_a_constant_and_its_scale() -> None:

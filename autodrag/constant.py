@@ -1,0 +1,32 @@
+"""Tensors that depend on sizes alone, made once instead of at every call.
+
+What a drag computes is small enough that making a filter or a grid of positions anew would be a good part of it; and a
+CUDA graph cannot be recorded of a function that copies numbers from the host.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MOST = 64
+"""So many answers are kept of one function."""
+
+
+def constant(function: Callable[P, T]) -> Callable[P, T]:
+    """Keeps the tensors that a function makes of hashable arguments; nobody may write to them."""
+
+    @functools.lru_cache(maxsize=MOST)
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        # A tensor made in inference mode could take no part in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
