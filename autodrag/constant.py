@@ -23,10 +23,14 @@ def constant(function: Callable[P, T]) -> Callable[P, T]:
     """Keeps the tensors that a function makes of hashable arguments; nobody may write to them."""
 
     @functools.lru_cache(maxsize=MOST)
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
         # A tensor made in inference mode could take no part in training later.
         with torch.inference_mode(False), torch.no_grad():
             return function(*args, **kwargs)
 
-    return call  # type: ignore[return-value]
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        # torch.compile makes constants of them itself, and warns of a cache.
+        return function(*args, **kwargs) if torch.compiler.is_compiling() else kept(*args, **kwargs)  # type: ignore[arg-type]
+
+    return call

@@ -17,7 +17,18 @@ PACKAGE = Path(autodrag.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Each may import those to its left, and within itself: foundations, then nets, data and convert, ...
-FOUNDATIONS = ("__init__", "errors", "files", "points", "images", "release", "checkpoint", "edits", "memory")
+FOUNDATIONS = (
+    "__init__",
+    "errors",
+    "files",
+    "constant",
+    "points",
+    "images",
+    "release",
+    "checkpoint",
+    "edits",
+    "memory",
+)
 ALLOWED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FOUNDATIONS, FOUNDATIONS),
     "nets": (*FOUNDATIONS, "nets"),

@@ -211,14 +211,20 @@ def choose_precision(precision: str, accelerator: str) -> str:
         return "32-true"
     capability = torch.backends.cpu.get_cpu_capability()
     if capability == "AVX512":
-        return "bf16-mixed" if _has_tiles() else "32-true"
+        return "bf16-mixed" if _multiplies_bf16() else "32-true"
     return "32-true" if capability in ("DEFAULT", "NO AVX", "AVX2") else "bf16-mixed"
 
 
-def _has_tiles() -> bool:
-    """Whether this x86 processor multiplies bf16 matrices by itself (AMX); AVX-512 alone was half as fast as fp32."""
-    known = getattr(torch.cpu, "_is_amx_tile_supported", None)  # not public; without it, bf16 has to be asked for
-    return known is not None and bool(known())
+def _multiplies_bf16() -> bool:
+    """Whether this x86 processor multiplies bf16 by itself, by AMX or AVX512_BF16; without, it is half as fast as fp32.
+
+    A predictor of critters trained 1.4 times as fast with AVX512_BF16 alone as in fp32.
+    """
+    names = (
+        "_is_amx_tile_supported",
+        "_is_avx512_bf16_supported",
+    )  # not public: where missing, bf16 is to be asked for
+    return any(bool(known()) for known in (getattr(torch.cpu, name, None) for name in names) if known is not None)
 
 
 def make_trainer(config: RunConfig, callbacks: list[Callback], *, batch: int, total_steps: int) -> L.Trainer:

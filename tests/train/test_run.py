@@ -155,16 +155,19 @@ def test_half_precision_only_where_the_machine_has_it(monkeypatch: pytest.Monkey
     assert choose_precision("32-true", "gpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for capability, tiles, chosen in (
-        ("AVX2", False, "32-true"),
-        ("DEFAULT", False, "32-true"),
-        ("AVX512", False, "32-true"),
-        ("AVX512", True, "bf16-mixed"),
+    for capability, tiles, products, chosen in (
+        ("AVX2", False, False, "32-true"),
+        ("DEFAULT", False, False, "32-true"),
+        ("AVX512", False, False, "32-true"),
+        ("AVX512", False, True, "bf16-mixed"),
+        ("AVX512", True, False, "bf16-mixed"),
     ):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda products=products: products)
         assert choose_precision("auto", "cpu") == choose_precision("auto", "auto") == chosen
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # a torch that does not tell
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
     assert choose_precision("auto", "cpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for supported, chosen in ((True, "bf16-mixed"), (False, "32-true")):
