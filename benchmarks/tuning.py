@@ -4,8 +4,8 @@
     python benchmarks/tuning.py --pairs 60 --points 1,5,11 --only rounds
 
 The pairs are none of `autodrag eval landmarks`. Shown are the distances left by the landmark net and by the tracker: a
-setting that helps the second alone only fools it. Heads of which the net is less sure than of 95 % of the unedited ones
-count as torn, and the Fréchet distance to the unedited ones is in its features, as in that protocol.
+setting that helps the second alone only fools it. Torn heads are counted as in that protocol, and the Fréchet distance
+to the unedited ones is in the net's features.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from autodrag.checkpoint import load_generator, load_landmarks, load_learned
 from autodrag.data.latents import map_codes
-from autodrag.eval.metrics import frechet_distance
+from autodrag.eval.metrics import frechet_distance, strangeness
 from autodrag.eval.run import markdown
 from autodrag.infer.measure import find_landmarks
 from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predict
@@ -28,7 +28,7 @@ from autodrag.infer.refine import RefineConfig, refine
 from autodrag.nets.latent_space import LatentBasis, LatentFrame
 
 VALUES: dict[str, tuple[Any, ...]] = {
-    "prior": (0.0, 0.3, 1.0, 3.0),
+    "prior": (0.0, 1.0, 2.0, 3.0),
     "damping": (0.1, 0.5, 2.0),
     "reach": (1 / 64, 1 / 32, 1 / 16),
     "patience": (2, 3, 5),
@@ -63,7 +63,7 @@ def main() -> None:
         )
         first, last = (find_landmarks(net, generator(x).clamp(-1, 1)) for x in (a, b))
     start, goal = first.points, last.points
-    unsure = first.confidence.mean(dim=1).quantile(0.05)
+    limit = strangeness(start, goal).quantile(0.95)
     order = [torch.randperm(start.shape[1], generator=rng) for _ in range(args.pairs)]
     preset = RefineConfig.preset("default", generator.config.image_size)
     variants: dict[str, RefineConfig | PredictConfig] = {} if args.only == "rounds" else {"as shipped": preset}
@@ -97,7 +97,7 @@ def main() -> None:
                 with torch.no_grad():
                     seen = find_landmarks(net, generator(latent).clamp(-1, 1))
                 features.append(seen.features)
-                torn = float(seen.confidence.mean() < unsure)
+                torn = float(strangeness(seen.points, goal)[0] > limit)
                 length = frame.coordinates(latent) - frame.coordinates(a[k : k + 1])
                 left = float((seen.points[0][chosen] - goal[k][chosen]).norm(dim=1).mean())
                 rows.append((left, float(tracked.mean()), float(length.norm()), torn, steps, took))

@@ -5,8 +5,11 @@ one, five or all landmarks; then landmarks are detected again on the result: MD 
 
 Our choices where the paper leaves them open: psi 0.7 as in its interface; S is drawn among the landmarks inside
 the frame in both images; every method sees the same pairs, the same step limit (300, published) and the same stop rule,
-and its time includes the final synthesis and excludes loading. "Torn" is the share of results in which the landmark
-model finds nothing, or is less sure than in 95 % of the unedited images; what it does not find has no distance.
+and its time includes the final synthesis and excludes loading. What the landmark model does not find has no distance.
+
+"Torn" is the share of results in which it finds nothing, or landmarks that lie together more strangely than those of
+95 % of the images A do, both compared with the images B (`metrics.strangeness`). `benchmarks/torn.py` tears images on
+purpose and shows what this sees of it, and what the model's own confidence does not.
 """
 
 from __future__ import annotations
@@ -14,13 +17,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from autodrag.eval import detectors, perceptual
 from autodrag.eval.detectors import Detection, Detector
-from autodrag.eval.metrics import drag_accuracy, frechet_distance, mean_distance, quartiles
+from autodrag.eval.metrics import drag_accuracy, frechet_distance, mean_distance, quartiles, strangeness
 from autodrag.eval.perceptual import Features
 from autodrag.eval.plots import keep_picture, plot_distances, write_sheet
 from autodrag.eval.run import (
@@ -54,6 +56,8 @@ def evaluate(
         measured = _measure(bench, edited, pair, handles, targets, chosen, detector(edited.image))
         if features is not None:
             measured["features"] = [round(value, 4) for value in features.of(edited.image).tolist()]
+        if name == "none":
+            measured["goal"] = _rounded(pair.target)
         return {"seed": pair.seed, "landmarks": chosen} | measured | edited.record()
 
     return run_drags(bench, points, len(pairs), work)
@@ -75,9 +79,15 @@ def _measure(
         "distance": None if found is None else mean_distance(found.points[chosen], targets),
         "initial": mean_distance(handles, targets),
         "confidence": None if found is None else found.confidence,
+        "shape": None if found is None else _rounded(found.points),
         "found": None if found is None else found.points[chosen].tolist(),
         "dai": {str(gamma): drag_accuracy(before, edited.image, handles, targets, gamma) for gamma in fitting},
     }
+
+
+def _rounded(points: Tensor) -> list[list[float]]:
+    """Positions in thousandths of a px."""
+    return [[round(value, 3) for value in point] for point in points.tolist()]
 
 
 def summarise(records: list[Record], size: int) -> list[Record]:
@@ -89,14 +99,12 @@ def summarise(records: list[Record], size: int) -> list[Record]:
             if r["points"] == n:
                 of.setdefault(r["method"], []).append(r)
         initial = of.get("none", [])
-        sure = [r["confidence"] for r in initial if r["confidence"] is not None]
-        unsure = float(np.quantile(sure, 0.05)) if sure else None
         for name, drags in of.items():
-            rows.append({"points": n, "method": name} | _row(drags, initial, unsure, size))
+            rows.append({"points": n, "method": name} | _row(drags, initial, size))
     return rows
 
 
-def _row(drags: list[Record], initial: list[Record], unsure: float | None, size: int) -> Record:
+def _row(drags: list[Record], initial: list[Record], size: int) -> Record:
     distances = [r["distance"] for r in drags if r["distance"] is not None]
     row: dict[str, Any] = {"drags": len(drags)}
     if distances:
@@ -111,9 +119,12 @@ def _row(drags: list[Record], initial: list[Record], unsure: float | None, size:
     if len(initial) > 1 and len(drags) > 1 and all("features" in r for r in (*drags, *initial)):
         before = torch.tensor([r["features"] for r in initial])
         row["frechet"] = frechet_distance(torch.tensor([r["features"] for r in drags]), before)
-    if unsure is not None:
-        torn = [r["confidence"] is None or r["confidence"] < unsure for r in drags]
-        row["torn"] = sum(torn) / len(torn)
+    if len(initial) > 1 and all("shape" in r for r in (*drags, *initial)):
+        goals = torch.tensor([r["goal"] for r in initial])
+        limit = strangeness(torch.tensor([r["shape"] for r in initial]), goals).quantile(0.95)
+        shapes = [r["shape"] for r in drags if r["shape"] is not None]
+        strange = int((strangeness(torch.tensor(shapes), goals) > limit).sum()) if shapes else 0
+        row["torn"] = (strange + len(drags) - len(shapes)) / len(drags)
     return row
 
 

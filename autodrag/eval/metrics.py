@@ -60,6 +60,19 @@ def drag_accuracy(
     return float((source - moved).square().sum()) / (len(handles) * (1 + 2 * gamma) ** 2)
 
 
+def strangeness(points: Float[Tensor, "N K 2"], usual: Float[Tensor, "M K 2"]) -> Float[Tensor, " N"]:
+    """How unlike the usual constellations N constellations of K landmarks are: squared Mahalanobis distances, fp64.
+
+    The point distribution model of Cootes et al. 1995, with all of its modes: what tears a face apart is small in px
+    and lies in directions in which faces hardly vary. Variances are floored at 1/1000 of the mean one, so that few
+    constellations will do, if not well.
+    """
+    all_points, known = points.flatten(1).double(), usual.flatten(1).double()
+    variance, modes = torch.linalg.eigh(torch.cov(known.t()))
+    variance = variance.clamp_min(1e-3 * float(variance.mean()))
+    return ((all_points - known.mean(dim=0)) @ modes).square().div(variance).sum(dim=1)
+
+
 def frechet_distance(a: Float[Tensor, "N C"], b: Float[Tensor, "M C"]) -> float:
     """Fréchet distance between Gaussians fitted to two sets of features: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 

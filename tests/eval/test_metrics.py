@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from autodrag.eval.metrics import (
     mean_distance,
     quartiles,
     squared_error,
+    strangeness,
     structural_similarity,
 )
 from autodrag.infer.tracking import take_references
@@ -60,6 +62,28 @@ def test_drag_accuracy_is_a_mean_over_points() -> None:
     image = square_at(10, 10)
     handles, targets = torch.tensor([[10.0, 10.0], [24.0, 24.0]]), torch.tensor([[24.0, 24.0], [25.0, 24.0]])
     assert drag_accuracy(image, image, handles, targets, 1) == pytest.approx(3 * 4 / 2)
+
+
+def test_strangeness_is_the_mahalanobis_distance() -> None:
+    """Against the inverse of the covariance; a landmark that hardly moves against the others tells the most."""
+    rng = torch.Generator().manual_seed(0)
+    place = 9 * torch.randn(500, 1, 2, generator=rng, dtype=torch.float64)
+    usual = place + torch.tensor([[0.0, 0.0], [20.0, 0.0], [10.0, 15.0]]) + torch.randn(500, 3, 2, generator=rng)
+    points = usual[:9] + torch.randn(9, 3, 2, generator=rng)
+    away = (points - usual.mean(dim=0)).flatten(1).numpy()
+    truth = np.einsum("ni,ij,nj->n", away, np.linalg.inv(np.cov(usual.flatten(1).numpy().T)), away)
+    assert strangeness(points, usual).numpy() == pytest.approx(truth)
+    assert float(strangeness(usual, usual).mean()) == pytest.approx(6, rel=0.01)  # as many as there are numbers
+    whole, torn = usual[:1].clone(), usual[:1].clone()
+    whole += 4
+    torn[:, 2, 0] += 4
+    assert float(strangeness(torn, usual)) > float(strangeness(whole, usual)) + 5
+
+
+def test_strangeness_of_what_never_varied() -> None:
+    """A variance of zero counts as a thousandth of the mean one."""
+    usual = torch.tensor([[[4.0, 5.0]], [[6.0, 5.0]]])
+    assert strangeness(torch.tensor([[[7.0, 5.1]]]), usual).tolist() == pytest.approx([2 + 0.01 / 1e-3], rel=1e-4)
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
