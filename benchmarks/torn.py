@@ -26,7 +26,7 @@ from autodrag.nets.latent_space import LatentBasis
 SHIFTS = (1, 2, 4, 8)
 """Of a part of the image, px of 64."""
 LENGTHS = (1, 4, 16)
-"""Of random edits, standard deviations; two images lie about 22 apart."""
+"""Of random edits, standard deviations; two images at psi 0.7 lie 16 apart."""
 BATCH = 50
 
 

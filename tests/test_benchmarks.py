@@ -135,3 +135,16 @@ def test_spread_tells_edits_that_change_nothing_from_those_that_do(
         assert name == f"edits of {count}"
         nothing = [float(figure) for figure in figures] == pytest.approx([0, 1, 1, 1], abs=1e-2)
         assert (left == "100.0%" and nothing) == (push == 0)
+
+
+def test_a_cut_through_the_shipped_heads_is_seen_by_the_constellation_of_landmarks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = BENCHMARKS.parent / "checkpoints" / "critters"
+    monkeypatch.setattr(sys, "argv", ["torn.py", "--checkpoint", str(checkpoint), "--images", "100"])
+    script("torn").main()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
+    shares = {row[0]: [float(cell.removesuffix("%")) for cell in row[1:]] for row in rows if len(row) == 3}
+    assert shares["unedited"] == [5.0, 5.0]
+    by_landmarks, by_confidence = shares["lower part 8 px to the side"]
+    assert by_landmarks > 75 > by_confidence

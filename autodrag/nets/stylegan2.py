@@ -133,12 +133,12 @@ def blur(x: Float[Tensor, "B C H W"], padding: int, gain: float, stride: int = 1
     return F.conv2d(x, _fir_2d(x.device, x.dtype, x.shape[1], gain), padding=padding, stride=stride, groups=x.shape[1])
 
 
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+
 def _in_fp32(device: str) -> contextlib.AbstractContextManager[object]:
     """Out of autocast; entering that costs as much as a small product, so only where there is one."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-
-# --- layers ----------------------------------------------------------------------------------------------------------
 
 
 class FullyConnected(nn.Module):

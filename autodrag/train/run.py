@@ -37,8 +37,9 @@ class RunConfig:
     """Seeds weights, data order and noise."""
     precision: str = "auto"
     """Lightning precision: bf16-mixed, 32-true, or auto: the first where the machine computes in bf16 by itself. A CPU
-    that has to emulate it (AVX2) was 20 times slower in bf16 than in fp32, and one with AVX-512 but no AMX twice. Small
-    nets keep a GPU waiting, and there the predictor of critters trained 1.7 times as fast in fp32."""
+    that has to emulate it (AVX2) was 20 times slower in bf16 than in fp32, and one with AVX-512 but neither AMX nor
+    AVX512_BF16 twice. Small nets keep a GPU waiting, and there the predictor of critters trained 1.7 times as fast in
+    fp32."""
     accelerator: str = "auto"
     """Lightning accelerator: auto, cpu, gpu."""
     devices: int = 1

@@ -207,7 +207,7 @@ def test_anchors_stay(generator: Generator, latent: torch.Tensor, place: tuple[f
     what = appearance(before, anchor[None], IMAGE)
 
     def away(given: torch.Tensor | None) -> float:
-        # At the shipped price an edit is so short that what lies here moves by a pixel at most.
+        # The shipped price on length holds everything back, anchored or not; here the anchor is to do it.
         edited = refine(generator, latent, HANDLE, TARGET, config=settings(prior=1.0), anchors=given).latent
         found, _ = follow(generator.features(edited, block=3).outputs[1:], what, IMAGE, near=anchor[None], pull=0.5)
         return float((found[0] - anchor).norm())

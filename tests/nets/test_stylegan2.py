@@ -142,13 +142,23 @@ def test_noise_modes() -> None:
     assert not torch.equal(net(latent), net(latent, noise="none"))
 
 
-def test_freezing_and_memory_format_change_nothing() -> None:
-    net = generator()
+@pytest.mark.parametrize("architecture", ["skip", "resnet"])
+def test_freezing_and_memory_format_change_nothing(architecture: str) -> None:
+    net = generator(architecture=architecture)
     latent = net.map(torch.randn(2, 16))
     before = net(latent)
     after = net.to(memory_format=torch.channels_last).freeze()(latent)  # type: ignore[call-overload]
     assert torch.allclose(before, after, atol=1e-5)
     assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_freezing_again_forgets_the_weights_before() -> None:
+    net, other = generator().freeze(), generator()
+    for parameter in other.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    latent = other.map(torch.randn(2, 16))
+    net.load_state_dict(other.state_dict())
+    assert torch.allclose(net.freeze()(latent), other(latent), atol=1e-5)
 
 
 def test_bf16_is_close() -> None:
