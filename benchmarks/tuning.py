@@ -28,7 +28,7 @@ from autodrag.infer.refine import RefineConfig, refine
 from autodrag.nets.latent_space import LatentBasis, LatentFrame
 
 VALUES: dict[str, tuple[Any, ...]] = {
-    "prior": (0.0, 1.0, 2.0, 3.0),
+    "prior": (0.0, 2.0, 3.0, 5.0, 8.0),
     "damping": (0.1, 0.5, 2.0),
     "reach": (1 / 64, 1 / 32, 1 / 16),
     "patience": (2, 3, 5),

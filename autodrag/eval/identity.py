@@ -22,15 +22,15 @@ from autodrag.points import Size
 def identities(folder: Path, image_size: Size) -> dict[str, str]:
     """Digests by method name, for a checkpoint folder whose generator makes images of (H, W) px."""
     refiner = RefineConfig.preset("default", image_size)
-    learned = digest(PredictConfig(), refiner, folder / PREDICTOR_FILE, folder / REGULARIZER_FILE)
+    learned = (PredictConfig(), folder / PREDICTOR_FILE, folder / REGULARIZER_FILE)
     return {
         "none": digest(),
         "draggan": digest(RefineConfig.preset("draggan", image_size)),
         "refiner": digest(refiner),
         "freedrag": digest(FreeDragConfig.preset(image_size)),  # what is fitted depends on the generator alone
         "userlt": digest(folder / userlt.FILE),
-        "predictor": learned,
-        "hybrid": learned,
+        "predictor": digest(*learned),
+        "hybrid": digest(*learned, refiner),
     }
 
 

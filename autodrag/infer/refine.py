@@ -301,13 +301,13 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis, before: Floa
     here = value = drag.start.new_zeros(1, rows, drag.start.shape[2])
     away = basis.coordinates(drag.start - before[:, : drag.start.shape[1]].to(drag.start))
     away = away if apart else away.mean(dim=1, keepdim=True)
-    best, best_loss, failures, slopes = None, float("inf"), 0, None
+    best, best_loss, failures, slopes, expected = None, float("inf"), 0, None, points
     prior = config.prior * (height / 64) ** 2
     damping, reach, age = config.damping, config.reach * height, 0
     for step in range(config.steps + 1):
         value = value.detach().requires_grad_(True)
         latent, features = drag.features(drag.start + basis.offset(value))
-        found, sure = locate(features.outputs[levels], what, drag.image, near=points[None], pull=PULL)
+        found, sure = locate(features.outputs[levels], what, drag.image, near=expected[None], pull=PULL)
         found, sure = found[0], sure[0, :count].detach()
         vanished = sure < config.lost_confidence
         if best is None:
@@ -338,8 +338,11 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis, before: Floa
             slopes, age = slopes.learn(taken, errors.detach().flatten(), stay=not fresh), age + fresh
         length = slopes.errors.view(-1, 2).norm(dim=1, keepdim=True)
         asked = -slopes.errors.view(-1, 2) * (reach / length.clamp_min(1e-6)).clamp_max(1.0)
-        taken = slopes.step(asked.flatten(), (away + here).flatten(), prior, damping)
+        # Of the way back, which the price asks for, no more than of the way there: else far from the target it wins.
+        part = asked.norm() / length.norm().clamp_min(1e-6)
+        taken = slopes.step(asked.flatten(), part * (away + here).flatten(), prior, damping)
         value = here + taken.view_as(here)
+        expected = points + slopes.motion(taken) / share.sqrt().clamp_min(1e-3)[:, None]
     raise AssertionError("the loop ends by a reason")
 
 
@@ -383,6 +386,10 @@ class Slopes:
         uphill = prior * here.double() + (0 if self.uphill is None else self.uphill.double())
         step = jacobian.t() @ torch.linalg.solve(small, padded + jacobian @ uphill / m) - uphill / m
         return step.to(asked.dtype)
+
+    def motion(self, step: Float[Tensor, "P"]) -> Float[Tensor, "N 2"]:
+        """How far the errors of positions change by a step."""
+        return (self.jacobian[: len(self.errors)] @ step).view(-1, 2)
 
     def learn(self, step: Float[Tensor, "P"], errors: Float[Tensor, "E"], *, stay: bool) -> Slopes:
         """What a step has taught: Broyden's update, the least change of the slopes that explains the errors after it.

@@ -53,11 +53,11 @@ class RefineConfig:
     """`locate`: how far one step tries to move a point, at most, as a share of the height; halved where it fails."""
     damping: float = 0.5
     """`locate`: Levenberg and Marquardt's at the first step, as a share of the mean squared gradient of a position."""
-    prior: float = 2.0
+    prior: float = 5.0
     """`locate`: square px (at 64) that an edit of one standard deviation costs, of the one code in W, of every
     layer's in W+: of all edits the likely one is wanted. Without it points come nearer by the tracker, but no nearer
-    by a landmark net, by edits twice as long or more. With 2 they end as near as with 1, and fewer heads are torn:
-    `benchmarks/tuning.py --only prior`."""
+    by a landmark net, by edits twice as long or more. Several points end as near with 3 as with 5, but by heads that
+    are more strange: `benchmarks/tuning.py --only prior`."""
     reuse: int = 1
     """`locate`: so many steps after one that took gradients go on with its slopes, mended by what has come of them;
     with a mask none do. As near with 1 as with 0 in less time: `benchmarks/tuning.py --only reuse`."""
