@@ -336,11 +336,7 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis, before: Floa
             slopes, age = take_slopes(errors, change, value, rng), 0
         elif change is None:
             slopes, age = slopes.learn(taken, errors.detach().flatten(), stay=not fresh), age + fresh
-        length = slopes.errors.view(-1, 2).norm(dim=1, keepdim=True)
-        asked = -slopes.errors.view(-1, 2) * (reach / length.clamp_min(1e-6)).clamp_max(1.0)
-        # Of the way back, which the price asks for, no more than of the way there: else far from the target it wins.
-        part = asked.norm() / length.norm().clamp_min(1e-6)
-        taken = slopes.step(asked.flatten(), part * (away + here).flatten(), prior, damping)
+        taken = slopes.step((away + here).flatten(), reach, prior, damping)
         value = here + taken.view_as(here)
         expected = points + slopes.motion(taken) / share.sqrt().clamp_min(1e-3)[:, None]
     raise AssertionError("the loop ends by a reason")
@@ -373,19 +369,23 @@ class Slopes:
     scale: Float[Tensor, ""]
     """Mean squared length of the rows of the errors: the unit of damping."""
 
-    def step(
-        self, asked: Float[Tensor, "E"], here: Float[Tensor, "P"], prior: float, damping: float
-    ) -> Float[Tensor, "P"]:
-        """The step after which positions differ by `asked`, as far as damping, prior and what must not change allow.
+    def step(self, here: Float[Tensor, "P"], reach: float, prior: float, damping: float) -> Float[Tensor, "P"]:
+        """Toward the least of squared errors, `prior` times the squared length of `here`, and what must not change.
 
-        (J^T J + m I)^-1 (J^T asked - uphill), by a system of R unknowns instead of P.
+        No position is asked for more than `reach` px, and of the way back, which the price and what must not change ask
+        for, no more than of the way there: in full they would outweigh it far from a target, where steps went back.
+
+        (J^T J + m I)^-1 (J^T asked - part * uphill), by a system of R unknowns instead of P.
         """
+        length = self.errors.view(-1, 2).norm(dim=1, keepdim=True)
+        asked = -self.errors.view(-1, 2) * (reach / length.clamp_min(1e-6)).clamp_max(1.0)
+        part = asked.norm() / length.norm().clamp_min(1e-6)
         jacobian, m = self.jacobian.double(), prior + damping * self.scale.double().clamp_min(1e-12)
         small = jacobian @ jacobian.t() + m * torch.eye(len(jacobian), dtype=torch.float64, device=m.device)
-        padded = torch.cat([asked, asked.new_zeros(len(jacobian) - len(asked))]).double()
-        uphill = prior * here.double() + (0 if self.uphill is None else self.uphill.double())
+        padded = torch.cat([asked.flatten(), asked.new_zeros(len(jacobian) - asked.numel())]).double()
+        uphill = part * (prior * here.double() + (0 if self.uphill is None else self.uphill.double()))
         step = jacobian.t() @ torch.linalg.solve(small, padded + jacobian @ uphill / m) - uphill / m
-        return step.to(asked.dtype)
+        return step.to(here.dtype)
 
     def motion(self, step: Float[Tensor, "P"]) -> Float[Tensor, "N 2"]:
         """How far the errors of positions change by a step."""

@@ -117,6 +117,6 @@ class RefineConfig:
             return RefineConfig(
                 space="auto",
                 stop_px=max(scale, 0.5),
-                mask_weight=2000.0,
+                mask_weight=5000.0,
             )
         raise ValueError(f"preset {name!r}: expected default or draggan.")

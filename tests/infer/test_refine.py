@@ -161,7 +161,7 @@ def test_the_length_of_an_edit_is_counted_from_the_code_before_a_guess(
     handles, targets = torch.tensor([[10.0, 10.0]]), torch.tensor([[14.0, 10.0]])
 
     def away(before: torch.Tensor | None) -> float:
-        config = settings(space=space, prior=1e4, steps=6, lost_confidence=0.0)
+        config = settings(space=space, prior=1e4, steps=20, lost_confidence=0.0)
         result = refine(generator, guess, handles, targets, config=config, basis=basis, before=before)
         return float(basis.coordinates((result.latent - latent)[:, :6]).norm())
 
@@ -189,7 +189,8 @@ def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> No
     block = 3
 
     def change(given: torch.Tensor | None) -> float:
-        config = settings(feature_block=3)
+        # The shipped price on length holds everything back, masked or not; here the mask is to do it.
+        config = settings(feature_block=3, prior=1.0)
         edited = refine(generator, latent, HANDLE, TARGET, config=config, mask=given).latent
         maps = [generator.features(x, block=block).last for x in (latent, edited)]
         return float((maps[1] - maps[0]).abs()[..., ~mask].mean())
@@ -296,18 +297,56 @@ def test_wrong_configs(wrong: dict[str, float]) -> None:
         RefineConfig(**wrong)  # type: ignore[arg-type]
 
 
-def test_a_step_is_the_shortest_that_does_what_is_asked(generator: Generator) -> None:
-    """Against the normal equations solved in full, with and without what must not change."""
+def test_a_step_is_the_shortest_that_does_what_is_asked() -> None:
+    """Against the normal equations solved in full, with and without what must not change, near and far."""
     rng = torch.Generator().manual_seed(0)
     jacobian, here = torch.randn(6, 40, generator=rng), torch.randn(40, generator=rng)
-    asked, uphill = torch.randn(4, generator=rng), torch.randn(40, generator=rng)
+    errors, uphill = torch.randn(4, generator=rng), torch.randn(40, generator=rng)
     for held in (None, uphill):
         rows = jacobian if held is not None else jacobian[:4]
-        slopes = Slopes(torch.zeros(4), rows, held, torch.tensor(2.0))
+        slopes = Slopes(errors, rows, held, torch.tensor(2.0))
         m = 0.3 + 0.5 * 2.0
-        down = jacobian[:4].t() @ asked - 0.3 * here - (0 if held is None else held)
-        expected = torch.linalg.solve(rows.t() @ rows + m * torch.eye(40), down)
-        torch.testing.assert_close(slopes.step(asked, here, 0.3, 0.5), expected, atol=1e-4, rtol=1e-4)
+        for part, reach in ((1.0, 100.0), (0.25, 0.25 * float(errors.view(2, 2).norm(dim=1).min()))):
+            asked = -errors.view(2, 2) * (reach / errors.view(2, 2).norm(dim=1, keepdim=True)).clamp_max(1)
+            if part < 1:
+                part = float(asked.norm() / errors.norm())
+            down = jacobian[:4].t() @ asked.flatten() - part * (0.3 * here + (0 if held is None else held))
+            expected = torch.linalg.solve(rows.t() @ rows + m * torch.eye(40), down)
+            torch.testing.assert_close(slopes.step(here, reach, 0.3, 0.5), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reach", [100.0, 1.0, 0.1])
+def test_short_steps_lead_where_long_ones_do(reach: float) -> None:
+    """Where errors are linear the best edit is known: that of ridge regression. A price weighed in full beside a part
+    of the way there would end far before it."""
+    rng = torch.Generator().manual_seed(4)
+    jacobian, start, prior = 3 * torch.randn(2, 12, generator=rng), torch.tensor([17.0, -9.0]), 5.0
+    best = -jacobian.t() @ torch.linalg.solve(jacobian @ jacobian.t() + prior * torch.eye(2), start)
+    here = torch.zeros(12)
+    for _ in range(400):
+        slopes = Slopes(start + jacobian @ here, jacobian, None, torch.tensor(1.0))
+        here = here + slopes.step(here, reach, prior, 0.0)
+    torch.testing.assert_close(here, best, atol=1e-3, rtol=1e-3)
+
+
+def test_the_tracker_looks_where_a_step_should_have_led(
+    generator: Generator, latent: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the last place lies the first guess; from then on it is ahead, by about what a step was to move."""
+    near: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
+
+    def spy(*args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        near.append(options["near"][0])
+        places, sure = follow(*args, **options)
+        found.append(places[0].detach())
+        return places, sure
+
+    monkeypatch.setattr("autodrag.infer.refine.locate", spy)
+    refine(generator, latent, HANDLE, TARGET, config=settings(steps=1, reuse=0, prior=0.01, damping=1e-6))
+    torch.testing.assert_close(near[0], HANDLE)
+    way = TARGET - found[0]
+    torch.testing.assert_close(near[1], found[0] + way / way.norm() * 32 / 32, atol=0.02, rtol=0)
 
 
 def test_slopes_learn_from_a_step() -> None:
