@@ -8,17 +8,20 @@ the frame in both images; every method sees the same pairs, the same step limit 
 and its time includes the final synthesis and excludes loading. What the landmark model does not find has no distance.
 
 "Torn" is the share of results in which it finds nothing, or landmarks that lie together more strangely than those of
-95 % of the images A do, both compared with the images B (`metrics.strangeness`). `benchmarks/torn.py` tears images on
-purpose and shows what this sees of it, and what the model's own confidence does not.
+95 % of 1000 other unedited images do (`metrics.strangeness`), the same for any number of pairs. `benchmarks/torn.py`
+tears images on purpose and shows what this sees of it, and what the model's own confidence does not.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from autodrag.eval import detectors, perceptual
 from autodrag.eval.detectors import Detection, Detector
@@ -26,6 +29,7 @@ from autodrag.eval.metrics import drag_accuracy, frechet_distance, mean_distance
 from autodrag.eval.perceptual import Features
 from autodrag.eval.plots import keep_picture, plot_distances, write_sheet
 from autodrag.eval.run import (
+    MAX_PAIRS,
     Bench,
     Edited,
     Record,
@@ -39,8 +43,11 @@ from autodrag.eval.run import (
     spread,
 )
 from autodrag.eval.tasks import Pair, landmark_pairs
+from autodrag.files import write_json
 
 GAMMAS = (1, 5, 10, 20)
+USUAL = 1000
+"""Unedited images that say how landmarks usually lie together."""
 
 
 def evaluate(
@@ -56,8 +63,6 @@ def evaluate(
         measured = _measure(bench, edited, pair, handles, targets, chosen, detector(edited.image))
         if features is not None:
             measured["features"] = [round(value, 4) for value in features.of(edited.image).tolist()]
-        if name == "none":
-            measured["goal"] = _rounded(pair.target)
         return {"seed": pair.seed, "landmarks": chosen} | measured | edited.record()
 
     return run_drags(bench, points, len(pairs), work)
@@ -90,9 +95,30 @@ def _rounded(points: Tensor) -> list[list[float]]:
     return [[round(value, 3) for value in point] for point in points.tolist()]
 
 
-def summarise(records: list[Record], size: int) -> list[Record]:
-    """One row per number of points and method: distances, time, Fréchet distance, share of torn results."""
+def usual_shapes(bench: Bench, detector: Detector) -> Float[Tensor, "M K 2"]:
+    """Landmarks of `USUAL` unedited images that no pair shows, px, without those in which none are found.
+
+    The run's folder keeps them.
+    """
+    kept = bench.out / "usual.json"
+    if not kept.exists():
+        shapes = []
+        first = bench.base_seed + 2 * MAX_PAIRS
+        for k in tqdm(range(USUAL), desc="usual", unit="image", leave=False, disable=None):
+            found = detector(bench.image(bench.latent(first + k)))
+            if found is not None:
+                shapes.append(_rounded(found.points))
+        write_json(kept, shapes)
+    return torch.tensor(json.loads(kept.read_text()))
+
+
+def summarise(records: list[Record], size: int, usual: Float[Tensor, "M K 2"] | None = None) -> list[Record]:
+    """One row per number of points and method: distances, time, Fréchet distance, share of torn results.
+
+    size: height of the images, px. usual: landmarks of unedited images; without two of them nothing is called torn.
+    """
     rows = []
+    known = usual if usual is not None and len(usual) > 1 else None
     for n in dict.fromkeys(r["points"] for r in records):
         of: dict[str, list[Record]] = {}
         for r in records:
@@ -100,11 +126,11 @@ def summarise(records: list[Record], size: int) -> list[Record]:
                 of.setdefault(r["method"], []).append(r)
         initial = of.get("none", [])
         for name, drags in of.items():
-            rows.append({"points": n, "method": name} | _row(drags, initial, size))
+            rows.append({"points": n, "method": name} | _row(drags, initial, size, known))
     return rows
 
 
-def _row(drags: list[Record], initial: list[Record], size: int) -> Record:
+def _row(drags: list[Record], initial: list[Record], size: int, known: Tensor | None) -> Record:
     distances = [r["distance"] for r in drags if r["distance"] is not None]
     row: dict[str, Any] = {"drags": len(drags)}
     if distances:
@@ -119,11 +145,10 @@ def _row(drags: list[Record], initial: list[Record], size: int) -> Record:
     if len(initial) > 1 and len(drags) > 1 and all("features" in r for r in (*drags, *initial)):
         before = torch.tensor([r["features"] for r in initial])
         row["frechet"] = frechet_distance(torch.tensor([r["features"] for r in drags]), before)
-    if len(initial) > 1 and all("shape" in r for r in (*drags, *initial)):
-        goals = torch.tensor([r["goal"] for r in initial])
-        limit = strangeness(torch.tensor([r["shape"] for r in initial]), goals).quantile(0.95)
+    if known is not None and all("shape" in r for r in drags):
+        limit = strangeness(known, known).quantile(0.95)
         shapes = [r["shape"] for r in drags if r["shape"] is not None]
-        strange = int((strangeness(torch.tensor(shapes), goals) > limit).sum()) if shapes else 0
+        strange = int((strangeness(torch.tensor(shapes), known) > limit).sum()) if shapes else 0
         row["torn"] = (strange + len(drags) - len(shapes)) / len(drags)
     return row
 
@@ -172,7 +197,7 @@ def main(argv: list[str]) -> int:
     bench.claim("landmarks", landmarks=detector.identity, features=title)
     pairs = landmark_pairs(bench, detector)
     records = evaluate(bench, detector, features, pairs, points)
-    rows = summarise(records, bench.generator.config.resolution)
+    rows = summarise(records, bench.generator.config.resolution, usual_shapes(bench, detector))
     finish(bench.out, rows, table(rows, title))
     for n in points:
         of = [r for r in records if r["points"] == n]

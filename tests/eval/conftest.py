@@ -23,6 +23,12 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autodrag.eval.run.threads_each", lambda jobs: torch.get_num_threads())
 
 
+@pytest.fixture(autouse=True)
+def few_usual_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty unedited images say what is usual."""
+    monkeypatch.setattr("autodrag.eval.landmarks.USUAL", 20)
+
+
 @pytest.fixture(scope="session")
 def landmark_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny 32 px generator with a random landmark net of three points. Read only."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from learned import save_learned, tiny_nets
 
 from autodrag.cli import main
 from autodrag.eval import landmarks, mdd, speed
+from autodrag.eval.detectors import Detection
 from autodrag.eval.methods import METHODS
+from autodrag.eval.run import Bench
 from autodrag.nets.stylegan2 import Generator
 
 COMMON = ["--pairs", "2", "--steps", "2", "--device", "cpu"]
@@ -42,7 +46,11 @@ def untimed(value: Any) -> Any:
 @pytest.mark.parametrize(
     ("protocol", "options", "files"),
     [
-        ("landmarks", ["--points", "1,all"], {"distance-1.png", "distance-3.png", "sheet-1.png", "sheet-3.png"}),
+        (
+            "landmarks",
+            ["--points", "1,all"],
+            {"distance-1.png", "distance-3.png", "sheet-1.png", "sheet-3.png", "usual.json"},
+        ),
         ("paired", ["--points", "4"], {"sheet-4.png"}),
         ("mdd", [], {"decay-1.png", "sheet-1.png"}),
         ("ccsd", [], {"sheet-1.png"}),
@@ -162,12 +170,16 @@ def test_landmark_table_by_hand() -> None:
     """Four results, of which one has no face and one a landmark far from where it is in others."""
     shared = {"points": 1, "seconds": 1.0, "steps": 3, "initial": 10.0, "dai": {"1": 0.5}}
     none = [
-        shared | {"method": "none", "distance": 10.0, "features": [c, 0.0], "shape": [[a, 5.0]], "goal": [[b, 5.0]]}
-        for c, a, b in ((0.8, 4.5, 4.0), (0.9, 6.0, 6.0))  # strange by (x - 5)^2 / 2 + (y - 5)^2 / 0.001
+        shared | {"method": "none", "distance": 10.0, "features": [c, 0.0], "shape": [[a, 5.0]]}
+        for c, a in ((0.8, 4.5), (0.9, 6.5))
     ]
+    usual = torch.tensor([[[4.0, 5.0]], [[6.0, 5.0]]])  # (x - 5)^2 / 2 + (y - 5)^2 / 0.001 is strange above 0.5
     results = ((4.0, [[5.0, 5.01]]), (2.0, [[5.0, 5.1]]), (None, None), (3.0, [[5.5, 5.01]]))
     edited = [shared | {"method": "refiner", "distance": d, "features": [1.0, 1.0], "shape": s} for d, s in results]
-    before, after = landmarks.summarise([*none, *edited], 100)
+    before, after = landmarks.summarise([*none, *edited], 100, usual)
+    assert (
+        "torn" not in landmarks.summarise(none, 100)[0] and "torn" not in landmarks.summarise(none, 100, usual[:1])[0]
+    )
     assert before["share_of_none"] == 1.0 and before["torn"] == 0.5
     assert after["mean_px"] == pytest.approx(3.0) and after["share_of_none"] == pytest.approx(0.3)
     assert after["quartiles_px"] == pytest.approx([2.5, 3.5]) and after["share_of_size"] == pytest.approx(0.03)
@@ -175,6 +187,28 @@ def test_landmark_table_by_hand() -> None:
     assert after["frechet"] == pytest.approx((1 - 0.85) ** 2 + 1 + 0.005, abs=1e-6)  # means, and the trace of one
     text = landmarks.table([before, after], "FID")
     assert "| FID |" in text and "| 1 | refiner | 3.00 | 30 % | 3.00 (2.50–3.50) | 1.000 (1.000–1.000) | 3 |" in text
+
+
+def test_what_is_usual_is_the_same_for_any_number_of_pairs(
+    make_bench: Callable[..., Bench],
+) -> None:
+    """Images that no pair shows; a face that is not found says nothing; the folder keeps them."""
+    drawn: list[torch.Tensor] = []
+
+    class EverySecond:
+        count, identity = 3, "every second"
+
+        def __call__(self, image: torch.Tensor) -> Detection | None:
+            drawn.append(image)
+            return None if len(drawn) % 2 else Detection(image.mean(dim=(1, 2, 3)).expand(3, 2), None)
+
+    bench, detector = make_bench(), EverySecond()
+    bench.out.mkdir()
+    shapes = landmarks.usual_shapes(bench, detector)
+    assert shapes.shape == (10, 3, 2) and len(drawn) == 20
+    seen = torch.cat([bench.image(bench.latent(bench.base_seed + k)) for k in range(4)])
+    assert all(not torch.allclose(image, one) for image in drawn for one in seen)
+    assert landmarks.usual_shapes(replace(bench, pairs=50), detector).equal(shapes) and len(drawn) == 20
 
 
 def test_decay_measures_only_the_moments_that_a_curve_shows() -> None:
