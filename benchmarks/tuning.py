@@ -20,6 +20,7 @@ import torch
 
 from autodrag.checkpoint import load_generator, load_landmarks, load_learned
 from autodrag.data.latents import map_codes
+from autodrag.eval.landmarks import USUAL
 from autodrag.eval.metrics import frechet_distance, strangeness
 from autodrag.eval.run import markdown
 from autodrag.infer.measure import find_landmarks
@@ -63,8 +64,12 @@ def main() -> None:
         )
         first, last = (find_landmarks(net, generator(x).clamp(-1, 1)) for x in (a, b))
     start, goal = first.points, last.points
-    limit = strangeness(start, goal).quantile(0.95)
     order = [torch.randperm(start.shape[1], generator=rng) for _ in range(args.pairs)]
+    with torch.no_grad():
+        codes = map_codes(generator, USUAL, torch.full((USUAL,), 0.7), rng)[:, None]
+        codes = codes.expand(-1, generator.config.latent_layers, -1)
+        usual = torch.cat([find_landmarks(net, generator(x).clamp(-1, 1)).points for x in codes.split(50)])
+    limit = strangeness(usual, usual).quantile(0.95)
     preset = RefineConfig.preset("default", generator.config.image_size)
     variants: dict[str, RefineConfig | PredictConfig] = {} if args.only == "rounds" else {"as shipped": preset}
     if args.only in (None, "rounds"):
@@ -97,7 +102,7 @@ def main() -> None:
                 with torch.no_grad():
                     seen = find_landmarks(net, generator(latent).clamp(-1, 1))
                 features.append(seen.features)
-                torn = float(strangeness(seen.points, goal)[0] > limit)
+                torn = float(strangeness(seen.points, usual)[0] > limit)
                 length = frame.coordinates(latent) - frame.coordinates(a[k : k + 1])
                 left = float((seen.points[0][chosen] - goal[k][chosen]).norm(dim=1).mean())
                 rows.append((left, float(tracked.mean()), float(length.norm()), torn, steps, took))
