@@ -217,7 +217,8 @@ def predict(
         codes = nets.edit(codes, maps.outputs[block], replace(drags, handles=points), clean, read)
         read = None
         maps = generator.features(codes, block=net.track_block)
-        points, sure = follow(maps.outputs[tracked], what, image, near=points, pull=PULL)
+        # A prediction is to take points all the way: near their targets, not near where they were, they are expected.
+        points, sure = follow(maps.outputs[tracked], what, image, near=drags.targets, pull=PULL)
         now = _state(codes, maps, points, sure, drags, config)
         before = best.distances.sum(dim=1)
         # Of the first round any result is taken: the way before it was known, what the code did was not.

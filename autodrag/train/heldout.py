@@ -106,5 +106,5 @@ def closed_loop(
         latent = editor.edit(latent, maps.outputs[config.feature_block], Drags(points, end, valid))[:, -1]
         if round_ < rounds - 1:
             maps = generator.features(latent, block=config.track_block)
-            points, _ = follow(maps.outputs[config.tracked], what, config.image, near=points, pull=PULL)
+            points, _ = follow(maps.outputs[config.tracked], what, config.image, near=end, pull=PULL)
     return latent
