@@ -56,8 +56,8 @@ class RefineConfig:
     prior: float = 5.0
     """`locate`: square px (at 64) that an edit of one standard deviation costs, of the one code in W, of every
     layer's in W+: of all edits the likely one is wanted. Without it points come nearer by the tracker, but no nearer
-    by a landmark net, by edits twice as long or more. Several points end as near with 3 as with 5, but by heads that
-    are more strange: `benchmarks/tuning.py --only prior`."""
+    by a landmark net, by edits up to thrice as long. Less than this brings single points nearer, more than this makes
+    edits that are shorter still: `benchmarks/tuning.py --only prior`."""
     reuse: int = 1
     """`locate`: so many steps after one that took gradients go on with its slopes, mended by what has come of them;
     with a mask none do. As near with 1 as with 0 in less time: `benchmarks/tuning.py --only reuse`."""
