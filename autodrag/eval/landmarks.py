@@ -98,7 +98,8 @@ def _rounded(points: Tensor) -> list[list[float]]:
 def usual_shapes(bench: Bench, detector: Detector) -> Float[Tensor, "M K 2"]:
     """Landmarks of `USUAL` unedited images that no pair shows, px, without those in which none are found.
 
-    The run's folder keeps them.
+    The run's folder keeps them. They cost as many syntheses, whatever the number of pairs: with fewer, neither the
+    directions in which landmarks vary nor the limit of what is usual would be known.
     """
     kept = bench.out / "usual.json"
     if not kept.exists():
@@ -109,7 +110,7 @@ def usual_shapes(bench: Bench, detector: Detector) -> Float[Tensor, "M K 2"]:
             if found is not None:
                 shapes.append(_rounded(found.points))
         write_json(kept, shapes)
-    return torch.tensor(json.loads(kept.read_text()))
+    return torch.tensor(json.loads(kept.read_text())).view(-1, detector.count, 2)  # also where none are found
 
 
 def summarise(records: list[Record], size: int, usual: Float[Tensor, "M K 2"] | None = None) -> list[Record]:

@@ -285,7 +285,7 @@ def _located(drag: _Drag, config: RefineConfig, basis: LatentBasis, before: Floa
 
     Anchors are points whose targets are their places. A step asks every point for at most `reach` of the image's
     height, for what is seen beyond the tracker's window is not seen well; where it brings nothing, it is taken back,
-    and tried again shorter and more damped.
+    and tried again shorter and more damped. The tracker looks near where a step was to take the points.
     """
     apart = config.space == "w+" or (config.space == "auto" and drag.movable is not None)
     rows, count, height = drag.start.shape[1] if apart else 1, len(drag.handles), drag.image[0]

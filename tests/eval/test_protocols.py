@@ -177,9 +177,8 @@ def test_landmark_table_by_hand() -> None:
     results = ((4.0, [[5.0, 5.01]]), (2.0, [[5.0, 5.1]]), (None, None), (3.0, [[5.5, 5.01]]))
     edited = [shared | {"method": "refiner", "distance": d, "features": [1.0, 1.0], "shape": s} for d, s in results]
     before, after = landmarks.summarise([*none, *edited], 100, usual)
-    assert (
-        "torn" not in landmarks.summarise(none, 100)[0] and "torn" not in landmarks.summarise(none, 100, usual[:1])[0]
-    )
+    for few in (None, usual[:1], usual[:0]):
+        assert "torn" not in landmarks.summarise(none, 100, few)[0]
     assert before["share_of_none"] == 1.0 and before["torn"] == 0.5
     assert after["mean_px"] == pytest.approx(3.0) and after["share_of_none"] == pytest.approx(0.3)
     assert after["quartiles_px"] == pytest.approx([2.5, 3.5]) and after["share_of_size"] == pytest.approx(0.03)
@@ -189,9 +188,7 @@ def test_landmark_table_by_hand() -> None:
     assert "| FID |" in text and "| 1 | refiner | 3.00 | 30 % | 3.00 (2.50–3.50) | 1.000 (1.000–1.000) | 3 |" in text
 
 
-def test_what_is_usual_is_the_same_for_any_number_of_pairs(
-    make_bench: Callable[..., Bench],
-) -> None:
+def test_what_is_usual_is_the_same_for_any_number_of_pairs(make_bench: Callable[..., Bench]) -> None:
     """Images that no pair shows; a face that is not found says nothing; the folder keeps them."""
     drawn: list[torch.Tensor] = []
 
@@ -209,6 +206,18 @@ def test_what_is_usual_is_the_same_for_any_number_of_pairs(
     seen = torch.cat([bench.image(bench.latent(bench.base_seed + k)) for k in range(4)])
     assert all(not torch.allclose(image, one) for image in drawn for one in seen)
     assert landmarks.usual_shapes(replace(bench, pairs=50), detector).equal(shapes) and len(drawn) == 20
+
+
+def test_nothing_is_usual_where_no_face_is_found(make_bench: Callable[..., Bench]) -> None:
+    class Blind:
+        count, identity = 3, "blind"
+
+        def __call__(self, image: torch.Tensor) -> Detection | None:
+            return None
+
+    bench = make_bench()
+    bench.out.mkdir()
+    assert landmarks.usual_shapes(bench, Blind()).shape == (0, 3, 2)
 
 
 def test_decay_measures_only_the_moments_that_a_curve_shows() -> None:

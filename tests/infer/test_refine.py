@@ -306,10 +306,10 @@ def test_a_step_is_the_shortest_that_does_what_is_asked() -> None:
         rows = jacobian if held is not None else jacobian[:4]
         slopes = Slopes(errors, rows, held, torch.tensor(2.0))
         m = 0.3 + 0.5 * 2.0
-        for part, reach in ((1.0, 100.0), (0.25, 0.25 * float(errors.view(2, 2).norm(dim=1).min()))):
-            asked = -errors.view(2, 2) * (reach / errors.view(2, 2).norm(dim=1, keepdim=True)).clamp_max(1)
-            if part < 1:
-                part = float(asked.norm() / errors.norm())
+        lengths = errors.view(2, 2).norm(dim=1, keepdim=True)
+        for reach in (100.0, 0.25 * float(lengths.min())):  # beyond both points, and short of either
+            asked = -errors.view(2, 2) * (reach / lengths).clamp_max(1)
+            part = 1.0 if reach == 100 else float(asked.norm() / errors.norm())
             down = jacobian[:4].t() @ asked.flatten() - part * (0.3 * here + (0 if held is None else held))
             expected = torch.linalg.solve(rows.t() @ rows + m * torch.eye(40), down)
             torch.testing.assert_close(slopes.step(here, reach, 0.3, 0.5), expected, atol=1e-4, rtol=1e-4)
@@ -332,7 +332,7 @@ def test_short_steps_lead_where_long_ones_do(reach: float) -> None:
 def test_the_tracker_looks_where_a_step_should_have_led(
     generator: Generator, latent: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the last place lies the first guess; from then on it is ahead, by about what a step was to move."""
+    """First near the handle; then ahead of where it was found, by the one px (of 32) that a step asks for."""
     near: list[torch.Tensor] = []
     found: list[torch.Tensor] = []
 
@@ -346,7 +346,7 @@ def test_the_tracker_looks_where_a_step_should_have_led(
     refine(generator, latent, HANDLE, TARGET, config=settings(steps=1, reuse=0, prior=0.01, damping=1e-6))
     torch.testing.assert_close(near[0], HANDLE)
     way = TARGET - found[0]
-    torch.testing.assert_close(near[1], found[0] + way / way.norm() * 32 / 32, atol=0.02, rtol=0)
+    torch.testing.assert_close(near[1], found[0] + way / way.norm(), atol=0.02, rtol=0)
 
 
 def test_slopes_learn_from_a_step() -> None:
