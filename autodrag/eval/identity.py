@@ -21,11 +21,11 @@ from autodrag.points import Size
 
 def identities(folder: Path, image_size: Size) -> dict[str, str]:
     """Digests by method name, for a checkpoint folder whose generator makes images of (H, W) px."""
-    refiner = RefineConfig.preset("default", image_size)
+    refiner = RefineConfig.preset("default", image_size).in_use()
     learned = (PredictConfig(), folder / PREDICTOR_FILE, folder / REGULARIZER_FILE)
     return {
         "none": digest(),
-        "draggan": digest(RefineConfig.preset("draggan", image_size)),
+        "draggan": digest(RefineConfig.preset("draggan", image_size).in_use()),
         "refiner": digest(refiner),
         "freedrag": digest(FreeDragConfig.preset(image_size)),  # what is fitted depends on the generator alone
         "userlt": digest(folder / userlt.FILE),

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from autodrag.infer.tracking import Norm, Tracker
 from autodrag.points import Size
+
+ALONE = {
+    "draggan": ("lr", "supervision_radius", "tracking_radius", "norm", "tracker", "raft_weights"),
+    "locate": ("reach", "damping", "prior", "reuse", "gain", "patience"),
+}
+"""Settings that are for one objective alone."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,11 @@ class RefineConfig:
             raise ValueError("expected blocks from 0 on.")
         if self.supervision_radius < 0 or self.tracking_radius < 1:
             raise ValueError("expected supervision_radius >= 0 and tracking_radius >= 1.")
+
+    def in_use(self) -> dict[str, Any]:
+        """The settings that its objective reads, by name; what the others are makes no difference."""
+        unread = {name for objective, names in ALONE.items() if objective != self.objective for name in names}
+        return {name: value for name, value in vars(self).items() if name not in unread}
 
     @staticmethod
     def preset(name: str, image_size: Size) -> RefineConfig:

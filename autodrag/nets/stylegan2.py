@@ -448,10 +448,10 @@ class Generator(nn.Module):
         if latent.shape[1:] != (self.config.latent_layers, self.config.w_dim):
             expected = f"(B, {self.config.latent_layers}, {self.config.w_dim})"
             raise ValueError(f"latent {tuple(latent.shape)}: expected {expected} for this generator.")
-        outputs = list(done)
+        outputs, blocks = list(done), self.synthesis.blocks
         x = outputs[-1] if outputs else None
         for index in range(len(outputs), last + 1):
             start = self.synthesis.first_layer(index)
-            x = self.synthesis.blocks[index](x, latent[:, start : start + 2], noise)
+            x = blocks[index](x, latent[:, start : start + 2], noise)
             outputs.append(x)
         return Features(tuple(outputs))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,9 @@ def test_identities_follow_networks_and_settings(tmp_path: Path) -> None:
     again = identities(tmp_path, (64, 64))
     assert {name for name in METHODS if again[name] != after[name]} == {"predictor", "hybrid", "userlt"}
     assert digest(RefineConfig()) != digest(RefineConfig(steps=7)) != digest(RefineConfig(steps=8))
+    published = RefineConfig.preset("draggan", (64, 64))
+    assert digest(replace(published, prior=7.0).in_use()) == before["draggan"]  # a setting of the other objective
+    assert digest(replace(published, lr=7.0).in_use()) != before["draggan"]
 
 
 def test_what_was_measured_before_is_part_of_the_answer(make_bench: Callable[..., Bench]) -> None:

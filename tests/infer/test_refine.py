@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.data.matching import appearance, follow
 from autodrag.infer.refine import SKETCH, Origin, RefineConfig, Slopes, StepState, refine, take_slopes
+from autodrag.infer.settings import ALONE
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator, seed_z
 
@@ -46,6 +47,27 @@ def test_published_constants() -> None:
         assert (c.lr, c.mask_weight, c.edit_layers, c.feature_block, c.space) == (1e-3, 20.0, 6, 5, "w+")
     with pytest.raises(ValueError, match="preset 'fast': expected default or draggan"):
         RefineConfig.preset("fast", IMAGE)
+
+
+@pytest.mark.parametrize("name", ["draggan", "default"])
+def test_an_objective_reads_the_settings_in_use_and_no_others(
+    generator: Generator, latent: torch.Tensor, name: str
+) -> None:
+    asked: set[str] = set()
+
+    class Watched(RefineConfig):
+        def __getattribute__(self, name: str) -> Any:
+            asked.add(name)
+            return super().__getattribute__(name)
+
+    config = Watched(**vars(settings(name, steps=3, stop_px=0.01)))
+    known = set(vars(config))
+    asked.clear()
+    for mask in (None, torch.arange(IMAGE[1]).expand(IMAGE) > 8):
+        refine(generator, latent, HANDLE, TARGET, config=config, mask=mask, anchors=torch.tensor([[2.0, 2.0]]))
+    read = asked & known
+    assert read <= set(config.in_use())
+    assert {"steps", "mask_weight", "anchor_weight", *ALONE[config.objective]} - {"raft_weights"} <= read
 
 
 def plain_draggan(
