@@ -123,7 +123,7 @@ def load_predictor(path: str | Path, generator: str) -> Predictor:
 
 
 def load_learned(path: str | Path, generator: str) -> tuple[Predictor, Regularizer | None]:
-    """Load a predictor, from a checkpoint folder or its file, with the regularizer that it was trained with, if any.
+    """Load a predictor, from a checkpoint folder or its file, with the regularizer that restores its edits, if any.
 
     Args:
         generator: the fingerprint that both must have.
@@ -137,10 +137,9 @@ def load_learned(path: str | Path, generator: str) -> tuple[Predictor, Regulariz
 
 
 def _joint_regularizer(predictor: Path) -> Path | None:
-    """The file of the regularizer that belongs to a predictor, which lies beside it; None: it was trained without.
+    """The file of the regularizer that belongs to a predictor, which lies beside it; None: it edits without.
 
-    A predictor edits worse without the regularizer that it was trained with. Its file says whether there is one; for
-    older files, which do not, it is the one that is there.
+    A predictor's file says whether there is one; for older files, which do not, it is the one that is there.
     """
     file = predictor.with_name(REGULARIZER_FILE)
     noted = read_info(predictor, kind="predictor")[1].get("regularizer")

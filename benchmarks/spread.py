@@ -2,6 +2,7 @@
 
     python benchmarks/spread.py --pairs 1000 --points 1,5,11
     python benchmarks/spread.py --predictor runs/critters/predictor
+    python benchmarks/spread.py --regularizer checkpoints/critters/regularizer.safetensors
 
 The Fréchet distance of edited to unedited images and the share of their variance are in the landmark net's features;
 the first line is an independent set of unedited images. "Least" and "most" are the smallest and largest eigenvalue of
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autodrag.checkpoint import load_generator, load_landmarks, load_learned
+from autodrag.checkpoint import load_generator, load_landmarks, load_learned, load_regularizer
 from autodrag.data.latents import map_codes
 from autodrag.eval.metrics import frechet_distance
 from autodrag.eval.run import markdown
@@ -38,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default="checkpoints/critters")
     parser.add_argument("--predictor", type=Path, help="folder of another predictor.safetensors of the same generator")
+    parser.add_argument("--regularizer", type=Path, help="restore the edits by this one, not by the predictor's own")
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--points", default="1,5,11")
     parser.add_argument("--rounds", type=int, help="most of the closed loop")
@@ -49,7 +51,9 @@ def main() -> None:
     generator.freeze()
     net = load_landmarks(args.checkpoint)
     assert net is not None, "this needs a checkpoint with a landmark net"
-    nets = LearnedNets(*load_learned(args.predictor or args.checkpoint, identity)).to(torch.device("cpu"))
+    predictor, own = load_learned(args.predictor or args.checkpoint, identity)
+    other = own if args.regularizer is None else load_regularizer(args.regularizer, identity)
+    nets = LearnedNets(predictor, other).to(torch.device("cpu"))
     frame = LatentFrame(generator.config.w_dim)
     frame.take(LatentBasis.of(generator))
     edited_layers = nets.predictor.config.edit_layers

@@ -111,13 +111,14 @@ def test_ablations_end_with_a_table(
     assert set(left) == {"open", "closed"} and all(share > 0 for shares in left.values() for share in shares.values())
 
 
-@pytest.mark.parametrize("push", [0.0, 2.0])
+@pytest.mark.parametrize(("push", "restored"), [(0.0, False), (2.0, False), (0.0, True)])
 def test_spread_tells_edits_that_change_nothing_from_those_that_do(
     tiny_generator: Generator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     push: float,
+    restored: bool,
 ) -> None:
     folder = save_learned(tmp_path / "tiny", tiny_generator, tiny_nets(tiny_generator, push=push, regularizer=False))
     sizes = LandmarkConfig(resolution=32, width=8, depth=2, names=("nose", "chin"))
@@ -125,7 +126,10 @@ def test_spread_tells_edits_that_change_nothing_from_those_that_do(
     net = LandmarkNet(sizes)
     torch.nn.init.normal_(net.heat.weight, std=0.5)  # sharper heat maps, so that points differ between images
     save_tensors(folder / "landmarks.safetensors", net.state_dict(), kind="landmarks", config=asdict(sizes))
-    monkeypatch.setattr(sys, "argv", ["spread.py", "--checkpoint", str(folder), "--pairs", "50", "--points", "1,2"])
+    other = save_learned(tmp_path / "other", tiny_generator, tiny_nets(tiny_generator, push=2.0))
+    options = ["--regularizer", str(other / "regularizer.safetensors")] if restored else []
+    options += ["--checkpoint", str(folder), "--pairs", "50", "--points", "1,2"]
+    monkeypatch.setattr(sys, "argv", ["spread.py", *options])
     script("spread").main()
     head, line, others, *edits = capsys.readouterr().out.strip().splitlines()
     assert head.startswith("| images | of no edit | Fréchet ") and line.count("---") == head.count("|") - 1
@@ -134,7 +138,7 @@ def test_spread_tells_edits_that_change_nothing_from_those_that_do(
         name, left, *figures = [cell.strip() for cell in row.strip("|").split("|")]
         assert name == f"edits of {count}"
         nothing = [float(figure) for figure in figures] == pytest.approx([0, 1, 1, 1], abs=1e-2)
-        assert (left == "100.0%" and nothing) == (push == 0)
+        assert (left == "100.0%" and nothing) == (push == 0 and not restored)
 
 
 def test_a_cut_through_the_shipped_heads_is_seen_by_the_constellation_of_landmarks(

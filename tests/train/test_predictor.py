@@ -215,6 +215,17 @@ def test_a_training_without_a_regularizer_goes_on_without(tmp_path: Path, stage_
     assert module_of(replace(stage_2(tmp_path / "second"), start=first)).net.regularizer is None
 
 
+def test_a_regularizer_may_take_part_in_the_training_alone(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
+    both = train(stage_2(tmp_path / "both", regularizer, lr=1e-2))
+    alone = train(stage_2(tmp_path / "alone", regularizer, lr=1e-2, restore=False))
+    assert both.with_name("regularizer.safetensors").exists()
+    assert not alone.with_name("regularizer.safetensors").exists()
+    (first, _, one), (second, _, other) = (load_tensors(file, kind="predictor") for file in (both, alone))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert (one["regularizer"], other["regularizer"]) == (True, False)
+    assert one["held_out"] != other["held_out"]  # measured as they edit
+
+
 def test_a_start_that_has_lost_its_regularizer_is_refused(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
     first = train(stage_2(tmp_path / "first", regularizer, steps=1))
     assert read_info(first, kind="predictor")[1]["regularizer"] is True
