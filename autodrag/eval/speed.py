@@ -136,7 +136,7 @@ def _edit(row: Row, generator: Generator, folder: Path | None, wait: Callable[[]
 def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], object]) -> Work:
     """Seconds of a closed loop that makes all its rounds, and of the image from the features that it ends with.
 
-    It begins, as in an open editor, with the features of the present image.
+    It begins, as in an open editor, with the features of the present image, which it has not looked at yet.
     """
     if folder is None:
         nets = random_nets(generator)

@@ -19,7 +19,7 @@ from autodrag.infer.replay import Replays
 from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Features, Generator
-from autodrag.nets.transformer import KeysValues
+from autodrag.nets.transformer import KeysValues, lighten
 from autodrag.points import resize_mask
 
 ROUNDS = (2, 6)
@@ -94,6 +94,7 @@ class LearnedNets:
                 for part in net.modules():
                     if isinstance(part, nn.Conv2d):  # frozen features come in this order, see `SynthesisLayer.freeze`
                         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                lighten(net)
         return self
 
     def read(self, latent: Float[Tensor, "B L D"]) -> list[KeysValues] | None:

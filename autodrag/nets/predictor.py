@@ -126,8 +126,8 @@ class Memory:
 
     keys_values: list[KeysValues]
     """Of the cross-attention, per decoder layer."""
-    mask: Tensor
-    """True = a token, False = padding; (B, 1, 1, tokens)."""
+    mask: Tensor | None
+    """True = a token, False = padding; (B, 1, 1, tokens). None: no padding."""
     past: list[KeysValues | None]
     """Keys and values of the codes decoded so far, per decoder layer."""
     step: int = 0
@@ -202,7 +202,8 @@ class Predictor(nn.Module):
     def attend(self, tokens: Float[Tensor, "B N D"], known: Bool[Tensor, "B N"]) -> Memory:
         """What the decoder attends to, from the tokens; where `known` is False they are padding."""
         tokens = tokens + self.mix(tokens)
-        mask = known[:, None, None]
+        # Looked for on a CPU alone: a GPU would have to be waited for, and a graph of it could not be recorded.
+        mask = None if known.device.type == "cpu" and bool(known.all()) else known[:, None, None]
         for layer in self.encoder:
             tokens = layer(tokens, mask)
         tokens = self.norm_memory(tokens)

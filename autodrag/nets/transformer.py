@@ -6,6 +6,8 @@ Pre-normalised layers (Xiong et al. 2020), which train without a long warm-up; o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -113,3 +115,32 @@ class DecoderLayer(nn.Module):
         x = x + self.attention(y, keys_values, mask)
         x = x + self.cross(self.norm2(x), memory, memory_mask)
         return x + self.mlp(self.norm3(x)), keys_values
+
+
+def lighten(net: nn.Module) -> None:
+    """Lets a net that is trained no more call its linear layers, norms and GELUs as functions of their weights.
+
+    A module takes some microseconds to be found and called; on the few tokens of one drag that is as long as what it
+    computes. Nothing else changes: weights may still be moved, loaded and saved. Hooks of these layers are passed over.
+    """
+    for module in net.modules():
+        for name, child in module.named_children():
+            module.__dict__[name] = _bare(child)  # is found first; parameters are still those of the module
+
+
+def _bare(layer: nn.Module) -> Callable[..., Tensor]:
+    """A layer as a function of its input; of other kinds than those of the blocks here the layer itself."""
+    if isinstance(layer, nn.Linear):
+        return partial(F.linear, weight=layer.weight, bias=layer.bias)
+    if isinstance(layer, nn.LayerNorm):
+        shape = layer.normalized_shape
+        return partial(torch.layer_norm, normalized_shape=shape, weight=layer.weight, bias=layer.bias, eps=layer.eps)
+    if isinstance(layer, nn.GELU):
+        return partial(F.gelu, approximate=layer.approximate)
+    if isinstance(layer, nn.Sequential):
+        return partial(_through, [_bare(part) for part in layer])
+    return layer
+
+
+def _through(functions: list[Callable[..., Tensor]], x: Tensor) -> Tensor:
+    return reduce(lambda y, function: function(y), functions, x)

@@ -202,6 +202,7 @@ def test_the_defaults_are_the_papers_depths() -> None:
         net = Predictor(config)
         points = torch.zeros(1, 3, 2)
         memory = net.encode(torch.zeros(1, 512, 128, 128), Drags(points, points, torch.ones(1, 3, dtype=torch.bool)))
+    assert memory.mask is not None
     assert memory.mask.shape == (1, 1, 1, 16 * 16 + 3)
 
 
