@@ -79,7 +79,7 @@ class PredictorOptimisation:
     """Half width of the patches of the drag loss, in cells: 3 gives the paper's 7 x 7."""
     restore: bool = True
     """Edits of the exported predictor are restored by the regularizer. Off, it takes part in the training alone, and is
-    not exported: critters' points end as near without it, and an edit takes 6 % less:
+    not exported: critters' points end as near without it, and an edit takes some 4 % less:
     `benchmarks/spread.py --regularizer`."""
     average_decay: float = 0.999
     """Decay of the average of the weights that is measured and exported."""
