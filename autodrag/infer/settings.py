@@ -13,7 +13,7 @@ ALONE = {
     "draggan": ("lr", "supervision_radius", "tracking_radius", "norm", "tracker", "raft_weights"),
     "locate": ("reach", "damping", "prior", "reuse", "gain", "patience"),
 }
-"""Settings that are for one objective alone."""
+"""Settings that one objective alone reads. Both read which blocks are supervised and tracked, `locate` to see none."""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def lighten(net: nn.Module) -> None:
     """Lets a net that is trained no more call its linear layers, norms and GELUs as functions of their weights.
 
     A module takes some microseconds to be found and called; on the few tokens of one drag that is as long as what it
-    computes. Nothing else changes: weights may still be moved, loaded and saved. Hooks of these layers are passed over.
+    computes. Weights may still be moved, loaded and saved; but what is found under the name of such a layer is a
+    function, no module, and hooks are passed over. To be called again where a parameter is replaced by another object.
     """
     for module in net.modules():
         for name, child in module.named_children():

@@ -79,7 +79,7 @@ class PredictorOptimisation:
     """Half width of the patches of the drag loss, in cells: 3 gives the paper's 7 x 7."""
     restore: bool = True
     """Edits of the exported predictor are restored by the regularizer. Off, it takes part in the training alone, and is
-    not exported: critters' points end as near without it, and an edit takes some 4 % less:
+    not exported: critters' points end as near without it, and an edit takes some 5 % less:
     `benchmarks/spread.py --regularizer`."""
     average_decay: float = 0.999
     """Decay of the average of the weights that is measured and exported."""
@@ -238,6 +238,7 @@ class PredictorModule(L.LightningModule):
             if hp.drag_weight:
                 spots = (drags.handles, drags.targets, share)
                 add("drag", drag_loss(before, after, *spots, image, radius=hp.patch_radius))
+            # Near where they were: near their targets, as editing looks, points could seem to have arrived.
             found, _ = follow(features.outputs[config.tracked], what, image, near=handles, pull=PULL)
             if hp.position_weight:
                 add("position", position_loss(found, drags.targets, share, image[0]))
@@ -332,7 +333,7 @@ def build(config: PredictorTraining, generator: Generator, identity: str) -> Lea
 
 
 def train(config: PredictorTraining) -> Path:
-    """Runs or resumes stage 2; returns the exported predictor.safetensors, with regularizer.safetensors beside it."""
+    """Runs or resumes stage 2; returns the exported predictor.safetensors, beside its regularizer if it has one."""
     prepare_torch(config.run)
     check_batch(config.training.batch, config.run)
     generator, identity = load_generator(config.checkpoint)
