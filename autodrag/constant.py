@@ -6,8 +6,10 @@ CUDA graph cannot be recorded of a function that copies numbers from the host.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -17,6 +19,23 @@ T = TypeVar("T")
 
 MOST = 64
 """So many answers are kept of one function."""
+
+
+class _Watch(threading.local):
+    given: list[object] | None = None
+
+
+_watch = _Watch()
+
+
+@contextlib.contextmanager
+def collected() -> Iterator[list[object]]:
+    """All constants that are asked for meanwhile in this thread: what goes on reading them must keep them."""
+    before, _watch.given = _watch.given, []
+    try:
+        yield _watch.given
+    finally:
+        _watch.given = before
 
 
 def constant(function: Callable[P, T]) -> Callable[P, T]:
@@ -30,7 +49,11 @@ def constant(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        # torch.compile makes constants of them itself, and warns of a cache.
-        return function(*args, **kwargs) if torch.compiler.is_compiling() else kept(*args, **kwargs)  # type: ignore[arg-type]
+        if torch.compiler.is_compiling():  # makes constants of them itself, and warns of a cache
+            return function(*args, **kwargs)
+        answer = kept(*args, **kwargs)  # type: ignore[arg-type]
+        if _watch.given is not None:
+            _watch.given.append(answer)
+        return answer
 
     return call

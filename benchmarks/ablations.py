@@ -34,7 +34,7 @@ VARIANTS: dict[str, list[str]] = {
     "as configured": [],
     "without regularizer": ["--regularizer", "null"],
     "regularizer at the paper's rate": ["--training.regularizer_lr", "1e-5"],
-    **{f"n = {n}": ["--net.steps", str(n)] for n in (2, 5, 10)},
+    **{f"n = {n}": ["--net.steps", str(n)] for n in (2, 3, 5, 10)},
     "trained open loop": ["--training.rounds", "1"],
     "L1 alone": losses(l1=1),
     "drag loss alone": losses(drag=1),

@@ -28,6 +28,7 @@ FOUNDATIONS = (
     "checkpoint",
     "edits",
     "memory",
+    "replay",
 )
 ALLOWED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FOUNDATIONS, FOUNDATIONS),

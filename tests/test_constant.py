@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from autodrag import constant as module
-from autodrag.constant import constant
+from autodrag.constant import collected, constant
 
 
 def test_one_tensor_for_each_size_which_can_be_trained_with() -> None:
@@ -40,3 +40,19 @@ def test_only_so_many_are_kept() -> None:
         zeros(count)
     zeros(module.MOST), zeros(0)
     assert made == [*range(module.MOST + 1), 0]
+
+
+def test_what_is_asked_for_can_be_collected() -> None:
+    @constant
+    def ones(count: int) -> Tensor:
+        return torch.ones(count)
+
+    known = ones(1)
+    with collected() as outer:
+        two = ones(2)
+        with collected() as inner:
+            ones(1)
+        ones(3)
+    ones(4)
+    assert inner[0] is known and len(inner) == 1
+    assert outer[0] is two and len(outer) == 2

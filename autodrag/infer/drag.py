@@ -170,10 +170,12 @@ def _from_refiner(result: RefineResult, rounds: int, seconds: float) -> Outcome:
 
 
 def warm_up(generator: Generator, nets: LearnedNets) -> None:
-    """One throw-away prediction, so that the first real one is not the slow one."""
+    """Throw-away predictions, so that the first real one is not the slow one; on a GPU the second records graphs."""
     latent = generator.mapping.w_avg.expand(1, generator.config.latent_layers, -1)
     height, width = generator.config.image_size
     handle = torch.tensor([[width / 2, height / 2]], device=latent.device)
     drags = make_drags(nets.predictor, handle, handle + 2)
-    guess = predict(nets, generator, latent, drags, config=PredictConfig(rounds=2, stop_px=0.0))
-    generator.image(guess.latent, guess.features)
+    for _ in range(2 if latent.is_cuda else 1):
+        guess = predict(nets, generator, latent, drags, config=PredictConfig(rounds=2, stop_px=0.0))
+        with torch.inference_mode():
+            generator.image(guess.latent, guess.features)

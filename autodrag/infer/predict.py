@@ -15,12 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from autodrag.data.matching import PULL, Appearance, Look, follow, look
-from autodrag.infer.replay import Replays
 from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.nets.transformer import KeysValues, lighten
 from autodrag.points import resize_mask
+from autodrag.replay import Replays
 
 ROUNDS = (2, 6)
 """Of one point, and of several, which later ones still bring nearer: `benchmarks/tuning.py --only rounds`."""
@@ -145,18 +145,18 @@ class LearnedNets:
         """
         tokens, known = self.predictor.tokenise(maps, drags, read)
         if latent.is_cuda and not torch.is_grad_enabled():
-            restored = self._replays.call(self._decode, tokens, known, latent)
+            (restored,) = self._replays.call("decode", self._decode, tokens, known, latent)
         else:
-            restored = self._decode(tokens, known, latent, clean)
+            (restored,) = self._decode(tokens, known, latent, clean)
         return self.predictor.align(restored[:, None], latent, drags)[:, 0]
 
     def _decode(
         self, tokens: Tensor, known: Tensor, latent: Tensor, clean: list[KeysValues] | None = None
-    ) -> Float[Tensor, "B L D"]:
+    ) -> tuple[Float[Tensor, "B L D"]]:
         memory, code = self.predictor.attend(tokens, known), latent
         for _ in range(self.predictor.config.steps):
             code = self.predictor.next_code(memory, code)
-        return code if self.regularizer is None else self.regularizer(code, clean)
+        return (code if self.regularizer is None else self.regularizer(code, clean),)
 
 
 def make_drags(

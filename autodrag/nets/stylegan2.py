@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,11 +29,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from autodrag.constant import constant
+from autodrag.replay import Replays
 
 NoiseMode = Literal["const", "random", "none"]
 
 _SLOPE = 0.2  # of every leaky ReLU
 _GAIN = math.sqrt(2.0)  # keeps the variance of an activation after a leaky ReLU
+_REPLAYED = 1024 * 1024  # px of a batch up to which a GPU waits for Python
 
 
 @dataclass(frozen=True)
@@ -390,16 +393,24 @@ class Generator(nn.Module):
         self.config = config
         self.mapping = Mapping(config)
         self.synthesis = Synthesis(config)
+        self._replays: Replays | None = None  # of a frozen generator
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        if self._replays is not None:  # tensors are about to be moved
+            self._replays.clear()
+        return super()._apply(fn, recurse)
 
     def freeze(self) -> Generator:
         """Ready for editing: evaluation mode, no parameter gradients, and what depends on weights alone computed once.
 
-        Weights must not change afterwards. Returns itself.
+        Weights must not change afterwards. On a GPU, without gradients, synthesis is then replayed as a CUDA graph.
+        Returns itself.
         """
         self.eval().requires_grad_(False)
         for layer in self.modules():
             if isinstance(layer, (FullyConnected, SynthesisLayer)):
                 layer.freeze()
+        self._replays = Replays()
         return self
 
     def map(
@@ -424,27 +435,42 @@ class Generator(nn.Module):
 
     def features(self, latent: Float[Tensor, "B L D"], *, block: int, noise: NoiseMode = "const") -> Features:
         """Runs blocks 0..`block` (index from 0; 5 is DragGAN's 128 x 128) without RGB."""
-        outputs: tuple[Tensor, ...] = ()
-        return self._run(latent, outputs, block, noise)
+
+        def run(latent: Tensor) -> tuple[Tensor, ...]:
+            return self._run(latent, (), block, noise)
+
+        replays = self._graphs(latent, noise)
+        return Features(run(latent) if replays is None else replays.call(("features", block), run, latent))
 
     def image(
         self, latent: Float[Tensor, "B L D"], features: Features, *, noise: NoiseMode = "const"
     ) -> Float[Tensor, "B 3 H W"]:
         """The image whose first blocks gave `features`; runs only the blocks that are missing."""
-        blocks = self.synthesis.blocks
-        outputs = self._run(latent, features.outputs, len(blocks) - 1, noise).outputs
-        image: Tensor | None = None
-        for index, block in enumerate(blocks):
-            rgb_layer = self.synthesis.first_layer(index) + (1 if index == 0 else 2)
-            image = block.rgb(outputs[index], image, latent[:, rgb_layer])
-        assert image is not None
-        return image
+
+        def run(latent: Tensor, *known: Tensor) -> tuple[Tensor]:
+            blocks = self.synthesis.blocks
+            outputs = self._run(latent, known, len(blocks) - 1, noise)
+            image: Tensor | None = None
+            for index, block in enumerate(blocks):
+                rgb_layer = self.synthesis.first_layer(index) + (1 if index == 0 else 2)
+                image = block.rgb(outputs[index], image, latent[:, rgb_layer])
+            assert image is not None
+            return (image,)
+
+        replays, known = self._graphs(latent, noise), features.outputs
+        return (run(latent, *known) if replays is None else replays.call("image", run, latent, *known))[0]
 
     def forward(self, latent: Float[Tensor, "B L D"], *, noise: NoiseMode = "const") -> Float[Tensor, "B 3 H W"]:
         """W+ to image. noise: `const` is part of an image's identity, `random` is for training, `none` for tests."""
         return self.image(latent, Features(()), noise=noise)
 
-    def _run(self, latent: Tensor, done: tuple[Tensor, ...], last: int, noise: NoiseMode) -> Features:
+    def _graphs(self, latent: Tensor, noise: NoiseMode) -> Replays | None:
+        """Where to replay a synthesis; None where it is to be computed as ever."""
+        few = len(latent) * self.config.resolution * self.config.image_size[1] <= _REPLAYED
+        plain = noise == "const" and latent.is_cuda and not torch.is_grad_enabled()
+        return self._replays if few and plain and not torch.compiler.is_compiling() else None
+
+    def _run(self, latent: Tensor, done: tuple[Tensor, ...], last: int, noise: NoiseMode) -> tuple[Tensor, ...]:
         if latent.shape[1:] != (self.config.latent_layers, self.config.w_dim):
             expected = f"(B, {self.config.latent_layers}, {self.config.w_dim})"
             raise ValueError(f"latent {tuple(latent.shape)}: expected {expected} for this generator.")
@@ -454,4 +480,4 @@ class Generator(nn.Module):
             start = self.synthesis.first_layer(index)
             x = blocks[index](x, latent[:, start : start + 2], noise)
             outputs.append(x)
-        return Features(tuple(outputs))
+        return tuple(outputs)

@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from autodrag.checkpoint import load_generator
@@ -197,10 +198,8 @@ def take_step(module: Any, loss: Tensor) -> None:
     optimizer.step()
     schedule.step()
     module.step += 1
-    with torch.no_grad():
-        weight = 1 - min(module.hp.average_decay, module.step / (module.step + 10))
-        for mean, value in zip(module.average.parameters(), module.net.parameters(), strict=True):
-            mean.lerp_(value, weight)
+    average = get_ema_multi_avg_fn(min(module.hp.average_decay, module.step / (module.step + 10)))
+    average(list(module.average.parameters()), list(module.net.parameters()), module.step)
 
 
 def train(config: RegularizerTraining) -> Path:

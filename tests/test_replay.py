@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,11 +10,10 @@ import torch
 from torch import Tensor
 
 from autodrag.eval.speed import random_nets
-from autodrag.infer import replay
 from autodrag.infer.predict import PredictConfig, make_drags, predict
-from autodrag.infer.replay import MOST, Replays
 from autodrag.nets.predictor import Drags
-from autodrag.nets.stylegan2 import Generator, GeneratorConfig
+from autodrag.nets.stylegan2 import Features, Generator, GeneratorConfig
+from autodrag.replay import MOST, Replays
 
 
 class Fake:
@@ -30,29 +30,43 @@ class Fake:
 
     def replay(self) -> None:
         self.replays += 1
-        self.answer.copy_(self.function(*self.inputs))
+        for held, new in zip(self.answer, self.function(*self.inputs), strict=True):
+            held.copy_(new)
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
-    monkeypatch.setattr(replay, "_record", Fake)
+    monkeypatch.setattr(Replays, "_record", lambda self, function, inputs: Fake(function, inputs))
     Fake.made = 0
     return Fake
 
 
+def double(x: Tensor) -> tuple[Tensor]:
+    return (2 * x,)
+
+
+def both(x: Tensor) -> tuple[Tensor, Tensor]:
+    return -x, x + 1
+
+
 def test_a_shape_is_recorded_when_it_comes_again(fake: type[Fake]) -> None:
     replays = Replays()
-
-    def double(x: Tensor) -> Tensor:
-        return 2 * x
-
-    answers = [replays.call(double, torch.full((3,), float(k))) for k in range(4)]
+    answers = [replays.call("double", double, torch.full((3,), float(k)))[0] for k in range(4)]
     assert [float(a[0]) for a in answers] == [0, 2, 4, 6]  # no answer is written over by the next
     assert fake.made == 1 and fake.last.replays == 3  # all but the first
-    replays.call(double, torch.zeros(3, dtype=torch.float64))
-    replays.call(double, torch.zeros(4))
+    replays.call("double", double, torch.zeros(3, dtype=torch.float64))
+    replays.call("double", double, torch.zeros(4))
     assert fake.made == 1  # other inputs, for the first time
-    replays.call(double, torch.zeros(4))
+    replays.call("double", double, torch.zeros(4))
+    assert fake.made == 2
+
+
+def test_functions_are_told_apart_by_name(fake: type[Fake]) -> None:
+    replays = Replays()
+    for k in (1.0, 2.0, 3.0):
+        assert replays.call("double", double, torch.full((3,), k))[0].tolist() == [2 * k] * 3
+        minus, more = replays.call("both", both, torch.full((3,), k))
+        assert minus.tolist() == [-k] * 3 and more.tolist() == [k + 1] * 3
     assert fake.made == 2
 
 
@@ -60,16 +74,55 @@ def test_the_oldest_is_forgotten(fake: type[Fake]) -> None:
     replays = Replays()
     for size in range(1, MOST + 2):
         for _ in range(2):
-            replays.call(torch.neg, torch.zeros(size))
+            replays.call("double", double, torch.zeros(size))
     assert fake.made == MOST + 1
-    replays.call(torch.neg, torch.zeros(2))
+    replays.call("double", double, torch.zeros(2))
     assert fake.made == MOST + 1
     for _ in range(2):  # forgotten: computed as for the first time, then recorded
-        replays.call(torch.neg, torch.zeros(1))
+        replays.call("double", double, torch.zeros(1))
     assert fake.made == MOST + 2
     replays.clear()
-    replays.call(torch.neg, torch.zeros(2))
+    replays.call("double", double, torch.zeros(2))
     assert fake.made == MOST + 2
+
+
+def test_a_generator_that_is_moved_or_copied_begins_anew(fake: type[Fake]) -> None:
+    generator = Generator(GeneratorConfig(resolution=8, channel_base=64)).freeze()
+
+    def ask(of: Generator) -> int:
+        assert of._replays is not None
+        of._replays.call("double", double, torch.zeros(2))
+        return fake.made
+
+    assert [ask(generator) for _ in range(3)] == [0, 1, 1]
+    assert [ask(copy.deepcopy(generator)), ask(generator)] == [1, 1]
+    generator.double()  # as every move, it replaces all tensors
+    assert [ask(generator), ask(generator)] == [1, 2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_replayed_synthesis_is_the_computed_one(autocast: bool) -> None:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(resolution=64, channel_base=2048)).cuda()
+    latents = generator.map(torch.randn(6, 512).cuda()).detach().view(3, 2, 10, 512)
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        generator.eval()
+        plain = [(generator.features(w, block=3), generator(w)) for w in latents]  # not frozen: never replayed
+        generator.freeze()
+        for _ in range(3):  # computed, recorded, replayed
+            for latent, (maps, image) in zip(latents, plain, strict=True):
+                known = generator.features(latent, block=3)
+                torch.testing.assert_close(known.outputs, maps.outputs)
+                torch.testing.assert_close(generator(latent), image)
+                torch.testing.assert_close(generator.image(latent, known), image)
+                torch.testing.assert_close(generator.image(latent, Features(known.outputs[:2])), image)
+        assert generator._replays is not None and any(generator._replays._known.values())
+        moved = generator.cpu().features(latents[0].cpu(), block=3).last
+        torch.testing.assert_close(generator.cuda().features(latents[0], block=3).last.cpu(), moved, atol=0.1, rtol=0.1)
+    latent = latents[0].clone().requires_grad_(True)
+    generator(latent).sum().backward()  # with gradients it is computed as ever
+    assert latent.grad is not None and bool(latent.grad.abs().sum() > 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -90,7 +143,7 @@ def test_replayed_edits_are_the_computed_ones(autocast: bool) -> None:
             with torch.inference_mode():
                 maps = generator.features(latent, block=nets.predictor.config.feature_block).last
                 tokens, known = nets.predictor.tokenise(maps, given)
-                plain = nets.predictor.align(nets._decode(tokens, known, latent)[:, None], latent, given)[:, 0]
+                plain = nets.predictor.align(nets._decode(tokens, known, latent)[0][:, None], latent, given)[:, 0]
                 for _ in range(3):  # computed, recorded, replayed
                     torch.testing.assert_close(nets.edit(latent, maps, given), plain)
                 turned = Drags(given.handles.flip(0), given.targets.flip(0), given.valid)
