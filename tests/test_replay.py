@@ -106,6 +106,10 @@ def test_replayed_synthesis_is_the_computed_one(autocast: bool) -> None:
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(resolution=64, channel_base=2048)).cuda()
     latents = generator.map(torch.randn(6, 512).cuda()).detach().view(3, 2, 10, 512)
+
+    def close(found: Tensor, expected: Tensor) -> None:  # within what TF32 and bf16 leave of products
+        torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         generator.eval()
         plain = [(generator.features(w, block=3), generator(w)) for w in latents]  # not frozen: never replayed
@@ -113,13 +117,14 @@ def test_replayed_synthesis_is_the_computed_one(autocast: bool) -> None:
         for _ in range(3):  # computed, recorded, replayed
             for latent, (maps, image) in zip(latents, plain, strict=True):
                 known = generator.features(latent, block=3)
-                torch.testing.assert_close(known.outputs, maps.outputs)
-                torch.testing.assert_close(generator(latent), image)
-                torch.testing.assert_close(generator.image(latent, known), image)
-                torch.testing.assert_close(generator.image(latent, Features(known.outputs[:2])), image)
+                for one, expected in zip(known.outputs, maps.outputs, strict=True):
+                    close(one, expected)
+                close(generator(latent), image)
+                close(generator.image(latent, known), image)
+                close(generator.image(latent, Features(known.outputs[:2])), image)
         assert generator._replays is not None and any(generator._replays._known.values())
-        moved = generator.cpu().features(latents[0].cpu(), block=3).last
-        torch.testing.assert_close(generator.cuda().features(latents[0], block=3).last.cpu(), moved, atol=0.1, rtol=0.1)
+        generator.cpu()
+        close(generator.cuda()(latents[0]), plain[0][1])  # no graph reads where the weights were
     latent = latents[0].clone().requires_grad_(True)
     generator(latent).sum().backward()  # with gradients it is computed as ever
     assert latent.grad is not None and bool(latent.grad.abs().sum() > 0)

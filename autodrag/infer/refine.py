@@ -346,13 +346,14 @@ def _change(drag: _Drag, features: Features, config: RefineConfig) -> Tensor | N
     """What has changed where nothing may, in standard deviations of the channels, (C, h, w); None without a mask.
 
     Its squares are summed beside those of the errors in px: a mean change by one deviation counts as `mask_weight`
-    square px at 512.
+    square px at 512 for each of the drags, whose errors are summed too.
     """
     if drag.movable is None:
         return None
     first, now = (f.outputs[drag.kept_block][0].float() for f in (drag.first, features))
     held = (1 - drag.movable).sqrt()
-    share = config.mask_weight * (drag.image[0] / 512) ** 2 / (held.square().sum() * len(first)).clamp_min(1e-6)
+    price = len(drag.handles) * config.mask_weight * (drag.image[0] / 512) ** 2
+    share = price / (held.square().sum() * len(first)).clamp_min(1e-6)
     return (now - first) / first.std(dim=(1, 2), keepdim=True).clamp_min(1e-4) * held * share.sqrt()
 
 

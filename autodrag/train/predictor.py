@@ -74,7 +74,7 @@ class PredictorOptimisation:
     coordinates, for one point and for several: what is edited shall vary as images do. Measured as a second training
     alone, with `net.together`."""
     mask_weight: float = 2.0
-    """Weight of the change of features where a mask lets nothing move."""
+    """Weight of the mean change of features where a mask lets nothing move, however little of the image that is."""
     patch_radius: int = 3
     """Half width of the patches of the drag loss, in cells: 3 gives the paper's 7 x 7."""
     restore: bool = True
@@ -243,7 +243,9 @@ class PredictorModule(L.LightningModule):
             if hp.position_weight:
                 add("position", position_loss(found, drags.targets, share, image[0]))
             if drags.movable is not None and hp.mask_weight:
-                add("mask", ((after - before).abs() * (1 - drags.movable[:, None])).mean())
+                held = 1 - drags.movable
+                change = ((after - before).abs().mean(dim=1) * held).sum(dim=(1, 2)) / held.sum(dim=(1, 2)).clamp_min(1)
+                add("mask", change.mean())
             latent, maps, handles = latent.detach(), present.detach(), found.detach()
         return totals
 

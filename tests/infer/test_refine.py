@@ -222,6 +222,26 @@ def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> No
     assert change(everything) == change(None)
 
 
+def test_what_a_mask_holds_weighs_as_much_beside_several_drags(generator: Generator, latent: torch.Tensor) -> None:
+    """A drag that is given twice doubles the whole objective, not the share of its error alone."""
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[6:22, 4:26] = True
+    elsewhere = generator.map(seed_z(4, generator.config.z_dim))
+    losses = []
+    for count in (1, 2):
+        states: list[StepState] = []
+        handles, targets = HANDLE.expand(count, 2), TARGET.expand(count, 2)
+        for weight in (5000.0, 0.0):
+            config = settings(feature_block=3, prior=0.0, steps=1, mask_weight=weight)
+            known = Origin(latent, handles)
+            kept = {"mask": mask, "references": known, "callback": states.append}
+            refine(generator, elsewhere, handles, targets, config=config, **kept)  # type: ignore[arg-type]
+        losses.append([state.loss for state in states if state.step == 0])
+    (held, free), (held_twice, free_twice) = losses
+    assert held > 1.1 * free
+    assert free_twice == pytest.approx(2 * free) and held_twice == pytest.approx(2 * held)
+
+
 @pytest.mark.parametrize("place", [(16.0, 18.0), (8.0, 20.0), (14.0, 22.0)])
 def test_anchors_stay(generator: Generator, latent: torch.Tensor, place: tuple[float, float]) -> None:
     """What lay at an anchor is found there again, and a pixel away without it."""

@@ -150,6 +150,25 @@ def test_its_own_codes_are_compared_with_the_true_ones(
     assert float(losses["position"]) == pytest.approx(float(expected), abs=0.03)
 
 
+def test_what_a_mask_holds_counts_however_little_it_is(
+    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mask's loss is the mean over samples of the mean change of features where nothing may move."""
+    module = module_of(stage_2(tmp_path, rounds=1, mask_weight=1.0))
+    monkeypatch.setattr(module, "shared", lambda value: value)
+    config = replace(module.config.motion, masks=0.7)
+    motion = draw_motion(module.generator, module.config.net, config, 6, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(module.net, "edit", lambda *_: motion.codes[:, 1:])  # an edit that does change something
+    found = module.unrolled(motion)["mask"]
+    movable = motion.drags.movable
+    assert movable is not None
+    after = module.generator.features(motion.codes[:, -1], block=module.config.net.feature_block).last
+    change = ((after - motion.maps) / module.net.predictor.feature_scale[:, None, None]).abs().mean(dim=1)
+    means = [float(c[m == 0].mean()) if bool((m == 0).any()) else 0.0 for c, m in zip(change, movable, strict=True)]
+    assert sum(mean > 0 for mean in means) > 2
+    assert float(found) == pytest.approx(sum(means) / 6, rel=1e-3)
+
+
 def test_annealing_is_the_papers(tmp_path: Path, stage_2: Build) -> None:
     """From lr to 1e-7 and back with half a period of 30 epochs."""
     module = module_of(stage_2(tmp_path, **PAPER, lr=1e-4, epoch=8, batch=4))
