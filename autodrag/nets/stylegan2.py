@@ -466,9 +466,10 @@ class Generator(nn.Module):
 
     def _graphs(self, latent: Tensor, noise: NoiseMode) -> Replays | None:
         """Where to replay a synthesis; None where it is to be computed as ever."""
-        few = len(latent) * self.config.resolution * self.config.image_size[1] <= _REPLAYED
-        plain = noise == "const" and latent.is_cuda and not torch.is_grad_enabled()
-        return self._replays if few and plain and not torch.compiler.is_compiling() else None
+        if not latent.is_cuda or noise != "const" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        height, width = self.config.image_size
+        return self._replays if len(latent) * height * width <= _REPLAYED else None
 
     def _run(self, latent: Tensor, done: tuple[Tensor, ...], last: int, noise: NoiseMode) -> tuple[Tensor, ...]:
         if latent.shape[1:] != (self.config.latent_layers, self.config.w_dim):
