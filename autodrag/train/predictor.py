@@ -73,11 +73,13 @@ class PredictorOptimisation:
     """Weight of how far mean and covariance of the edited codes are from those of the codes before, in standard
     coordinates, for one point and for several: what is edited shall vary as images do. Measured as a second training
     alone, with `net.together`."""
-    mask_weight: float = 0.2
-    """Weight of the mean change of features where a mask lets nothing move, however little of the image that is, times
-    the square root of the number of points, which all pull at it. Low while a predictor learns to move points at all:
-    with 1.2 from the start critters learned a third as much in 200 steps. A second training with 1.2 then teaches it to
-    hold what masks hold."""
+    mask_weight: float = 2.0
+    """Weight of the change of features where a mask lets nothing move."""
+    mask_evenly: bool = False
+    """That change is the mean of what a mask holds, however little of the image that is, times the square root of the
+    number of points, which all pull at it; off, it is the mean of the whole map, to which the little that lies outside
+    of many points hardly counts. For a last training, with a weight of 1.2: from the start it keeps a predictor from
+    learning to move points."""
     patch_radius: int = 3
     """Half width of the patches of the drag loss, in cells: 3 gives the paper's 7 x 7."""
     restore: bool = True
@@ -247,8 +249,10 @@ class PredictorModule(L.LightningModule):
                 add("position", position_loss(found, drags.targets, share, image[0]))
             if drags.movable is not None and hp.mask_weight:
                 held = 1 - drags.movable
-                change = ((after - before).abs().mean(dim=1) * held).sum(dim=(1, 2)) / held.sum(dim=(1, 2)).clamp_min(1)
-                add("mask", (change * known.sqrt()).mean())
+                change = (after - before).abs().mean(dim=1) * held
+                if hp.mask_evenly:
+                    change = change.sum(dim=(1, 2)) / held.sum(dim=(1, 2)).clamp_min(1) * known.sqrt()
+                add("mask", change.mean())
             latent, maps, handles = latent.detach(), present.detach(), found.detach()
         return totals
 

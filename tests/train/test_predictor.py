@@ -150,11 +150,12 @@ def test_its_own_codes_are_compared_with_the_true_ones(
     assert float(losses["position"]) == pytest.approx(float(expected), abs=0.03)
 
 
-def test_what_a_mask_holds_counts_however_little_it_is(
-    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("evenly", [False, True])
+def test_what_a_mask_holds_counts(
+    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch, evenly: bool
 ) -> None:
-    """The mask's loss is the mean over samples of the mean change where nothing may move, by the root of the points."""
-    module = module_of(stage_2(tmp_path, rounds=1, mask_weight=1.0))
+    """Evenly: as the mean change where nothing may move, by the root of the points; else of the whole map."""
+    module = module_of(stage_2(tmp_path, rounds=1, mask_weight=1.0, mask_evenly=evenly))
     monkeypatch.setattr(module, "shared", lambda value: value)
     config = replace(module.config.motion, masks=0.7)
     motion = draw_motion(module.generator, module.config.net, config, 6, torch.Generator().manual_seed(0))
@@ -164,11 +165,13 @@ def test_what_a_mask_holds_counts_however_little_it_is(
     assert movable is not None
     after = module.generator.features(motion.codes[:, -1], block=module.config.net.feature_block).last
     change = ((after - motion.maps) / module.net.predictor.feature_scale[:, None, None]).abs().mean(dim=1)
-    means = [float(c[m == 0].mean()) if bool((m == 0).any()) else 0.0 for c, m in zip(change, movable, strict=True)]
     points = motion.drags.valid.sum(dim=1).tolist()
-    assert sum(mean > 0 for mean in means) > 2 and max(points) > 1
-    expected = sum(mean * count**0.5 for mean, count in zip(means, points, strict=True)) / 6
-    assert float(found) == pytest.approx(expected, rel=1e-3)
+    losses = []
+    for moved, may, count in zip(change, movable, points, strict=True):
+        held = moved[may == 0]
+        losses.append(float(held.mean()) * count**0.5 if evenly and len(held) else float(held.sum()) / moved.numel())
+    assert sum(loss > 0 for loss in losses) > 2 and max(points) > 1
+    assert float(found) == pytest.approx(sum(losses) / 6, rel=1e-3)
 
 
 def test_annealing_is_the_papers(tmp_path: Path, stage_2: Build) -> None:
