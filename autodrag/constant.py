@@ -43,8 +43,9 @@ def constant(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.lru_cache(maxsize=MOST)
     def kept(*args: P.args, **kwargs: P.kwargs) -> T:
-        # A tensor made in inference mode could take no part in training later.
-        with torch.inference_mode(False), torch.no_grad():
+        # A tensor made in inference mode could take no part in training later, and one that is on a device because
+        # somebody's `with torch.device(...)` asks for it would be on that device for everybody.
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             return function(*args, **kwargs)
 
     @functools.wraps(function)

@@ -56,3 +56,13 @@ def test_what_is_asked_for_can_be_collected() -> None:
     ones(4)
     assert inner[0] is known and len(inner) == 1
     assert outer[0] is two and len(outer) == 2
+
+
+def test_where_it_is_asked_for_first_is_where_nobody_else_has_to_be() -> None:
+    @constant
+    def ones(count: int) -> Tensor:
+        return torch.ones(count)
+
+    with torch.device("meta"):
+        ones(2)
+    assert ones(2).tolist() == [1.0, 1.0]
