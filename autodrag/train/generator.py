@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from autodrag.checkpoint import save_generator
@@ -225,9 +226,9 @@ class AdversarialModule(L.LightningModule):
     def move_average(self, batch: int) -> None:
         """Moves the average toward the generator; buffers are copied."""
         half_life = min(self.hp.ema_images, self.step * batch * self.hp.ema_rampup)
-        weight = 1 - 0.5 ** (batch / max(half_life, 1e-8))
-        for mean, value in zip(self.average.parameters(), self.generator.parameters(), strict=True):
-            mean.lerp_(value, weight)
+        decay = 0.5 ** (batch / max(half_life, 1e-8))
+        average = get_ema_multi_avg_fn(decay)
+        average(list(self.average.parameters()), list(self.generator.parameters()), self.step)
         for mean, value in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             mean.copy_(value)
 
