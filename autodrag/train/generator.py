@@ -16,17 +16,19 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from autodrag.checkpoint import save_generator
+from autodrag.checkpoint import load_generator, save_generator
 from autodrag.data.image_array import ImageStream, critters_array, folder_array
 from autodrag.errors import AutodragError
 from autodrag.images import write_png
 from autodrag.nets.discriminator import Discriminator, DiscriminatorConfig
-from autodrag.nets.stylegan2 import Generator, GeneratorConfig
+from autodrag.nets.growing import grow_generator
+from autodrag.nets.stylegan2 import Generator, GeneratorConfig, upsample
 from autodrag.train.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty
 from autodrag.train.run import (
     RunConfig,
@@ -63,8 +65,16 @@ class AdversarialConfig:
     """Real images shown in all; training ends there."""
     batch: int = 16
     """Images per step."""
-    lr: float = 2.5e-3
-    """Adam's learning rate of both networks (betas 0 and 0.99)."""
+    generator_lr: float = 2.5e-3
+    """Adam's learning rate of the generator (betas 0 and 0.99)."""
+    discriminator_lr: float = 2.5e-3
+    """Adam's learning rate of the discriminator."""
+    warmup_images: int = 20_000
+    """With `start`: images for which the new discriminator trains alone. Where the generator grows, the real images
+    are reduced to the old resolution meanwhile: otherwise blur alone would tell them apart, and the discriminator would
+    learn nothing else."""
+    fade_images: int = 20_000
+    """With `start`, where the generator grows: images after the warm-up over which the real images become sharp."""
     r1_gamma: float = 0.1
     """Weight of R1; NVIDIA's rule of thumb is 2e-4 * pixels / batch."""
     r1_interval: int = 16
@@ -87,8 +97,14 @@ class AdversarialConfig:
     def __post_init__(self) -> None:
         if self.batch < 2 or self.images < self.batch:
             raise ValueError(f"batch {self.batch}, images {self.images}: expected 2 <= batch <= images.")
-        if self.lr <= 0 or self.r1_gamma < 0 or not 0 <= self.style_mixing <= 1:
-            raise ValueError("expected lr > 0, r1_gamma >= 0 and style_mixing in [0, 1].")
+        if min(self.generator_lr, self.discriminator_lr) <= 0:
+            raise ValueError(
+                f"generator_lr {self.generator_lr}, discriminator_lr {self.discriminator_lr}: expected positive numbers."
+            )
+        if self.r1_gamma < 0 or not 0 <= self.style_mixing <= 1:
+            raise ValueError("expected r1_gamma >= 0 and style_mixing in [0, 1].")
+        if min(self.warmup_images, self.fade_images) < 0:
+            raise ValueError("expected warmup_images >= 0 and fade_images >= 0.")
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,9 @@ class GeneratorTraining:
     """Folder, precision, saving."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The network; the discriminator takes its sizes from it."""
+    start: Path | None = None
+    """A checkpoint folder or `generator.safetensors` to go on from. `generator` may have a higher resolution or more
+    channels than it: new blocks and channels are added, and the first images are the old ones, upsampled."""
     data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
     """The real pictures."""
     training: AdversarialConfig = field(default_factory=AdversarialConfig)
@@ -115,8 +134,10 @@ class AdversarialModule(L.LightningModule):
         self.config, self.hp = config, config.training
         self.automatic_optimization = False
         net = config.generator
+        self.start_size = (0, 0)
+        generator = Generator(net) if config.start is None else self.load_start(config.start)
         # channels_last doubles the speed of convolutions on CPUs and on tensor cores.
-        self.generator = Generator(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.generator = generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.discriminator = Discriminator(
             DiscriminatorConfig(net.resolution, net.base_width, net.channel_base, net.channel_max)
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -125,16 +146,45 @@ class AdversarialModule(L.LightningModule):
         self.grid_z = torch.randn(48, net.z_dim, generator=torch.Generator().manual_seed(config.run.seed))
         self.step = 0
 
+    def load_start(self, path: Path) -> Generator:
+        """The generator to go on from, grown to the configured sizes."""
+        old, _ = load_generator(path)
+        self.start_size = old.config.image_size
+        try:
+            return grow_generator(old, self.config.generator)
+        except ValueError as problem:
+            raise AutodragError(f"{str(path)!r} cannot be the start of this training: {problem}") from None
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps at the beginning in which the discriminator trains alone."""
+        return 0 if self.config.start is None else math.ceil(self.hp.warmup_images / self.hp.batch)
+
+    def fade(self, real: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """Real images as sharp as the grown generator should be at this step."""
+        if self.config.start is None or self.start_size == self.config.generator.image_size:
+            return real
+        after = (self.step - self.warmup_steps) * self.hp.batch
+        if after >= self.hp.fade_images:
+            return real
+        blurred = F.adaptive_avg_pool2d(real, self.start_size)
+        while blurred.shape[2] < real.shape[2]:
+            blurred = upsample(blurred)
+        return blurred.lerp(real, max(0.0, after / self.hp.fade_images))
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for both; a lazily regularised network takes more steps in all, so its lr and betas shrink with it."""
 
-        def adam(parameters: Any, interval: int | None) -> torch.optim.Adam:
+        def adam(parameters: Any, lr: float, interval: int | None) -> torch.optim.Adam:
             ratio = 1.0 if interval is None else interval / (interval + 1)
-            return torch.optim.Adam(parameters, lr=self.hp.lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)
+            return torch.optim.Adam(parameters, lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)
 
         path = self.hp.path_length_interval if self.hp.path_length_weight else None
         r1 = self.hp.r1_interval if self.hp.r1_gamma else None
-        return [adam(self.generator.parameters(), path), adam(self.discriminator.parameters(), r1)]
+        return [
+            adam(self.generator.parameters(), self.hp.generator_lr, path),
+            adam(self.discriminator.parameters(), self.hp.discriminator_lr, r1),
+        ]
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """The stream of real images from this run's step on."""
@@ -150,11 +200,12 @@ class AdversarialModule(L.LightningModule):
         )
         return DataLoader(stream, batch_size=None)
 
-    def latents(self, batch: int) -> Float[Tensor, "B L D"]:
-        """Mapped codes with style mixing; also moves the average latent."""
+    def latents(self, batch: int, *, move_average: bool = True) -> Float[Tensor, "B L D"]:
+        """Mapped codes with style mixing; `move_average` also moves the average latent."""
         w = self.generator.mapping(torch.randn(batch, self.config.generator.z_dim, device=self.device))
-        w_avg = self.generator.mapping.w_avg
-        w_avg.lerp_(w.detach().float().mean(dim=0), 1 - self.hp.w_avg_decay)
+        if move_average:
+            w_avg = self.generator.mapping.w_avg
+            w_avg.lerp_(w.detach().float().mean(dim=0), 1 - self.hp.w_avg_decay)
         layers = self.config.generator.latent_layers
         latent = w[:, None].repeat(1, layers, 1)
         if self.hp.style_mixing and torch.rand([]) < self.hp.style_mixing:
@@ -165,13 +216,15 @@ class AdversarialModule(L.LightningModule):
 
     def training_step(self, batch: Float[Tensor, "B 3 H W"], batch_idx: int) -> None:
         optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
-        real = batch.contiguous(memory_format=torch.channels_last)
+        real = self.fade(batch).contiguous(memory_format=torch.channels_last)
         # Codes and noise depend on (seed, step) alone, so that a resumed run repeats an unbroken one.
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)
 
         # One pass of the generator serves both players: the discriminator sees the images detached first.
-        latent = self.latents(len(real))
-        fake = self.generator(latent, noise="random").contiguous(memory_format=torch.channels_last)
+        moves = self.step >= self.warmup_steps
+        with torch.set_grad_enabled(moves):
+            latent = self.latents(len(real), move_average=moves)
+            fake = self.generator(latent, noise="random").contiguous(memory_format=torch.channels_last)
         loss_d = discriminator_loss(*self.judge(real, fake.detach()))
         optimizer_d.zero_grad()
         self.manual_backward(loss_d)
@@ -179,22 +232,27 @@ class AdversarialModule(L.LightningModule):
         if self.hp.r1_gamma and self.step % self.hp.r1_interval == 0:
             self.regularise_discriminator(real, optimizer_d)
 
-        self.discriminator.requires_grad_(False)
-        loss_g = generator_loss(self.discriminator(fake))
-        optimizer_g.zero_grad()
-        self.manual_backward(loss_g)
-        optimizer_g.step()
-        if self.hp.path_length_weight and self.step % self.hp.path_length_interval == 0:
-            self.regularise_generator(optimizer_g)
-        self.discriminator.requires_grad_(True)
+        losses = {"loss/discriminator": loss_d.detach()}
+        if moves:
+            self.discriminator.requires_grad_(False)
+            loss_g = generator_loss(self.discriminator(fake))
+            optimizer_g.zero_grad()
+            self.manual_backward(loss_g)
+            optimizer_g.step()
+            if self.hp.path_length_weight and self.step % self.hp.path_length_interval == 0:
+                self.regularise_generator(optimizer_g)
+            self.discriminator.requires_grad_(True)
+            losses["loss/generator"] = loss_g.detach()
 
         self.step += 1
-        self.move_average(len(real))
-        if not (torch.isfinite(loss_d) and torch.isfinite(loss_g)):
+        if moves:
+            self.move_average(len(real))
+        if not all(torch.isfinite(loss) for loss in losses.values()):
             raise AutodragError(
-                f"the loss is not finite at step {self.step}; the state saved before is kept. Resume with a lower lr."
+                f"the loss is not finite at step {self.step}; the last saved state is kept. Resume with a lower "
+                "training.generator_lr and training.discriminator_lr."
             )
-        self.log_dict({"loss/generator": loss_g.detach(), "loss/discriminator": loss_d.detach()})
+        self.log_dict(losses)
 
     def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of real and of fake images, each in a batch of its own (the minibatch statistic must not mix them)."""

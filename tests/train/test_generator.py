@@ -12,7 +12,7 @@ import torch
 
 from autodrag.checkpoint import load_generator
 from autodrag.errors import AutodragError
-from autodrag.nets.stylegan2 import GeneratorConfig
+from autodrag.nets.stylegan2 import GeneratorConfig, upsample
 from autodrag.train import generator as training
 from autodrag.train.generator import AdversarialConfig, GeneratorDataConfig, GeneratorTraining, train
 from autodrag.train.run import RunConfig, parse_config
@@ -74,18 +74,67 @@ def test_training_changes_both_networks_and_the_average(tmp_path: Path) -> None:
     assert trained.exists()
 
 
+def grown_config(folder: Path, start: Path, images: int) -> GeneratorTraining:
+    base = config(folder, images, warmup_images=8, fade_images=8)
+    cache = folder.parent / "larger.npy"
+    if not cache.exists():
+        np.save(cache, np.random.default_rng(0).integers(0, 255, (16, 3, 32, 32), dtype=np.uint8))
+    return replace(
+        base,
+        generator=replace(base.generator, resolution=32, channel_max=16),
+        data=replace(base.data, cache=cache),
+        start=start,
+    )
+
+
+def test_a_generator_grows_after_the_discriminator_has_warmed_up(tmp_path: Path) -> None:
+    start = train(config(tmp_path / "small", 8))
+    warm, _ = load_generator(train(grown_config(tmp_path / "warm", start, 8)))
+    old, _ = load_generator(start)
+    z = torch.randn(2, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(warm(warm.map(z)), upsample(old(old.map(z))), atol=2e-3, rtol=2e-3)
+    moved = weights(train(grown_config(tmp_path / "moved", start, 16)))
+    assert not torch.equal(moved["synthesis.b4.const"], weights(start)["synthesis.b4.const"])
+
+
+def test_a_grown_run_resumes_like_an_unbroken_one(tmp_path: Path) -> None:
+    start = train(config(tmp_path / "small", 8))
+    whole = weights(train(grown_config(tmp_path / "whole", start, 24)))
+    train(grown_config(tmp_path / "broken", start, 12))
+    resumed = weights(train(grown_config(tmp_path / "broken", start, 24)))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_real_images_become_sharp_as_the_generator_grows(tmp_path: Path) -> None:
+    start = train(config(tmp_path / "small", 8))
+    module = training.AdversarialModule(grown_config(tmp_path / "grown", start, 24))
+    real = torch.rand(4, 3, 32, 32) * 2 - 1
+    sharpness = []
+    for module.step in range(6):
+        sharpness.append(float((module.fade(real) - real).abs().mean()))
+    assert sharpness[0] == sharpness[1] > sharpness[3] > sharpness[4] == sharpness[5] == 0
+
+
+def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    start = train(config(tmp_path / "small", 8))
+    wrong = grown_config(tmp_path / "grown", start, 24)
+    with pytest.raises(AutodragError, match="pass --generator.w_dim 8"):
+        train(replace(wrong, generator=replace(wrong.generator, w_dim=4)))
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match="not finite at step"):
-        train(config(tmp_path / "run", 400, lr=1e12))
+        train(config(tmp_path / "run", 400, generator_lr=1e12, discriminator_lr=1e12))
 
 
 def test_configs_from_yaml_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("run: {folder: runs/x}\ngenerator: {resolution: 32}\ntraining: {batch: 8}\n")
-    parsed = parse_config(GeneratorTraining, "generator", ["--config", str(file), "--training.lr", "0.1"])
+    parsed = parse_config(GeneratorTraining, "generator", ["--config", str(file), "--training.generator_lr", "0.1"])
     assert parsed.run.folder == Path("runs/x")
-    assert (parsed.generator.resolution, parsed.training.batch, parsed.training.lr) == (32, 8, 0.1)
-    for wrong in (["--training.lr", "fast"], ["--training.speed", "1"], []):
+    assert (parsed.generator.resolution, parsed.training.batch, parsed.training.generator_lr) == (32, 8, 0.1)
+    for wrong in (["--training.generator_lr", "fast"], ["--training.speed", "1"], []):
         with pytest.raises(SystemExit) as ended:
             parse_config(GeneratorTraining, "generator", wrong)
         assert ended.value.code == 2
