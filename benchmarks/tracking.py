@@ -3,7 +3,7 @@
     python benchmarks/tracking.py --pairs 96
 
 Image A is moved toward image B by a share of the way in its first six layers. The landmarks of A are looked for in the
-moved image by `autodrag.data.matching.follow`, near where they were, and by the checkpoint's landmark net.
+moved image by `autodrag.tracking.follow`, near where they were, and by the checkpoint's landmark net.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.data.latents import map_codes
-from autodrag.data.matching import PULL, appearance, follow, match_features
 from autodrag.eval.run import markdown
 from autodrag.infer.refine import LEVELS
+from autodrag.tracking import PULL, appearance, follow, match_features
 
 
 @torch.inference_mode()

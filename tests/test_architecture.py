@@ -29,14 +29,15 @@ FOUNDATIONS = (
     "edits",
     "memory",
     "replay",
+    "tracking",
 )
 ALLOWED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(FOUNDATIONS, FOUNDATIONS),
     "nets": (*FOUNDATIONS, "nets"),
     "data": (*FOUNDATIONS, "nets", "data"),
     "convert": (*FOUNDATIONS, "nets", "convert"),
-    "train": (*FOUNDATIONS, "nets", "data", "convert", "train"),
     "infer": (*FOUNDATIONS, "nets", "data", "convert", "infer"),
+    "train": (*FOUNDATIONS, "nets", "data", "convert", "infer", "train"),
     "eval": (*FOUNDATIONS, "nets", "data", "convert", "train", "infer", "eval"),
     "app": (*FOUNDATIONS, "nets", "data", "convert", "train", "infer", "app"),
 }

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.data.latents import map_codes, mixed_codes, motion_sequence, uniform
-from autodrag.data.matching import match_features
 from autodrag.data.pictures import match_pictures
 from autodrag.nets.predictor import Drags, PredictorConfig
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.points import Size
+from autodrag.tracking import match_features
 
 
 @dataclass(frozen=True)

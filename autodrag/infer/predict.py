@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from autodrag.data.matching import PULL, Appearance, Look, follow, look
 from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.nets.transformer import KeysValues, lighten
 from autodrag.points import resize_mask
 from autodrag.replay import Replays
+from autodrag.tracking import PULL, Appearance, Look, follow, look
 
 ROUNDS = (2, 6)
 """Of one point, and of several, which later ones still bring nearer: `benchmarks/tuning.py --only rounds`."""

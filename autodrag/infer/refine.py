@@ -23,8 +23,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.data.flow import load_raft
-from autodrag.data.matching import PULL, appearance
-from autodrag.data.matching import follow as locate
 from autodrag.images import to_uint8
 from autodrag.infer.motion import fixed_region, held_points, motion_supervision, movable_share
 from autodrag.infer.settings import RefineConfig
@@ -32,6 +30,8 @@ from autodrag.infer.tracking import follow_flow, likeness, take_references, trac
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.points import side_by_side
+from autodrag.tracking import PULL, appearance
+from autodrag.tracking import follow as locate
 
 __all__ = ["Origin", "RefineConfig", "RefineResult", "StepState", "feature_block", "refine"]
 

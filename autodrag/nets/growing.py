@@ -38,7 +38,7 @@ def check_growth(old: GeneratorConfig, new: GeneratorConfig) -> None:
 
 @torch.no_grad()
 def grow_generator(old: Generator, config: GeneratorConfig) -> Generator:
-    """A generator of `config` whose image is that of `old` for equal w and constant noise, upsampled by 2 per new block.
+    """A generator of `config` that starts with the images of `old`, upsampled, for equal w and constant noise.
 
     Old noise maps are kept; noise in new blocks starts with strength zero. Raises ValueError as `check_growth` does.
     """

@@ -99,7 +99,7 @@ class AdversarialConfig:
             raise ValueError(f"batch {self.batch}, images {self.images}: expected 2 <= batch <= images.")
         if min(self.generator_lr, self.discriminator_lr) <= 0:
             raise ValueError(
-                f"generator_lr {self.generator_lr}, discriminator_lr {self.discriminator_lr}: expected positive numbers."
+                f"generator_lr {self.generator_lr}, discriminator_lr {self.discriminator_lr}: expected > 0."
             )
         if self.r1_gamma < 0 or not 0 <= self.style_mixing <= 1:
             raise ValueError("expected r1_gamma >= 0 and style_mixing in [0, 1].")

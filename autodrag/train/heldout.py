@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodrag.data.latents import map_codes
-from autodrag.data.matching import PULL, appearance, follow, match_features
 from autodrag.nets.landmarks import LandmarkNet
 from autodrag.nets.predictor import Drags, PredictorConfig
 from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.tracking import PULL, appearance, follow, match_features
 
 if TYPE_CHECKING:
     from autodrag.train.predictor import LearnedEditor

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 
 from autodrag.checkpoint import load_generator, load_landmarks, load_learned, load_regularizer
 from autodrag.data.latents import map_codes
-from autodrag.data.matching import PULL, appearance, follow
 from autodrag.data.motion import Motion, MotionConfig, draw_motion, step_pairs
 from autodrag.errors import AutodragError
 from autodrag.nets.latent_space import LatentBasis
@@ -31,6 +30,7 @@ from autodrag.nets.predictor import Drags, Predictor, PredictorConfig
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
+from autodrag.tracking import PULL, appearance, follow
 from autodrag.train.heldout import HeldOut, held_out_drags, measure_drags
 from autodrag.train.losses import drag_loss, position_loss
 from autodrag.train.moments import Moments

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from learned import tiny_nets
 from torch import Tensor
 
-from autodrag.data.matching import appearance, look
 from autodrag.infer import predict as module
 from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction, make_drags, predict
 from autodrag.nets.predictor import Drags, Predictor
 from autodrag.nets.stylegan2 import Generator
+from autodrag.tracking import appearance, look
 
 
 @pytest.fixture(scope="module")

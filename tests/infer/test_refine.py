@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from autodrag.checkpoint import load_generator, load_landmarks
-from autodrag.data.matching import appearance, follow
 from autodrag.infer.refine import SKETCH, Origin, RefineConfig, Slopes, StepState, refine, take_slopes
 from autodrag.infer.settings import ALONE
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator, seed_z
+from autodrag.tracking import appearance, follow
 
 IMAGE = (32, 32)
 HANDLE, TARGET = torch.tensor([[12.0, 14.0]]), torch.tensor([[18.0, 11.0]])

@@ -41,8 +41,8 @@ def test_the_first_image_is_the_old_one_upsampled(resolution: int, channel_base:
 def test_new_blocks_and_new_channels_learn() -> None:
     grown = grow_generator(old_generator(), replace(SMALL, resolution=32, channel_base=128, channel_max=32))
     optimizer = torch.optim.Adam(grown.parameters(), lr=1e-2)
-    new = grown.synthesis.get_submodule("b32").conv1.weight
-    wide = grown.synthesis.get_submodule("b16").conv1.weight
+    weights = dict(grown.named_parameters())
+    new, wide = weights["synthesis.b32.conv1.weight"], weights["synthesis.b16.conv1.weight"]
     before = new.detach().clone(), wide.detach().clone()
     for _ in range(2):
         optimizer.zero_grad()

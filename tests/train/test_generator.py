@@ -119,7 +119,7 @@ def test_real_images_become_sharp_as_the_generator_grows(tmp_path: Path) -> None
 def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
     start = train(config(tmp_path / "small", 8))
     wrong = grown_config(tmp_path / "grown", start, 24)
-    with pytest.raises(AutodragError, match="pass --generator.w_dim 8"):
+    with pytest.raises(AutodragError, match=r"pass --generator\.w_dim 8"):
         train(replace(wrong, generator=replace(wrong.generator, w_dim=4)))
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autodrag.data import matching
-from autodrag.data.matching import Appearance
+from autodrag import tracking as matching
 from autodrag.points import Size, rescale
+from autodrag.tracking import Appearance
 
 
 def appearance(maps: Tensor, points: Tensor, image: Size) -> Appearance:
