@@ -156,7 +156,7 @@ def illuminate(
     warm = albedo.new_tensor([1.12, 1.0, 0.86])[:, None]
     key = (1.05 * wrap * lit)[:, None] * warm
     half = light + view
-    half = half / half.norm(dim=1, keepdim=True)
+    half = half * torch.rsqrt((half * half).sum(dim=1, keepdim=True))
     shine = (normal * half).sum(1).clamp_min(0) ** 24 * gloss * lit
     rim = (1 - (normal * view).sum(1).clamp(0, 1)) ** 3 * (0.35 + 0.65 * up) * 0.28 * open_sky
     return albedo * (ambient + key) + shine[:, None] * 0.9 + rim[:, None] * sky * (0.25 + albedo)
