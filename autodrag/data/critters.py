@@ -44,15 +44,19 @@ __all__ = [
 
 LANDMARKS: tuple[str, ...] = (
     "left_eye", "right_eye", "nose", "chin", "mouth_left", "mouth_right", "left_ear_tip", "right_ear_tip",
-    "left_cheek", "right_cheek", "crown",
+    "left_cheek", "right_cheek", "crown", "forehead", "left_forehead", "right_forehead", "left_cheek_front",
+    "right_cheek_front", "left_ear_base", "right_ear_base",
 )  # fmt: skip
-"""Left and right are the critter's own: its left is at image right when it faces us."""
+"""Left and right are the critter's own: its left is at image right when it faces us.
+
+New names are appended, because trained landmark nets and cached arrays keep the order of the first ones.
+"""
 
 _CAMERA = 7.0  # distance of the camera from the head's centre, skull radii
 _NEAR, _FAR = _CAMERA - 2.6, _CAMERA + 1.9
 _BLOCK = 4
 _CONE_STEPS, _EARLY_STEPS = 20, 5
-_ROUNDS, _ROUND_STEPS = 8, 3
+_ROUNDS, _ROUND_STEPS = 24, 3  # rays through a mouth that is hardly open need most of them
 _TOUCH = 0.006  # a ray whose distance stays below twice this hits the surface
 _ARRIVED = 2e-4  # a ray this close to the surface stops: a hundredth of a pixel at 128 px
 _BODY_CENTER, _BODY_RADII = (0.0, -2.05, -0.5), (1.3, 1.45, 0.9)
@@ -105,12 +109,30 @@ def _anchors(s: Shape) -> Float[Tensor, "B N 3"]:
         s.hinge_z + chin_w * s.jaw_cos + chin_v * s.jaw_sin,
     )
     ear = point(s.ear_x + s.ear_sin * s.ear_ry, s.ear_y + s.ear_cos * s.ear_ry, s.ear_z)
-    starts = torch.stack((point(1.4 * one, -0.34 * one, 0.75 * one), point(zero, 1.6 * one, 0.12 * one)), dim=1)
-    inward = torch.tensor([[-0.83, 0.0, -0.5578], [0.0, -1.0, 0.0]], device=starts.device).expand_as(starts)
-    cheek, crown = settle(starts, inward, s, flesh_only=True).unbind(1)
+    starts = torch.stack(
+        (
+            point(1.4 * one, -0.34 * one, 0.75 * one),
+            point(zero, 1.6 * one, 0.12 * one),
+            point(zero, 0.62 * s.head_ry, 2 * one),
+            point(0.52 * s.head_rx, 0.66 * s.head_ry, 2 * one),
+            point(0.62 * s.head_rx, -0.14 * one, 2 * one),
+        ),
+        dim=1,
+    )
+    inward = torch.tensor(
+        [[-0.83, 0.0, -0.5578], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [0.0, 0.0, -1.0], [0.0, 0.0, -1.0]],
+        device=starts.device,
+    ).expand_as(starts)
+    cheek, crown, forehead, temple, front = settle(starts, inward, s, flesh_only=True).unbind(1)
+    # The ear's base is seen from the front, halfway between the ear's centre and its lower end.
+    base = point(s.ear_x - 0.5 * s.ear_sin * s.ear_ry, s.ear_y - 0.5 * s.ear_cos * s.ear_ry, 2 * one)
+    base = settle(base[:, None], inward[:, 2:3], s, steps=48)[:, 0]
     flip = torch.tensor([-1.0, 1.0, 1.0], device=eye.device)
     mouth = mouth_corner(s)
-    points = (eye, eye * flip, nose, chin, mouth, mouth * flip, ear, ear * flip, cheek, cheek * flip, crown)
+    points = (
+        eye, eye * flip, nose, chin, mouth, mouth * flip, ear, ear * flip, cheek, cheek * flip, crown,
+        forehead, temple, temple * flip, front, front * flip, base, base * flip,
+    )  # fmt: skip
     return torch.stack(points, dim=1)
 
 

@@ -269,7 +269,7 @@ def shape_of(factors: Factors) -> Shape:
         lid_up=eye_r * (f["eye_open"] * 1.05 - 0.2), lid_low=eye_r * (-0.35 - 0.4 * f["eye_open"]),
         nose_y=f["snout_y"] + 0.5 * snout_ry, nose_z=snout_z + 0.88 * snout_rz,
         nose_rx=f["nose_size"], nose_ry=0.72 * f["nose_size"], nose_rz=0.75 * f["nose_size"],
-        mane_y=-0.12 * one, mane_z=-0.35 * one, mane_rx=0.3 + 1.2 * f["mane"].sqrt(),
+        mane_y=-0.12 * one, mane_z=-0.35 * one, mane_rx=0.3 + 1.3 * f["mane"] ** 0.4,
         mane_rz=0.25 + 0.25 * f["mane"],
     )  # fmt: skip
     # Seat the eyeballs: two fifths of the radius below the flesh in front of which they lie.

@@ -97,7 +97,7 @@ def materials(
     eye = _mix(eye, 0 * eye + 0.84, _smoothstep(0.98, 1.08, angle))
     spark = light + light.new_tensor([0.0, 0.35, 1.1])
     spark = (spark / spark.norm(dim=1, keepdim=True))[:, :, None]
-    sparkle = _smoothstep(0.90, 0.95, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
+    sparkle = _smoothstep(0.88, 0.94, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
     eye = _mix(eye, 0 * eye + 1.6, sparkle)
 
     mouth_v, mouth_w = mouth_frame(x, y, z, s)

@@ -196,12 +196,13 @@ def measure(net: LandmarkNet, *, count: int, seed: int) -> dict[str, Any]:
     """Error in px on `count` fresh renders: median, mean and 95th percentile over visible landmarks, mean per name."""
     net = net.eval()
     errors, seen = [], []
+    rows = [LANDMARKS.index(name) for name in net.config.names]  # an older net knows fewer landmarks
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, 64):
         truth = render(sample_factors(min(64, count - start), generator), size=net.config.resolution)
         found = net(truth.images)
-        errors.append((found.points - truth.landmarks).norm(dim=2))
-        seen.append(truth.visible)
+        errors.append((found.points - truth.landmarks[:, rows]).norm(dim=2))
+        seen.append(truth.visible[:, rows])
     error, visible = torch.cat(errors), torch.cat(seen)
     each = {name: round(float(error[visible[:, i], i].mean()), 3) for i, name in enumerate(net.config.names)}
     kept = error[visible]
