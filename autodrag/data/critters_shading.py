@@ -88,16 +88,18 @@ def materials(
     ex, ey, ez = (x - s.eye_x) / s.eye_r, (y - s.eye_y) / s.eye_r, (z - s.eye_z) / s.eye_r
     gaze_x, gaze_y = f.gaze_x[:, None] * (math.pi / 180), f.gaze_y[:, None] * (math.pi / 180)
     ex = ex * torch.where(side < 0, -1.0, 1.0)
-    towards = ex * (gaze_x.sin() * gaze_y.cos()) + ey * gaze_y.sin() + ez * (gaze_x.cos() * gaze_y.cos())
+    gaze = torch.cat((gaze_x.sin() * gaze_y.cos(), gaze_y.sin(), gaze_x.cos() * gaze_y.cos()), dim=1)
+    towards = ex * gaze[:, 0:1] + ey * gaze[:, 1:2] + ez * gaze[:, 2:3]
     angle = torch.acos(towards.clamp(-0.999, 0.999)) * (180 / math.pi) / f.iris_size[:, None]
     iris = _column(f.iris_color) * (0.75 + 0.9 * _smoothstep(0.4, 0.95, angle) * _smoothstep(0.5, -0.6, ey))[:, None]
     eye = _mix(iris, 0 * iris + 0.012, torch.maximum(
         _smoothstep(0.08, -0.08, angle - f.pupil_size[:, None]), 0.85 * _smoothstep(0.82, 0.98, angle)
     ))  # fmt: skip
     eye = _mix(eye, 0 * eye + 0.84, _smoothstep(0.98, 1.08, angle))
-    spark = light + light.new_tensor([0.0, 0.35, 1.1])
+    # The catchlight lies between the gaze and the light, so that it always touches the pupil.
+    spark = 1.7 * gaze + light
     spark = (spark / spark.norm(dim=1, keepdim=True))[:, :, None]
-    sparkle = _smoothstep(0.88, 0.94, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
+    sparkle = _smoothstep(0.94, 0.97, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
     eye = _mix(eye, 0 * eye + 1.6, sparkle)
 
     mouth_v, mouth_w = mouth_frame(x, y, z, s)
