@@ -56,8 +56,7 @@ _CAMERA = 7.0  # distance of the camera from the head's centre, skull radii
 _NEAR, _FAR = _CAMERA - 2.6, _CAMERA + 1.9
 _BLOCK = 4
 _CONE_STEPS, _EARLY_STEPS = 20, 5
-_ROUNDS, _ROUND_STEPS = 24, 3  # rays through a mouth that is hardly open need most of them
-_TOUCH = 0.006  # a ray whose distance stays below twice this hits the surface
+_ROUNDS = (3, 3, 4, 6, 10, 14)  # steps between removals of rays; a mouth that is hardly open needs most of them
 _ARRIVED = 2e-4  # a ray this close to the surface stops: a hundredth of a pixel at 128 px
 _BODY_CENTER, _BODY_RADII = (0.0, -2.05, -0.5), (1.3, 1.45, 0.9)
 
@@ -126,7 +125,7 @@ def _anchors(s: Shape) -> Float[Tensor, "B N 3"]:
     cheek, crown, forehead, temple, front = settle(starts, inward, s, flesh_only=True).unbind(1)
     # The ear's base is seen from the front, halfway between the ear's centre and its lower end.
     base = point(s.ear_x - 0.5 * s.ear_sin * s.ear_ry, s.ear_y - 0.5 * s.ear_cos * s.ear_ry, 2 * one)
-    base = settle(base[:, None], inward[:, 2:3], s, steps=48)[:, 0]
+    base = settle(base[:, None], inward[:, 2:3], s)[:, 0]
     flip = torch.tensor([-1.0, 1.0, 1.0], device=eye.device)
     mouth = mouth_corner(s)
     points = (
@@ -156,27 +155,23 @@ def _march(
     return t, gap
 
 
-def _arrive(
-    t: Tensor, origin: Tensor, ray: Tensor, s: Shape, measure: DistanceFunction
-) -> tuple[Tensor, Tensor]:
-    """March rays until each arrives or leaves: (t, last distance), (B, R) each.
+def _arrive(t: Tensor, origin: Tensor, ray: Tensor, s: Shape, measure: DistanceFunction) -> Tensor:
+    """March rays until each arrives or leaves: t (B, R).
 
     Most rays arrive within one or two rounds. Only the others, which graze an edge, are marched further.
     """
-    gap = torch.full_like(t, torch.inf)
     active = torch.ones_like(t, dtype=torch.bool)
-    for _ in range(_ROUNDS):
+    for steps in _ROUNDS:
         index = _pack(active)
         start = _take(t, index)
-        end, last = _march(start, origin, _take(ray, index), s, _ROUND_STEPS, measure)
+        end, last = _march(start, origin, _take(ray, index), s, steps, measure)
         # Rows are padded with rays that have stopped; these keep their place, so the chunk does not matter.
         moving = _take(active, index)
         t = t.scatter(1, index, torch.where(moving, end, start))
-        gap = gap.scatter(1, index, torch.where(moving, last, _take(gap, index)))
-        active = (gap.abs() > _ARRIVED) & (t < _FAR)
+        active = active.scatter(1, index, moving & (last.abs() > _ARRIVED) & (end < _FAR))
         if not active.any():
             break
-    return t, gap
+    return t
 
 
 def _length(vectors: Tensor) -> Tensor:
@@ -197,8 +192,10 @@ def _visible(anchors: Tensor, pixels: Tensor, turn: Tensor, s: Shape, size: int)
 
 def _pack(keep: Tensor) -> Tensor:
     """Indices (B, K) that list each row's True entries first, K the largest count of a row (at least 1)."""
-    most = max(1, int(keep.sum(1).max()))
-    return keep.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    before, count = keep.cumsum(1), keep.sum(1, keepdim=True)
+    position = torch.arange(keep.shape[1], device=keep.device).expand_as(before)
+    rank = torch.where(keep, before - 1, count + position - before)
+    return torch.empty_like(rank).scatter_(1, rank, position)[:, : max(1, int(count.max()))]
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
@@ -244,8 +241,8 @@ def _head_rays(
     t, gap = _march(t, origin, turn.transpose(1, 2) @ world_ray, s, _EARLY_STEPS, measure)
     index = _pack((t < _FAR) & (gap < 0.35))
     pixel, world_ray, t = _take(pixel, index), _take(world_ray, index), _take(t, index)
-    t, gap = _arrive(t, origin, turn.transpose(1, 2) @ world_ray, s, measure)
-    hit = (gap < 2 * _TOUCH) & (t < _FAR)
+    t = _arrive(t, origin, turn.transpose(1, 2) @ world_ray, s, measure)
+    hit = t < _FAR  # a ray that has not left by now is in a narrow fold
     index = _pack(hit)
     depth = torch.where(_take(hit, index), _take(t, index), torch.inf)
     return _take(pixel, index), _take(world_ray, index), depth

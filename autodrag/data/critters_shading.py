@@ -97,9 +97,9 @@ def materials(
     ))  # fmt: skip
     eye = _mix(eye, 0 * eye + 0.84, _smoothstep(0.98, 1.08, angle))
     # The catchlight lies between the gaze and the light, so that it always touches the pupil.
-    spark = 1.7 * gaze + light
+    spark = 1.2 * gaze + light
     spark = (spark / spark.norm(dim=1, keepdim=True))[:, :, None]
-    sparkle = _smoothstep(0.94, 0.97, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
+    sparkle = _smoothstep(0.95, 0.975, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
     eye = _mix(eye, 0 * eye + 1.6, sparkle)
 
     mouth_v, mouth_w = mouth_frame(x, y, z, s)
