@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from autodrag.data.critters import LANDMARKS, mirror_landmarks, render, sample_factors
 from autodrag.data.image_array import critters_array, landmarks_path
+from autodrag.errors import AutodragError
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from autodrag.release import save_tensors
 from autodrag.train.run import (
@@ -223,6 +224,12 @@ def train(config: LandmarkTraining) -> Path:
     data, hp = config.data, config.training
     size = config.net.resolution
     critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=print_progress)
+    points = np.load(landmarks_path(data.cache), mmap_mode="r")
+    if points.shape[1] != len(config.net.names):
+        raise AutodragError(
+            f"{landmarks_path(data.cache)} holds {points.shape[1]} landmarks, but the net names {len(config.net.names)}; "
+            "delete the cached array to render it again, or name another cache file."
+        )
     module = LandmarkModule(config)
     state = SaveState(config.run)
     trainer = make_trainer(config.run, [state], batch=hp.batch, total_steps=hp.steps)
