@@ -227,8 +227,9 @@ def train(config: LandmarkTraining) -> Path:
     points = np.load(landmarks_path(data.cache), mmap_mode="r")
     if points.shape[1] != len(config.net.names):
         raise AutodragError(
-            f"{landmarks_path(data.cache)} holds {points.shape[1]} landmarks, but the net names {len(config.net.names)}; "
-            "delete the cached array to render it again, or name another cache file."
+            f"{landmarks_path(data.cache)} holds {points.shape[1]} landmarks, "
+            f"but the net names {len(config.net.names)}; delete the cached array to render it again, "
+            "or name another cache file."
         )
     module = LandmarkModule(config)
     state = SaveState(config.run)
