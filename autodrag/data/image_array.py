@@ -86,7 +86,7 @@ def to_bytes(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
 
 
 def landmarks_path(path: Path) -> Path:
-    """Where the landmarks of the critters in the array at `path` lie: (N, 11, 2) fp32, px."""
+    """Where the landmarks of the critters in the array at `path` lie: (N, len(LANDMARKS), 2) fp32, px."""
     return path.with_suffix(".landmarks.npy")
 
 
