@@ -9,6 +9,7 @@ Rays are found in two passes: cones through 4x4 blocks of rays skip empty space 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ __all__ = [
     "PARTS",
     "Factors",
     "Render",
+    "compiled_distance",
     "locate",
     "mirror",
     "mirror_landmarks",
@@ -337,6 +339,21 @@ def locate(factors: Factors, *, size: int) -> tuple[Float[Tensor, "B N 2"], Bool
     return _locate(factors, shape_of(factors), rotation(factors), size)
 
 
+def compiled_distance(device: torch.device | str = "cpu") -> DistanceFunction:
+    """`distance` as one fused kernel: twice the renders per second and the same pictures, after 10 to 60 s of compiling.
+
+    Returns the plain function, with a warning, where torch finds no compiler.
+    """
+    compiled = torch.compile(distance, dynamic=True)
+    try:
+        render(sample_factors(1, torch.Generator().manual_seed(0)), size=8, device=device, measure=compiled)
+    except Exception as problem:  # whatever a missing or broken compiler raises
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        warnings.warn(f"no compiled renderer ({reason}); rendering takes twice as long", stacklevel=2)
+        return distance
+    return compiled
+
+
 @torch.no_grad()
 def render(
     factors: Factors,
@@ -350,7 +367,7 @@ def render(
     """Draw critters of size x size px with supersample x supersample rays per pixel, on `device`.
 
     `chunk` critters are drawn at a time (None: chosen for the device); it does not change the picture.
-    `measure` may be `torch.compile(distance, dynamic=True)`: the same picture, sooner.
+    `measure` may be `compiled_distance()`, which pays off from a few hundred pictures on.
 
     Raises AutodragError unless size * supersample is a positive multiple of 4.
     """

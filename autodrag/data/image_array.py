@@ -18,9 +18,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from autodrag.data.critters import LANDMARKS, render, sample_factors
+from autodrag.data.critters import LANDMARKS, compiled_distance, distance, render, sample_factors
 from autodrag.errors import AutodragError
 
+_COMPILE_FROM = 1000  # renders for which compiling the renderer pays off
 _CHUNK = 64  # images between two progress marks; also the unit of the random seed
 Progress = Callable[[int, int], None]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -107,10 +108,11 @@ def critters_array(
 
     def fill(start: int, end: int) -> tuple[np.ndarray, ...]:
         factors = sample_factors(end - start, torch.Generator().manual_seed(seed * 1_000_003 + start // _CHUNK))
-        drawn = render(factors, size=size, device=device)
+        drawn = render(factors, size=size, device=device, measure=measure)
         return to_bytes(drawn.images).cpu().numpy(), drawn.landmarks.cpu().numpy()
 
     if not path.exists():
+        measure = compiled_distance(device) if count >= _COMPILE_FROM else distance
         points = (count, len(LANDMARKS), 2)
         _fill({path: (shape, np.uint8), landmarks_path(path): (points, np.float32)}, fill, progress)
     return _check(path, open_array(path), shape)
