@@ -340,7 +340,7 @@ def locate(factors: Factors, *, size: int) -> tuple[Float[Tensor, "B N 2"], Bool
 
 
 def compiled_distance(device: torch.device | str = "cpu") -> DistanceFunction:
-    """`distance` as one fused kernel: twice the renders per second and the same pictures, after 10 to 60 s of compiling.
+    """`distance` as one fused kernel: twice the renders per second, the same pictures, 10 to 60 s of compilation.
 
     Returns the plain function, with a warning, where torch finds no compiler.
     """

@@ -18,7 +18,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from autodrag.data.critters import LANDMARKS, compiled_distance, distance, render, sample_factors
+from autodrag.data.critters import LANDMARKS, compiled_distance, render, sample_factors
+from autodrag.data.critters_sdf import distance
 from autodrag.errors import AutodragError
 
 _COMPILE_FROM = 1000  # renders for which compiling the renderer pays off
