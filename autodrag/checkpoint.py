@@ -22,6 +22,7 @@ from autodrag.errors import CheckpointError
 from autodrag.release import load_tensors, read_info, save_tensors
 
 if TYPE_CHECKING:
+    from autodrag.nets.editor import LearnedEditor
     from autodrag.nets.landmarks import LandmarkNet
     from autodrag.nets.predictor import Predictor
     from autodrag.nets.regularizer import Regularizer
@@ -205,6 +206,13 @@ def has_predictor(path: str | Path, generator: str) -> bool:
         return False
     _joint_regularizer(folder / PREDICTOR_FILE)
     return True
+
+
+def load_editor(path: str | Path, generator: str) -> LearnedEditor | None:
+    """The learned editor of a checkpoint folder, or None where it has no predictor (temporary version)."""
+    from autodrag.nets.editor import LearnedEditor
+
+    return LearnedEditor(*load_learned(path, generator)) if has_predictor(path, generator) else None
 
 
 def save_latent(path: str | Path, latent: Tensor, extra: Mapping[str, Any]) -> None:

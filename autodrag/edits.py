@@ -28,7 +28,7 @@ DEFAULT_CHECKPOINT = "checkpoints/critters"
 
 
 @dataclass(frozen=True)
-class Drag:
+class PointPair:
     """One handle and where it should go; (x, y) in px of the output image."""
 
     handle: Point
@@ -72,7 +72,7 @@ class Parameters:
 class Edit:
     """One edit of one image. With neither seed nor latent it goes on from the edit before it in a session."""
 
-    drags: tuple[Drag, ...]
+    drags: tuple[PointPair, ...]
     """What to move, at least one."""
     checkpoint: str = DEFAULT_CHECKPOINT
     """Checkpoint folder."""
@@ -180,12 +180,12 @@ def parse_point(text: str) -> Point:
     return point[0], point[1]
 
 
-def parse_drag(text: str) -> Drag:
+def parse_drag(text: str) -> PointPair:
     """Read `x,y:x,y`, handle and target."""
     parts = text.split(":")
     if len(parts) != 2:
         raise AutodragError(f"{text!r} is not a drag; expected handle:target as x,y:x,y, such as 60,70:80,66")
-    return Drag(parse_point(parts[0]), parse_point(parts[1]))
+    return PointPair(parse_point(parts[0]), parse_point(parts[1]))
 
 
 # --- reading, step by step ----------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def _validate(document: Any, where: str) -> None:
 
 def _edit(item: dict[str, Any], folder: Path, where: str) -> Edit:
     values = dict(item)
-    values["drags"] = tuple(Drag(_point(drag["handle"]), _point(drag["target"])) for drag in item["drags"])
+    values["drags"] = tuple(PointPair(_point(drag["handle"]), _point(drag["target"])) for drag in item["drags"])
     values["anchors"] = tuple(_point(anchor) for anchor in item.get("anchors", ()))
     values["parameters"] = Parameters(**_numbers(item.get("parameters", {})))
     for name in ("latent", "mask"):

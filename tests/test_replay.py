@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autodrag.eval.speed import random_nets
 from autodrag.infer.predict import PredictConfig, make_drags, predict
-from autodrag.nets.predictor import Drags
+from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Features, Generator, GeneratorConfig
 from autodrag.replay import MOST, Replays
 
@@ -144,14 +144,14 @@ def test_replayed_edits_are_the_computed_ones(autocast: bool) -> None:
     points = torch.rand(2, 5, 3, 2).cuda() * 60
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         for count in (1, 3):
-            given = Drags(points[0, :, :count], points[1, :, :count], torch.ones(5, count, dtype=torch.bool).cuda())
+            given = DragBatch(points[0, :, :count], points[1, :, :count], torch.ones(5, count, dtype=torch.bool).cuda())
             with torch.inference_mode():
                 maps = generator.features(latent, block=nets.predictor.config.feature_block).last
                 tokens, known = nets.predictor.tokenise(maps, given)
                 plain = nets.predictor.align(nets._decode(tokens, known, latent)[0][:, None], latent, given)[:, 0]
                 for _ in range(3):  # computed, recorded, replayed
                     torch.testing.assert_close(nets.edit(latent, maps, given), plain)
-                turned = Drags(given.handles.flip(0), given.targets.flip(0), given.valid)
+                turned = DragBatch(given.handles.flip(0), given.targets.flip(0), given.valid)
                 other = nets.edit(latent.flip(0), maps.flip(0), turned)
                 torch.testing.assert_close(other.flip(0), plain, atol=1e-3, rtol=1e-3)
             with torch.no_grad():  # a graph of inference mode serves outside of it

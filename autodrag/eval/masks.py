@@ -47,7 +47,7 @@ def change_outside(
 
 
 def evaluate(bench: Bench, detector: Detector | None, pairs: Sequence[Pair], points: tuple[int, ...]) -> list[Record]:
-    """Runs what is missing of the table; returns its records. Drags whose mask fills the image are skipped."""
+    """Runs what is missing of the table; returns its records. DragBatch whose mask fills the image are skipped."""
     image = bench.generator.config.image_size
 
     def work(task: Record) -> Record:

@@ -2,7 +2,7 @@
 
 The paper measures with each method's own tracker. Ours measures afterwards, off the clock, with the landmark model of
 the run, or in generator features where there is none (see `ruler`); time is when a method had the code, and for the
-last one when its image was there. Drags are those of `autodrag eval landmarks`, or without a landmark model pixels of
+last one when its image was there. DragBatch are those of `autodrag eval landmarks`, or without a landmark model pixels of
 the flow to a perturbed image that moves them by at least 5 % of the image. Table: the median over drags.
 """
 

@@ -19,7 +19,7 @@ from autodrag.checkpoint import save_latent
 from autodrag.edits import Edit, write_session
 from autodrag.errors import AutodragError
 from autodrag.images import write_png
-from autodrag.infer.refine import Origin
+from autodrag.infer.task import References
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class State:
     """None for the opened image."""
     mask: Bool[np.ndarray, "H W"] | None = None
     """The edit's mask, True = may move."""
-    references: Origin | None = None
+    references: References | None = None
     """What the edit's handles looked like, for an edit that goes on with them."""
 
 

@@ -107,8 +107,8 @@ class PredictorConfig:
 
 
 @dataclass(frozen=True)
-class Drags:
-    """Drags of B images, padded to N points each."""
+class DragBatch:
+    """DragBatch of B images, padded to N points each."""
 
     handles: Float[Tensor, "B N 2"]
     """Where the points are, px."""
@@ -175,12 +175,12 @@ class Predictor(nn.Module):
 
     feature_scale: Tensor
 
-    def encode(self, maps: Float[Tensor, "B C h w"], drags: Drags) -> Memory:
+    def encode(self, maps: Float[Tensor, "B C h w"], drags: DragBatch) -> Memory:
         """What the decoder attends to, from F of the present image and the drags."""
         return self.attend(*self.tokenise(maps, drags))
 
     def tokenise(
-        self, maps: Float[Tensor, "B C h w"], drags: Drags, read: Float[Tensor, "B M D"] | None = None
+        self, maps: Float[Tensor, "B C h w"], drags: DragBatch, read: Float[Tensor, "B M D"] | None = None
     ) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
         """Tokens of the map and of the drags, and which are real. read: of `read_map`, where it is known."""
         read = self.read_map(maps, drags.movable) if read is None else read
@@ -233,7 +233,7 @@ class Predictor(nn.Module):
         return self._finish(code[:, None], x[:, None])[:, 0]
 
     def align(
-        self, codes: Float[Tensor, "B T L D"], start: Float[Tensor, "B L D"], drags: Drags
+        self, codes: Float[Tensor, "B T L D"], start: Float[Tensor, "B L D"], drags: DragBatch
     ) -> Float[Tensor, "B T L D"]:
         """With `together`, codes whose edited layers have all changed from `start` by the mean of their changes.
 
@@ -250,7 +250,7 @@ class Predictor(nn.Module):
             alike = torch.where(held[:, None, None, None], change, alike)
         return torch.cat([start[:, None, :edited] + alike, codes[:, :, edited:]], dim=2)
 
-    def _patches(self, maps: Tensor, drags: Drags) -> tuple[Tensor, Tensor]:
+    def _patches(self, maps: Tensor, drags: DragBatch) -> tuple[Tensor, Tensor]:
         """Tokens of the drags, and which are real: N drags, or N handles and N targets."""
         config = self.config
         cell = config.image_height / config.feature_height

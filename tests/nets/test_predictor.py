@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autodrag.nets.predictor import Drags, Predictor, PredictorConfig
+from autodrag.nets.predictor import DragBatch, Predictor, PredictorConfig
 from autodrag.points import sample
 
 TINY = PredictorConfig(
@@ -46,13 +46,13 @@ def make(config: PredictorConfig = TINY) -> Predictor:
     return net
 
 
-def drags(count: int = 3, batch: int = 2, seed: int = 0, config: PredictorConfig = TINY) -> Drags:
+def drags(count: int = 3, batch: int = 2, seed: int = 0, config: PredictorConfig = TINY) -> DragBatch:
     extent = torch.tensor([config.image_width, config.image_height])
     points = torch.rand(2, batch, count, 2, generator=torch.Generator().manual_seed(seed)) * extent - 0.5
-    return Drags(points[0], points[1], torch.ones(batch, count, dtype=torch.bool))
+    return DragBatch(points[0], points[1], torch.ones(batch, count, dtype=torch.bool))
 
 
-def ahead(net: Predictor, maps: Tensor, what: Drags, latent: Tensor) -> Tensor:
+def ahead(net: Predictor, maps: Tensor, what: DragBatch, latent: Tensor) -> Tensor:
     """w_1 ... w_n from the net's own codes, (B, T, L, D)."""
     memory, codes = net.encode(maps, what), []
     for _ in range(net.config.steps):
@@ -94,7 +94,7 @@ def test_a_later_code_does_not_change_an_earlier_answer(later: int) -> None:
 def test_the_order_of_points_does_not_matter(config: PredictorConfig) -> None:
     net, maps, what, codes = make(config), random(2, 6, 16, 16), drags(5), random(2, 4, 8, 16)
     order = torch.tensor([3, 0, 4, 1, 2])
-    shuffled = Drags(what.handles[:, order], what.targets[:, order], what.valid[:, order])
+    shuffled = DragBatch(what.handles[:, order], what.targets[:, order], what.valid[:, order])
     first, second = (net.decode(net.encode(maps, d), codes) for d in (what, shuffled))
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
 
@@ -103,7 +103,7 @@ def test_the_order_of_points_does_not_matter(config: PredictorConfig) -> None:
 def test_padding_does_not_matter(config: PredictorConfig) -> None:
     net, maps, what, codes = make(config), random(2, 6, 16, 16), drags(3), random(2, 4, 8, 16)
     noise = random(2, 2, 2, seed=5) * 1000
-    padded = Drags(
+    padded = DragBatch(
         torch.cat([what.handles, noise], dim=1),
         torch.cat([what.targets, -noise], dim=1),
         torch.cat([what.valid, torch.zeros(2, 2, dtype=torch.bool)], dim=1),
@@ -114,7 +114,7 @@ def test_padding_does_not_matter(config: PredictorConfig) -> None:
 
 def test_rows_of_a_batch_do_not_mix() -> None:
     net, maps, what, codes = make(), random(2, 6, 16, 16), drags(), random(2, 4, 8, 16)
-    alone = Drags(what.handles[1:], what.targets[1:], what.valid[1:])
+    alone = DragBatch(what.handles[1:], what.targets[1:], what.valid[1:])
     whole = net.decode(net.encode(maps, what), codes)
     torch.testing.assert_close(net.decode(net.encode(maps[1:], alone), codes[1:]), whole[1:], atol=1e-5, rtol=1e-5)
 
@@ -152,7 +152,7 @@ def test_what_it_is_told_changes_its_answer() -> None:
 def test_places_are_told_by_positions_alone() -> None:
     """On a map that is the same everywhere a patch says nothing about its place: the paper's reading is blind there."""
     maps, start = torch.ones(1, 6, 16, 16), random(1, 8, 16)
-    here = Drags(torch.full((1, 1, 2), 10.0), torch.full((1, 1, 2), 13.0), torch.ones(1, 1, dtype=torch.bool))
+    here = DragBatch(torch.full((1, 1, 2), 10.0), torch.full((1, 1, 2), 13.0), torch.ones(1, 1, dtype=torch.bool))
     there = replace(here, handles=here.handles + 6, targets=here.targets + 8)
     blind, seeing = make(PAPER), make()
     torch.testing.assert_close(ahead(blind, maps, here, start), ahead(blind, maps, there, start))
@@ -190,7 +190,7 @@ def test_gradients_reach_everything_that_is_used() -> None:
 def test_points_anywhere_on_the_image_give_finite_codes(points: list[tuple[float, float]]) -> None:
     net = make()
     handles = torch.tensor([points])
-    what = Drags(handles, handles.flip(1), torch.ones(1, len(points), dtype=torch.bool))
+    what = DragBatch(handles, handles.flip(1), torch.ones(1, len(points), dtype=torch.bool))
     codes = ahead(net, random(1, 6, 16, 16), what, random(1, 8, 16))
     assert torch.isfinite(codes).all()
 
@@ -201,7 +201,7 @@ def test_the_defaults_are_the_papers_depths() -> None:
     with torch.device("meta"):
         net = Predictor(config)
         points = torch.zeros(1, 3, 2)
-        memory = net.encode(torch.zeros(1, 512, 128, 128), Drags(points, points, torch.ones(1, 3, dtype=torch.bool)))
+        memory = net.encode(torch.zeros(1, 512, 128, 128), DragBatch(points, points, torch.ones(1, 3, dtype=torch.bool)))
     assert memory.mask is not None
     assert memory.mask.shape == (1, 1, 1, 16 * 16 + 3)
 
