@@ -19,21 +19,12 @@ from typing import Any
 
 from autodrag.errors import CheckpointError
 
-MAX_STEPS = 1_000_000  # NVIDIA's pickle of G, D, G_ema and augmentation at 1024 px takes about 43,000
+MAX_STEPS = 300_000  # NVIDIA's pickle of G, D, G_ema and augmentation at 1024 px takes about 43,000
 MAX_TEXT = 16 * 2**20  # total bytes of short text
 SHORT_TEXT = 4096  # bytes; longer text, such as source code, is not decoded
+MAX_LINE = 1024  # bytes of a global name
 _CHUNK = 64 * 1024
 _TABLES = {"collections.OrderedDict", "dnnlib.EasyDict", "dnnlib.util.EasyDict"}
-
-_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False, pickle.EMPTY_TUPLE: ()}
-_TUPLE_SIZES = {pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
-# Opcode → bytes of the number that follows it: a value, a memo index, or a length.
-_UNSIGNED = {pickle.BININT1: 1, pickle.BININT2: 2}
-_GET = {pickle.BINGET: 1, pickle.LONG_BINGET: 4}
-_PUT = {pickle.BINPUT: 1, pickle.LONG_BINPUT: 4}
-_TEXT = {pickle.SHORT_BINUNICODE: 1, pickle.BINUNICODE: 4, pickle.BINUNICODE8: 8}
-_PYTHON2_TEXT = {pickle.SHORT_BINSTRING: 1, pickle.BINSTRING: 4}
-_BYTES = {pickle.SHORT_BINBYTES: 1, pickle.BINBYTES: 4, pickle.BINBYTES8: 8, pickle.BYTEARRAY8: 8, pickle.LONG4: 4}
 
 
 @dataclass(frozen=True)
@@ -185,92 +176,86 @@ class _Machine:
         self.text_left = MAX_TEXT
 
     def run(self, max_steps: int) -> Any:
-        stack, memo = self.stack, self.memo
+        operations = self.operations()
         for _ in range(max_steps):
-            match self.take(1):
-                case code if code in _GET:
-                    stack.append(memo[self.unsigned(_GET[code])])
-                case pickle.MEMOIZE:
-                    memo[len(memo)] = stack[-1]
-                case code if code in _PUT:
-                    memo[self.unsigned(_PUT[code])] = stack[-1]
-                case code if code in _TEXT:
-                    stack.append(self.text(self.unsigned(_TEXT[code]), "utf-8"))
-                case code if code in _CONSTANTS:
-                    stack.append(_CONSTANTS[code])
-                case code if code in _UNSIGNED:
-                    stack.append(self.unsigned(_UNSIGNED[code]))
-                case code if code in _TUPLE_SIZES:
-                    stack.append(tuple(self.last(_TUPLE_SIZES[code])))
-                case code if code in _BYTES:
-                    stack.append(self.skip(self.unsigned(_BYTES[code])))
-                case code if code in _PYTHON2_TEXT:
-                    stack.append(self.text(self.unsigned(_PYTHON2_TEXT[code]), "latin-1"))
-                case pickle.BININT:
-                    stack.append(int.from_bytes(self.take(4), "little", signed=True))
-                case pickle.LONG1:
-                    stack.append(int.from_bytes(self.take(self.unsigned(1)), "little", signed=True))
-                case pickle.BINFLOAT:
-                    stack.append(struct.unpack(">d", self.take(8))[0])
-                case pickle.MARK:
-                    self.marks.append(len(stack))
-                case pickle.TUPLE:
-                    stack.append(tuple(self.since_mark()))
-                case pickle.EMPTY_LIST:
-                    stack.append([])
-                case pickle.EMPTY_DICT:
-                    stack.append({})
-                case pickle.EMPTY_SET:
-                    stack.append(Record(_SET, ()))
-                case pickle.FROZENSET:
-                    stack.append(Record(_SET, tuple(self.since_mark())))
-                case pickle.APPEND:
-                    self.extend(self.last(1))
-                case pickle.APPENDS | pickle.ADDITEMS:
-                    self.extend(self.since_mark())
-                case pickle.SETITEM:
-                    self.update(self.last(2))
-                case pickle.SETITEMS:
-                    self.update(self.since_mark())
-                case pickle.GLOBAL:
-                    stack.append(Global(self.line(), self.line()))
-                case pickle.STACK_GLOBAL:
-                    module, attribute = self.last(2)
-                    if not isinstance(module, str) or not isinstance(attribute, str):
-                        raise TypeError
-                    stack.append(Global(module, attribute))
-                case pickle.REDUCE | pickle.NEWOBJ:
-                    stack.append(_call(*self.last(2)))
-                case pickle.NEWOBJ_EX:
-                    source, args, _ = self.last(3)
-                    stack.append(_call(source, args))
-                case pickle.BUILD:
-                    (state,) = self.last(1)
-                    if isinstance(stack[-1], Record):
-                        stack[-1].state = state
-                case pickle.BINPERSID:
-                    stack.append(self.persistent(*self.last(1)))
-                case pickle.PROTO:
-                    version = self.unsigned(1)
-                    if not 2 <= version <= 5:
-                        raise CheckpointError(f"pickle protocol {version}; save the file again with protocol 2 to 5")
-                case pickle.FRAME:
-                    if self.unsigned(8) > self.data.length - self.position:
-                        raise truncated(self.data.start + self.data.length)
-                case pickle.POP:
-                    self.last(1)
-                case pickle.POP_MARK:
-                    self.since_mark()
-                case pickle.STOP:
-                    return self.last(1)[0]
-                case code:
-                    raise CheckpointError(
-                        f"opcode {code!r} at byte {self.data.start + self.position - 1}, which pickle protocols 2 to 5 "
-                        "do not write into files; download the file again"
-                    )
+            code = self.take(1)
+            if code == pickle.STOP:
+                return self.last(1)[0]
+            operation = operations.get(code)
+            if operation is None:
+                raise CheckpointError(
+                    f"opcode {code!r} at byte {self.data.start + self.position - 1}, which pickle protocols 2 to 5 "
+                    "do not write into files; download the file again"
+                )
+            operation()
         raise CheckpointError(
             f"its pickle takes more than {max_steps:,} steps; save the generator alone and convert that file"
         )
+
+    def operations(self) -> dict[bytes, Callable[[], Any]]:
+        """Opcode → its effect on the stack."""
+        push, unsigned, memo = self.stack.append, self.unsigned, self.memo
+        return {
+            pickle.NONE: lambda: push(None),
+            pickle.NEWTRUE: lambda: push(True),
+            pickle.NEWFALSE: lambda: push(False),
+            pickle.BININT: lambda: push(int.from_bytes(self.take(4), "little", signed=True)),
+            pickle.BININT1: lambda: push(unsigned(1)),
+            pickle.BININT2: lambda: push(unsigned(2)),
+            pickle.LONG1: lambda: push(int.from_bytes(self.take(unsigned(1)), "little", signed=True)),
+            pickle.LONG4: lambda: push(self.skip(unsigned(4))),
+            pickle.BINFLOAT: lambda: push(struct.unpack(">d", self.take(8))[0]),
+            pickle.SHORT_BINUNICODE: lambda: push(self.text(unsigned(1))),
+            pickle.BINUNICODE: lambda: push(self.text(unsigned(4))),
+            pickle.BINUNICODE8: lambda: push(self.text(unsigned(8))),
+            pickle.SHORT_BINSTRING: lambda: push(self.text(unsigned(1), "latin-1")),  # text or bytes of Python 2
+            pickle.BINSTRING: lambda: push(self.text(unsigned(4), "latin-1")),
+            pickle.SHORT_BINBYTES: lambda: push(self.skip(unsigned(1))),
+            pickle.BINBYTES: lambda: push(self.skip(unsigned(4))),
+            pickle.BINBYTES8: lambda: push(self.skip(unsigned(8))),
+            pickle.BYTEARRAY8: lambda: push(self.skip(unsigned(8))),
+            pickle.EMPTY_TUPLE: lambda: push(()),
+            pickle.TUPLE1: lambda: push(tuple(self.last(1))),
+            pickle.TUPLE2: lambda: push(tuple(self.last(2))),
+            pickle.TUPLE3: lambda: push(tuple(self.last(3))),
+            pickle.TUPLE: lambda: push(tuple(self.since_mark())),
+            pickle.EMPTY_LIST: lambda: push([]),
+            pickle.APPEND: lambda: self.extend(self.last(1)),
+            pickle.APPENDS: lambda: self.extend(self.since_mark()),
+            pickle.EMPTY_DICT: lambda: push({}),
+            pickle.SETITEM: lambda: self.update(self.last(2)),
+            pickle.SETITEMS: lambda: self.update(self.since_mark()),
+            pickle.EMPTY_SET: lambda: push(Record(_SET, ())),
+            pickle.ADDITEMS: lambda: self.extend(self.since_mark()),
+            pickle.FROZENSET: lambda: push(Record(_SET, tuple(self.since_mark()))),
+            pickle.GLOBAL: lambda: push(_name(self.line(), self.line())),
+            pickle.STACK_GLOBAL: lambda: push(_name(*self.last(2))),
+            pickle.REDUCE: lambda: push(_call(*self.last(2))),
+            pickle.NEWOBJ: lambda: push(_call(*self.last(2))),
+            pickle.NEWOBJ_EX: lambda: push(_call(*self.last(3)[:2])),
+            pickle.BUILD: self.build,
+            pickle.BINPERSID: lambda: push(self.persistent(*self.last(1))),
+            pickle.BINGET: lambda: push(memo[unsigned(1)]),
+            pickle.LONG_BINGET: lambda: push(memo[unsigned(4)]),
+            pickle.BINPUT: lambda: memo.__setitem__(unsigned(1), self.stack[-1]),
+            pickle.LONG_BINPUT: lambda: memo.__setitem__(unsigned(4), self.stack[-1]),
+            pickle.MEMOIZE: lambda: memo.__setitem__(len(memo), self.stack[-1]),
+            pickle.MARK: lambda: self.marks.append(len(self.stack)),
+            pickle.POP: lambda: self.last(1),
+            pickle.POP_MARK: self.since_mark,
+            pickle.PROTO: self.check_protocol,
+            pickle.FRAME: lambda: self.data.part(self.position, unsigned(8)),
+        }
+
+    def check_protocol(self) -> None:
+        version = self.unsigned(1)
+        if not 2 <= version <= 5:
+            raise CheckpointError(f"pickle protocol {version}; save the file again with protocol 2 to 5")
+
+    def build(self) -> None:
+        (state,) = self.last(1)
+        if isinstance(self.stack[-1], Record):
+            self.stack[-1].state = state
 
     def take(self, count: int) -> bytes:
         """Read the next `count` bytes."""
@@ -293,7 +278,7 @@ class _Machine:
         self.position += count
         return part
 
-    def text(self, count: int, encoding: str) -> str | Range:
+    def text(self, count: int, encoding: str = "utf-8") -> str | Range:
         if count > SHORT_TEXT:
             return self.skip(count)
         self.text_left -= count
@@ -305,12 +290,12 @@ class _Machine:
         return self.take(count).decode(encoding, "surrogatepass" if encoding == "utf-8" else "strict")
 
     def line(self) -> str:
-        characters = bytearray()
-        while (character := self.take(1)) != b"\n":
-            characters += character
-            if len(characters) > SHORT_TEXT:
-                raise TypeError
-        return characters.decode("utf-8")
+        window = self.data.read(self.position, min(MAX_LINE, self.data.length - self.position))
+        line, end, _ = window.partition(b"\n")
+        if not end:
+            raise TypeError
+        self.position += len(line) + 1
+        return line.decode("utf-8")
 
     def last(self, count: int) -> list[Any]:
         """Pop the top `count` values, all of them above the last mark."""
@@ -342,6 +327,12 @@ class _Machine:
 
 def _is_plain(key: Any) -> bool:
     return key is None or isinstance(key, (str, int, float))
+
+
+def _name(module: Any, attribute: Any) -> Global:
+    if not isinstance(module, str) or not isinstance(attribute, str):
+        raise TypeError
+    return Global(module, attribute)
 
 
 def _call(source: Any, args: Any) -> Any:
