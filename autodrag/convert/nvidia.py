@@ -116,7 +116,7 @@ def _check_arguments(state: dict[str, Any], tensors: dict[str, StoredTensor]) ->
 
     heights = [int(match[1]) for name in tensors if (match := re.match(r"synthesis\.b(\d{1,6})\.", name))]
     const = tensors.get("synthesis.b4.const")
-    square = const is None or const.shape[-1] == 4
+    square = const is None or const.shape[-1:] != (2,)
     for source in (state, arguments):
         resize = source.get("resize")
         if resize and not (square and resize == max(heights)):

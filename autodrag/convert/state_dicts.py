@@ -9,6 +9,7 @@ state dict holds no settings, so NVIDIA's defaults apply: no clamp and a mapping
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from autodrag.convert.tensors import MAX_TENSORS, as_tensor, require_tensor
 from autodrag.errors import CheckpointError
 
 MAX_TABLES = 1_000  # tables of a file that are searched
+MAX_GENERATORS = 9  # prefixes of a table that are considered; more than one is an error already
 # The start of a tensor name, after its prefix, that only a generator has. The second includes StyleGAN3's names.
 _ROSINALITY = re.compile(r"(?:.*?\.)??(?=(to_rgb1|to_rgbs\.\d+|convs\.\d+\.conv|input\.input)\b)")
 _NVIDIA = re.compile(r"(?:.*?\.)??(?=synthesis\.(b\d+|L\d+_\d+_\d+|input)\.)")
@@ -132,23 +134,19 @@ def read(state: StateDict) -> SourceGenerator:
 
 
 def _search(value: Any) -> Iterator[StateDict]:
-    """Every generator in the tables of a file, down to the third level."""
+    """Every generator in the tables of a file, down to the third level. Each table is searched once."""
     pending = [("", value, None)] if isinstance(value, dict) else []
+    seen = {id(value)}
     for place, table, average in pending:  # the list grows while tables are found
+        average = table.get("latent_avg", average)
         for pattern in (_ROSINALITY, _NVIDIA):
             matches = (pattern.match(name) for name in table if isinstance(name, str))
-            for prefix in dict.fromkeys(match[0] for match in matches if match):
-                yield StateDict(
-                    place=f"{place}.{prefix}".strip("."),
-                    tensors={
-                        name[len(prefix) :]: entry
-                        for name, entry in table.items()
-                        if isinstance(name, str) and name.startswith(prefix) and (prefix or name != "latent_avg")
-                    },
-                    average=table.get("latent_avg", average),
-                    nvidia=pattern is _NVIDIA,
-                )
-        if place.count(".") < 2:
-            for name, child in table.items():
-                if isinstance(child, dict) and isinstance(name, str) and len(pending) < MAX_TABLES:
-                    pending.append((f"{place}.{name}".strip("."), child, table.get("latent_avg", average)))
+            prefixes = dict.fromkeys(match[0] for match in matches if match)
+            for prefix in itertools.islice(prefixes, MAX_GENERATORS):
+                entries = ((name, entry) for name, entry in table.items() if str(name).startswith(prefix))
+                tensors = {str(name)[len(prefix) :]: entry for name, entry in entries if name != "latent_avg"}
+                yield StateDict(f"{place}.{prefix}".strip("."), tensors, average, nvidia=pattern is _NVIDIA)
+        for name, child in table.items() if place.count(".") < 2 else ():
+            if isinstance(child, dict) and id(child) not in seen and len(pending) < MAX_TABLES:
+                seen.add(id(child))
+                pending.append((f"{place}.{name}".strip("."), child, average))

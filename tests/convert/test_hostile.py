@@ -287,12 +287,18 @@ def tensorflow_with(value: bytes) -> bytes:
     return tup(whole, whole, whole)
 
 
-def nvidia_with(storage: bytes, shape: bytes, stride: bytes, offset: int = 0) -> bytes:
-    """A G_ema with one tensor of this storage and shape."""
+def nvidia_with(
+    storage: bytes,
+    shape: bytes,
+    stride: bytes,
+    offset: int = 0,
+    names: tuple[str, ...] = ("weight", "conv1", "b4", "synthesis"),
+) -> bytes:
+    """A G_ema with one tensor of this storage, shape and name."""
     hooks = call("collections", "OrderedDict")
     weight = call("torch._utils", "_rebuild_tensor_v2", storage, number(offset), shape, stride, pickle.NEWFALSE, hooks)
-    path: bytes = table(_modules=table(), _parameters=table(weight=weight), _buffers=table())
-    for child in ("conv1", "b4", "synthesis"):
+    path: bytes = table(_modules=table(), _parameters=table(**{names[0]: weight}), _buffers=table())
+    for child in names[1:]:
         state = table(_modules=table(**{child: module(path)}), _parameters=table(), _buffers=table())
         path = state
     return table(G_ema=module(path))
@@ -374,6 +380,15 @@ BOMBS: dict[str, bytes] = {
     "integer of 255 bytes": pickle.LONG1 + b"\xff" + b"\x7f" * 255,
     "integer of 2**31 bytes": pickle.LONG4 + b"\xff\xff\xff\x7f",
     "name of a megabyte": pickle.GLOBAL + b"x" * 2**20 + b"\nx\n",
+    "tables in a circle": pickle.EMPTY_DICT
+    + pickle.BINPUT
+    + b"\0"
+    + text("g_ema")
+    + pickle.BINGET
+    + b"\0"
+    + pickle.SETITEM,
+    "twenty thousand generators": table(**{f"g{i}.to_rgb1.bias": pickle.NONE for i in range(20_000)}),
+    "constant without a shape": nvidia_with(ONE_FLOAT, tup(), tup(), names=("const", "b4", "synthesis")),
     "modules in a circle": table(G_ema=SELF_MODULE),
     "networks in a circle": tup(SELF_NETWORK, SELF_NETWORK, SELF_NETWORK),
     "modules a hundred wide": WIDE_MODULES + table(G_ema=pickle.BINGET + b"\x05"),
