@@ -11,6 +11,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ _OTHER_KINDS = (
 class Storage:
     """The numbers behind a tensor: `count` of type `dtype`. `locate()` gives their place in the file."""
 
+    key: str
     dtype: torch.dtype
     count: int
     locate: Callable[[], Range]
@@ -105,10 +107,8 @@ def read_legacy(data: Range, *, max_steps: int = MAX_STEPS) -> Any:
         return places[key]
 
     def persistent(pid: Any) -> Any:
-        match _storage_id(pid):
-            case (dtype, key, count):
-                return found.setdefault(key, Storage(dtype, count, lambda: locate(key)))
-        return reference(pid)
+        storage = _storage(pid, locate)
+        return reference(pid) if storage is None else found.setdefault(storage.key, storage)
 
     position = 0
     header = []
@@ -173,10 +173,7 @@ def _read_zip(data: Range) -> Any:
         return data.part(info.header_offset + 30 + name_size + extra_size, info.file_size)
 
     def persistent(pid: Any) -> Any:
-        match _storage_id(pid):
-            case (dtype, key, count):
-                return Storage(dtype, count, lambda: place(f"{root}data/{key}"))
-        return reference(pid)
+        return _storage(pid, lambda key: place(f"{root}data/{key}")) or reference(pid)
 
     if f"{root}byteorder" in entries:
         order = place(f"{root}byteorder")
@@ -186,13 +183,13 @@ def _read_zip(data: Range) -> Any:
     return value
 
 
-def _storage_id(pid: Any) -> tuple[torch.dtype, str, int] | None:
-    """(dtype, key, count) of torch's persistent id ("storage", class, key, device, count[, view]), if it is one."""
+def _storage(pid: Any, locate: Callable[[str], Range]) -> Storage | None:
+    """The storage of torch's persistent id ("storage", class, key, device, count[, view]), if it is one."""
     match pid:
         case ("storage", Global("torch" | "torch.storage", kind), str(key), str(), int(count), *view) if (
             kind in _STORAGE_DTYPES and count >= 0 and (not view or view[0] is None)
         ):
-            return _STORAGE_DTYPES[kind], key, count
+            return Storage(key, _STORAGE_DTYPES[kind], count, partial(locate, key))
     return None
 
 

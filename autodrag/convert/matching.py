@@ -150,7 +150,9 @@ def read_config(source: SourceGenerator) -> GeneratorConfig:
             mapping_lr_multiplier=source.mapping_lr_multiplier,
         )
     except ValueError as error:
-        raise CheckpointError(f"autodrag does not support this network: {error}") from error
+        raise CheckpointError(
+            f"autodrag does not support this network: {error} Give another StyleGAN2 generator."
+        ) from error
 
 
 def match(source: SourceGenerator, config: GeneratorConfig, *, available: int, dtype: torch.dtype) -> LazyTensors:
@@ -187,7 +189,7 @@ def match(source: SourceGenerator, config: GeneratorConfig, *, available: int, d
             "give a complete StyleGAN2 generator"
         )
     if wrong:
-        raise CheckpointError(wrong[0] + _more(wrong))
+        raise CheckpointError(f"{wrong[0]}{_more(wrong)}; give a generator without changes to its architecture")
     if unknown:
         raise CheckpointError(
             f"the tensor {source.weights[unknown[0]].name[:100]!r} is not part of a StyleGAN2 generator"

@@ -19,7 +19,7 @@ from typing import Any
 
 from autodrag.errors import CheckpointError
 
-MAX_STEPS = 300_000  # NVIDIA's pickle of G, D, G_ema and augmentation at 1024 px takes about 43,000
+MAX_STEPS = 500_000  # NVIDIA's pickle of G, D, G_ema and augmentation at 1024 px takes about 43,000
 MAX_TEXT = 16 * 2**20  # total bytes of short text
 SHORT_TEXT = 4096  # bytes; longer text, such as source code, is not decoded
 MAX_LINE = 1024  # bytes of a global name
@@ -178,7 +178,12 @@ class _Machine:
     def run(self, max_steps: int) -> Any:
         operations = self.operations()
         for _ in range(max_steps):
-            code = self.take(1)
+            start = self.position - self.buffer_start
+            code = self.buffer[start : start + 1]  # the same as take(1), without a call for every step
+            if code:
+                self.position += 1
+            else:
+                code = self.take(1)
             if code == pickle.STOP:
                 return self.last(1)[0]
             operation = operations.get(code)
@@ -321,12 +326,9 @@ class _Machine:
         table = self.stack[-1]
         if len(pairs) % 2 or not isinstance(table, (dict, Record)):
             raise TypeError
-        if isinstance(table, dict):
-            table.update((key, pairs[i + 1]) for i, key in enumerate(pairs) if i % 2 == 0 and _is_plain(key))
-
-
-def _is_plain(key: Any) -> bool:
-    return key is None or isinstance(key, (str, int, float))
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if isinstance(table, dict) and isinstance(key, (str, int, float)):
+                table[key] = value
 
 
 def _name(module: Any, attribute: Any) -> Global:

@@ -21,7 +21,7 @@ from autodrag.convert.matching import BLOCKS, MAX_MAPPING_LAYERS, Change, Source
 from autodrag.convert.tensors import MAX_TENSORS, as_tensor, require_tensor
 from autodrag.errors import CheckpointError
 
-MAX_TABLES = 1_000  # tables of a file that are searched
+MAX_NAMES = 500_000  # entries of tables that are searched; a table may occur in several others
 MAX_GENERATORS = 9  # prefixes of a table that are considered; more than one is an error already
 # The start of a tensor name, after its prefix, that only a generator has. The second includes StyleGAN3's names.
 _ROSINALITY = re.compile(r"(?:.*?\.)??(?=(to_rgb1|to_rgbs\.\d+|convs\.\d+\.conv|input\.input)\b)")
@@ -134,10 +134,13 @@ def read(state: StateDict) -> SourceGenerator:
 
 
 def _search(value: Any) -> Iterator[StateDict]:
-    """Every generator in the tables of a file, down to the third level. Each table is searched once."""
+    """Every generator in the tables of a file, down to the third level."""
     pending = [("", value, None)] if isinstance(value, dict) else []
-    seen = {id(value)}
+    names_left = MAX_NAMES
     for place, table, average in pending:  # the list grows while tables are found
+        names_left -= len(table)
+        if names_left < 0:
+            return
         average = table.get("latent_avg", average)
         for pattern in (_ROSINALITY, _NVIDIA):
             matches = (pattern.match(name) for name in table if isinstance(name, str))
@@ -146,7 +149,6 @@ def _search(value: Any) -> Iterator[StateDict]:
                 entries = ((name, entry) for name, entry in table.items() if str(name).startswith(prefix))
                 tensors = {str(name)[len(prefix) :]: entry for name, entry in entries if name != "latent_avg"}
                 yield StateDict(f"{place}.{prefix}".strip("."), tensors, average, nvidia=pattern is _NVIDIA)
-        for name, child in table.items() if place.count(".") < 2 else ():
-            if isinstance(child, dict) and id(child) not in seen and len(pending) < MAX_TABLES:
-                seen.add(id(child))
-                pending.append((f"{place}.{name}".strip("."), child, average))
+        if place.count(".") < 2:
+            children = ((name, child) for name, child in table.items() if isinstance(child, dict))
+            pending.extend((f"{place}.{name}".strip("."), child, average) for name, child in children)

@@ -38,7 +38,9 @@ class StoredTensor:
     def __post_init__(self) -> None:
         count = self.data.length // self.dtype.itemsize
         if len(self.shape) > 8 or len(self.strides) != len(self.shape):
-            raise CheckpointError(f"damaged tensor: shape {self.shape} with strides {self.strides[:9]}")
+            raise CheckpointError(
+                f"damaged tensor: shape {self.shape} with strides {self.strides[:9]}; download the file again"
+            )
         if 0 in self.shape or self.offset + self._extent() > count or math.prod(self.shape) > count:
             raise CheckpointError(
                 f"a tensor of shape {self.shape}, but the file stores {count} numbers for it; "
@@ -56,7 +58,9 @@ class StoredTensor:
     def read(self) -> Tensor:
         """The tensor, contiguous, with memory of its own."""
         if self.dtype not in _FLOATS:
-            raise CheckpointError(f"it has weights of type {self.dtype}, but floating-point numbers were expected")
+            raise CheckpointError(
+                f"it has weights of type {self.dtype}, but floating-point numbers were expected; save them as float32"
+            )
         memory = torch.empty(self.nbytes, dtype=torch.uint8)
         self.data.read_into(self.offset * self.dtype.itemsize, memory.numpy().data)
         return memory.view(self.dtype).as_strided(self.shape, self.strides).contiguous()
@@ -167,7 +171,9 @@ def _numpy_dtype(dtype: Any) -> torch.dtype:
             shown = repr(f"{order:.1}{code:.20}")
         case _:
             shown = "unknown"
-    raise CheckpointError(f"it has an array of NumPy type {shown}, but little-endian f2, f4 or f8 was expected")
+    raise CheckpointError(
+        f"it has an array of NumPy type {shown}, but little-endian f2, f4 or f8 was expected; save it as f4"
+    )
 
 
 def _sizes(values: tuple[Any, ...]) -> tuple[int, ...]:

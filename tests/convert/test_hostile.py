@@ -263,8 +263,8 @@ HUGE = 2**62
 NDARRAY = call("numpy.core.multiarray", "_reconstruct", name("numpy", "ndarray"), tup(number(0)), blob(b"b"))
 
 
-def array(dtype: bytes, shape: bytes, data: bytes) -> bytes:
-    return NDARRAY + tup(number(1), shape, dtype, pickle.NEWFALSE, blob(data)) + pickle.BUILD
+def array(dtype: bytes, shape: bytes, content: bytes = blob(b"1234")) -> bytes:
+    return NDARRAY + tup(number(1), shape, dtype, pickle.NEWFALSE, content) + pickle.BUILD
 
 
 def dtype(code: str, order: str = "<") -> bytes:
@@ -289,8 +289,8 @@ def tensorflow_with(value: bytes) -> bytes:
 
 def nvidia_with(
     storage: bytes,
-    shape: bytes,
-    stride: bytes,
+    shape: bytes = tup(number(1)),
+    stride: bytes = tup(number(1)),
     offset: int = 0,
     names: tuple[str, ...] = ("weight", "conv1", "b4", "synthesis"),
 ) -> bytes:
@@ -307,6 +307,10 @@ def nvidia_with(
 def module(state: bytes) -> bytes:
     meta = table(type=text("class"), version=number(6), module_src=text(TRAP_CODE), state=state)
     return call("torch_utils.persistence", "_reconstruct_persistent_obj", meta)
+
+
+def nested(body: bytes) -> bytes:
+    return call("torch.storage", "_load_from_bytes", blob(file(body)))
 
 
 def saved(count: int, data: bytes, announced: int | None = None) -> bytes:
@@ -375,7 +379,7 @@ BOMBS: dict[str, bytes] = {
     "bytes of 2**62": pickle.BINBYTES8 + struct.pack("<Q", HUGE),
     "text of 2**62": pickle.BINUNICODE8 + struct.pack("<Q", HUGE),
     "text of 2**32 - 1": pickle.BINUNICODE + b"\xff\xff\xff\xff",
-    "wide text": text("\U0001f43b" + "x" * (5 * 2**20)),
+    "five thousand wide texts": pickle.MARK + text("\U0001f43b" + "x" * 4_000) * 5_000,
     "frame of 2**62": pickle.FRAME + struct.pack("<Q", HUGE) + pickle.NONE,
     "integer of 255 bytes": pickle.LONG1 + b"\xff" + b"\x7f" * 255,
     "integer of 2**31 bytes": pickle.LONG4 + b"\xff\xff\xff\x7f",
@@ -392,50 +396,32 @@ BOMBS: dict[str, bytes] = {
     "modules in a circle": table(G_ema=SELF_MODULE),
     "networks in a circle": tup(SELF_NETWORK, SELF_NETWORK, SELF_NETWORK),
     "modules a hundred wide": WIDE_MODULES + table(G_ema=pickle.BINGET + b"\x05"),
-    "array of 2**39 by 2**39": tensorflow_with(array(dtype("f4"), tup(number(2**39), number(2**39)), b"1234")),
-    "array larger than its data": tensorflow_with(array(dtype("f4"), tup(number(1000)), b"1234")),
-    "array of objects": tensorflow_with(array(dtype("O8", "|"), tup(number(1)), b"12345678")),
-    "array of negative size": tensorflow_with(array(dtype("f4"), tup(number(-5)), b"1234")),
-    "array of big-endian numbers": tensorflow_with(array(dtype("f4", ">"), tup(number(1)), b"1234")),
+    "array of 2**39 by 2**39": tensorflow_with(array(dtype("f4"), tup(number(2**39), number(2**39)))),
+    "array larger than its data": tensorflow_with(array(dtype("f4"), tup(number(1000)))),
+    "array of objects": tensorflow_with(array(dtype("O8", "|"), tup(number(1)))),
+    "array of negative size": tensorflow_with(array(dtype("f4"), tup(number(-5)))),
+    "array of big-endian numbers": tensorflow_with(array(dtype("f4", ">"), tup(number(1)))),
     "array without a state": tensorflow_with(NDARRAY),
     "protocol-2 array larger than its text": tensorflow_with(
-        NDARRAY
-        + tup(number(1), tup(number(2000)), dtype("f4"), pickle.NEWFALSE)[:-1]
-        + call("_codecs", "encode", text("\xff" * 4000), text("latin1"))
-        + pickle.TUPLE
-        + pickle.BUILD
+        array(dtype("f4"), tup(number(2000)), call("_codecs", "encode", text("\xff" * 4000), text("latin1")))
     ),
     "protocol-2 array of text that is not bytes": tensorflow_with(
-        NDARRAY
-        + tup(number(1), tup(number(2)), dtype("f4"), pickle.NEWFALSE)[:-1]
-        + call("_codecs", "encode", text("\u20ac" * 4000), text("latin1"))
-        + pickle.TUPLE
-        + pickle.BUILD
+        array(dtype("f4"), tup(number(2)), call("_codecs", "encode", text("\u20ac" * 4000), text("latin1")))
     ),
-    "array of a hundred axes": tensorflow_with(array(dtype("f4"), tup(*[number(1)] * 100), b"1234")),
+    "array of a hundred axes": tensorflow_with(array(dtype("f4"), tup(*[number(1)] * 100))),
     "tensor of stride 0": nvidia_with(ONE_FLOAT, tup(number(2**39)), tup(number(0))),
-    "tensor beyond its storage": nvidia_with(ONE_FLOAT, tup(number(9)), tup(number(1))),
-    "tensor before its storage": nvidia_with(ONE_FLOAT, tup(number(1)), tup(number(1)), offset=-1),
-    "tensor after its storage": nvidia_with(ONE_FLOAT, tup(number(1)), tup(number(1)), offset=5),
-    "tensor of negative stride": nvidia_with(ONE_FLOAT, tup(number(1)), tup(number(-1))),
+    "tensor beyond its storage": nvidia_with(ONE_FLOAT, tup(number(9))),
+    "tensor before its storage": nvidia_with(ONE_FLOAT, offset=-1),
+    "tensor after its storage": nvidia_with(ONE_FLOAT, offset=5),
+    "tensor of negative stride": nvidia_with(ONE_FLOAT, stride=tup(number(-1))),
     "tensor of sizes that are texts": nvidia_with(ONE_FLOAT, tup(text("x")), tup(text("x"))),
-    "storage of 2**60 numbers": nvidia_with(saved(2**60, b""), tup(number(2**39)), tup(number(1))),
-    "storage larger than announced": nvidia_with(saved(1, b"\0" * 4, announced=2**60), tup(number(1)), tup(number(1))),
-    "storage cut short": nvidia_with(saved(4, b"\0" * 7), tup(number(4)), tup(number(1))),
-    "storage with a call inside": nvidia_with(
-        call("torch.storage", "_load_from_bytes", blob(file(call("os", "system", text(SHELL))))),
-        tup(number(1)),
-        tup(number(1)),
-    ),
-    "storage that is a list": nvidia_with(pickle.EMPTY_LIST, tup(number(1)), tup(number(1))),
-    "storages inside storages": nvidia_with(
-        call("torch.storage", "_load_from_bytes", blob(file(ONE_FLOAT))), tup(number(1)), tup(number(1))
-    ),
-    "long program inside a storage": nvidia_with(
-        call("torch.storage", "_load_from_bytes", blob(file((pickle.NONE + pickle.POP) * 10**5))),
-        tup(number(1)),
-        tup(number(1)),
-    ),
+    "storage of 2**60 numbers": nvidia_with(saved(2**60, b""), tup(number(2**39))),
+    "storage larger than announced": nvidia_with(saved(1, b"\0" * 4, announced=2**60)),
+    "storage cut short": nvidia_with(saved(4, b"\0" * 7), tup(number(4))),
+    "storage with a call inside": nvidia_with(nested(call("os", "system", text(SHELL)))),
+    "storage that is a list": nvidia_with(pickle.EMPTY_LIST),
+    "storages inside storages": nvidia_with(nested(ONE_FLOAT)),
+    "long program inside a storage": nvidia_with(nested((pickle.NONE + pickle.POP) * 10**5)),
 }
 
 

@@ -248,10 +248,13 @@ def test_plain_state_dicts(tmp_path: Path, names: str, prefix: str, keys: tuple[
 
 def test_the_averaged_generator_of_several_is_converted(tmp_path: Path) -> None:
     tensors = nvidia_tensors(z_dim=8)
-    state = {f"ema.{name}": torch.tensor(tensor) for name, tensor in tensors.items()}
-    state |= {f"generator.{name}": torch.zeros(tensor.shape) for name, tensor in tensors.items()}
-    torch.save({"state_dict": state}, tmp_path / "n.pt")
-    check(tmp_path / "n.pt", tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
+    average = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    training = {name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}
+    prefixed = {f"ema.{name}": t for name, t in average.items()} | {f"net.{name}": t for name, t in training.items()}
+    tables = [{"state_dict": prefixed}, {"g": training, "g_ema": average}, {"g": average, "g_ema": average}]
+    for index, table in enumerate(tables):
+        torch.save(table, tmp_path / "n.pt")
+        check(tmp_path / "n.pt", tmp_path / str(index), lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
 
 
 @pytest.mark.parametrize("legacy", [False, True])
