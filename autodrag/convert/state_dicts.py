@@ -89,7 +89,7 @@ def recognise(value: Any) -> StateDict | None:
     if len(chosen) > 1:
         places = ", ".join(repr(state.place[:60]) for state in chosen[:4])
         raise CheckpointError(
-            f"it holds {len(chosen)} generators ({places}), but one with 'ema' in its name was expected; "
+            f"it holds several generators ({places}), but one with 'ema' in its name was expected; "
             "save the state dict of one generator and convert that file"
         )
     if chosen and re.search(r"(^|\.)g$", chosen[0].place, re.IGNORECASE):
