@@ -240,7 +240,7 @@ def test_only_a_training_generator(tmp_path: Path) -> None:
 def test_several_generators_without_one_average(tmp_path: Path) -> None:
     state = as_torch(nvidia_tensors())
     torch.save({"state_dict": {f"{p}.{n}": t for p in ("a", "b") for n, t in state.items()}}, tmp_path / "n.pt")
-    assert "holds several generators ('state_dict.a', 'state_dict.b'), but one with 'ema'" in sentence(tmp_path / "n.pt")
+    assert "several generators ('state_dict.a', 'state_dict.b'), but one with 'ema'" in sentence(tmp_path / "n.pt")
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "filter", "not a tensor"])
