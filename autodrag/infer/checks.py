@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -96,15 +95,6 @@ def check_mask(mask: object, image: Size) -> np.ndarray | None:
     if not array.any():
         raise AutodragError("the mask is all False, so that nothing may move; set True where the image may change")
     return array.copy()
-
-
-def check_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings by name, all of them fields of `Parameters`."""
-    allowed = {field.name for field in dataclasses.fields(Parameters)}
-    for name in settings:
-        if name not in allowed:
-            raise AutodragError(f"drag has no setting {name!r}; expected one of {', '.join(sorted(allowed))}")
-    return settings
 
 
 def check_parameters(parameters: Parameters, image: Size) -> tuple[RefineConfig, PredictConfig]:

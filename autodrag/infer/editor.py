@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -26,10 +25,10 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from autodrag.checkpoint import fingerprint, has_predictor, load_generator, load_landmarks, load_learned
-from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Method, Parameters, Preset, read_edits
+from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Method, Parameters, PointPair, Preset, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8
-from autodrag.infer.checks import PointsLike, check_anchors, check_drags, check_mask, check_names, check_parameters
+from autodrag.infer.checks import PointsLike, check_anchors, check_drags, check_mask, check_parameters
 from autodrag.infer.drag import REFINE, Outcome, Refine, choose_method, no_predictor, warm_up
 from autodrag.infer.drag import drag as run_drag
 from autodrag.infer.history import History, State
@@ -152,7 +151,7 @@ class DragEditor:
             self.generator, seed=seed, psi=psi, label=label, latent=latent, fingerprint=self.fingerprint
         )
         path = Path(latent) if isinstance(latent, (str, Path)) else None
-        source = Edit(drags=(), seed=seed, psi=psi, label=label, latent=path)
+        source = Source.of(seed=seed, psi=psi, label=label, latent=path)
         self._history.open(start.to(self.device), source)
         self._image = self._features = None
         return self.image
@@ -195,8 +194,14 @@ class DragEditor:
         method = choose_method(refine, can_predict=self.can_predict, masked=masked, checkpoint=self.checkpoint)
         start, end = check_drags(handles, targets, size)
         fixed, free = check_anchors(anchors, start, size), check_mask(mask, size)
-        parameters = Parameters(
-            preset=preset, steps=steps, budget_s=budget_s, keep_references=keep_references, **check_names(settings)
+        parameters = Parameters.of(
+            preset=preset, steps=steps, budget_s=budget_s, keep_references=keep_references, **settings
+        )
+        edit = Edit.of(
+            drags=tuple(PointPair(handle=a, target=b) for a, b in zip(start.tolist(), end.tolist(), strict=True)),
+            anchors=() if fixed is None else tuple((x, y) for x, y in fixed.tolist()),
+            method="auto" if refine == "auto" else method,
+            parameters=parameters,
         )
         config, rounds = check_parameters(parameters, size)
         references = state.references if keep_references else None
@@ -214,15 +219,9 @@ class DragEditor:
             callback=callback,
         )
         before = self.image
-        edit = Edit(
-            drags=tuple(Drag((a[0], a[1]), (b[0], b[1])) for a, b in zip(start.tolist(), end.tolist(), strict=True)),
-            anchors=() if fixed is None else tuple((x, y) for x, y in fixed.tolist()),
-            method=method,
-            # A clock cannot be replayed, numbers of rounds and steps can.
-            parameters=dataclasses.replace(
-                parameters, steps=outcome.steps, rounds=outcome.rounds or None, budget_s=None
-            ),
-        )
+        # A clock cannot be replayed, numbers of rounds and steps can.
+        replayed = parameters.replaced(steps=outcome.steps, rounds=outcome.rounds or None, budget_s=None)
+        edit = edit.replaced(method=method, parameters=replayed)
         self._history.push(State(outcome.latent.detach(), edit, free, outcome.references))
         self._image, self._features = None, outcome.features
         return DragResult(
