@@ -39,7 +39,10 @@ def _whole(value: object) -> object:
 
 
 def _path(value: object, info: Any) -> object:
-    """A path of a document (`info` is a pydantic ValidationInfo), which must lie in the document's folder after links are followed."""
+    """A path of a document. With links followed, it must lie in the document's folder.
+
+    info: pydantic's ValidationInfo; its context names the folder. Paths that Python code gives have no context.
+    """
     if not isinstance(value, str):
         return value
     if not 0 < len(value) <= MAX_PATH or "\0" in value:
@@ -362,10 +365,10 @@ def _sentence(error: ValidationError) -> str:
     if kind == "missing":
         return f"{place} is missing; add it"
     if kind == "extra_forbidden":
-        models = {"edits": Edit, "drags": PointPair, "parameters": Parameters}
-        parent = next((part for part in problem["loc"][-2::-1] if part in models), None)
-        root = next(model for model in (*models.values(), Source, SessionFile) if model.__name__ == error.title)
-        names = list((models[parent] if parent else root).model_fields)
+        models: dict[object, type[Model]] = {"edits": Edit, "drags": PointPair, "parameters": Parameters}
+        models |= {model.__name__: model for model in (Edit, Parameters, PointPair, SessionFile, Source)}
+        parent = next((part for part in problem["loc"][-2::-1] if part in models), error.title)
+        names = list(models[parent].model_fields)
         close = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
         return f"{place} is not a known field; {hint}"

@@ -228,9 +228,9 @@ def test_session_files(tmp_path: Path) -> None:
 
 
 def test_values_of_users_are_checked_in_python_too() -> None:
-    with pytest.raises(AutodragError, match="^steps is -1; expected at least 0$"):
+    with pytest.raises(AutodragError, match=r"^steps is -1; expected at least 0$"):
         Parameters.of(steps=-1)
-    with pytest.raises(AutodragError, match="^edit_layer is not a known field; did you mean 'edit_layers'\\?$"):
+    with pytest.raises(AutodragError, match=r"^edit_layer is not a known field; did you mean 'edit_layers'\?$"):
         Parameters.of(edit_layer=3)
     edit = Edit.of(drags=[DRAG], method="both", parameters={"preset": "draggan"})
     with pytest.raises(AutodragError, match="preset 'draggan' has no effect"):
@@ -243,7 +243,14 @@ def test_the_schema_agrees_with_the_reader() -> None:
     validator = jsonschema.Draft202012Validator(schema())
     for document in ({"drags": [DRAG], "parameters": {"rounds": 2.0}}, {"drags": [DRAG], "seed": 1, "latent": None}):
         assert validator.is_valid(document) and parse(document)
-    for change in ({"seed": 1, "latent": "a"}, {"psi": 3}, {"typo": 1}, {"drags": []}, {"parameters": {"steps": True}}):
+    changes: list[dict[str, Any]] = [
+        {"seed": 1, "latent": "a"},
+        {"psi": 3},
+        {"typo": 1},
+        {"drags": []},
+        {"parameters": {"steps": True}},
+    ]
+    for change in changes:
         document = {"drags": [DRAG], **change}
         assert not validator.is_valid(document)
         with pytest.raises(AutodragError):
