@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Each is one sentence: the value, what was expected, the next step."""
+"""Errors that a user can correct. Each is one sentence: the value, what was expected, the next step."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ class AutodragError(ValueError):
 
 
 class CheckpointError(AutodragError):
-    """A checkpoint or latent file that is missing, broken, or made for something else."""
+    """A checkpoint or latent file that is missing, broken, or belongs to another generator."""
 
 
 class NothingToDo(AutodragError):
-    """Every handle already lies on its target. The command line says so and exits with code 0."""
+    """Every handle already lies on its target. The command line prints the message and exits with code 0."""

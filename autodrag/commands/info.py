@@ -1,4 +1,4 @@
-"""`autodrag convert`, `autodrag info` and `autodrag schema`: what goes in and out of files."""
+"""`autodrag info`: contents of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,42 +8,17 @@ import json
 from typing import Any
 
 from autodrag.edits import DEFAULT_CHECKPOINT
-from autodrag.edits import schema as edit_schema
 
 
-def convert_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `autodrag convert`."""
-    parser.add_argument("file", help="NVIDIA .pkl, rosinality .pt, legacy TensorFlow .pkl; told by its structure")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="checkpoint folder, such as checkpoints/ffhq")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of storage")
-    parser.add_argument("--overwrite", action="store_true", help="replace a generator that is there")
-
-
-def convert(args: argparse.Namespace) -> int:
-    """Convert a foreign checkpoint without running anything that it carries."""
-    import torch
-
-    from autodrag.convert import convert as convert_file
-
-    print(convert_file(args.file, args.out, dtype=getattr(torch, args.dtype), overwrite=args.overwrite))
-    return 0
-
-
-def info_arguments(parser: argparse.ArgumentParser) -> None:
+def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag info`."""
     parser.add_argument("checkpoint", nargs="?", default=DEFAULT_CHECKPOINT, help="folder or .safetensors file")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def info(args: argparse.Namespace) -> int:
-    """Load a checkpoint, which checks it, and say what it holds."""
-    from autodrag.checkpoint import (
-        LANDMARKS_FILE,
-        find_checkpoint,
-        has_predictor,
-        load_generator,
-        load_landmarks,
-    )
+def run(args: argparse.Namespace) -> int:
+    """Load a checkpoint, which checks it, and print what it contains."""
+    from autodrag.checkpoint import LANDMARKS_FILE, find_checkpoint, has_predictor, load_generator, load_landmarks
 
     folder = find_checkpoint(args.checkpoint)
     generator, identity = load_generator(folder)
@@ -71,17 +46,7 @@ def info(args: argparse.Namespace) -> int:
         f"  latent       {config.latent_layers} layers of {config.w_dim}",
         f"  parameters   {facts['parameters'] / 1e6:.2f} million, architecture {config.architecture}",
         f"  landmarks    {', '.join(landmarks.config.names) if landmarks else f'none (no {LANDMARKS_FILE})'}",
-        f"  predictor    {'yes' if facts['predictor'] else 'none: edits run on the refiner'}",
+        f"  predictor    {'yes' if facts['predictor'] else 'none: edits use the refiner'}",
         sep="\n",
     )
-    return 0
-
-
-def schema_arguments(parser: argparse.ArgumentParser) -> None:
-    """`autodrag schema` has no options."""
-
-
-def schema(args: argparse.Namespace) -> int:
-    """Print the JSON Schema of edit and session files."""
-    print(json.dumps(edit_schema(), indent=2))
     return 0
