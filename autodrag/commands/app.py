@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoints",
         default="checkpoints",
         metavar="FOLDER",
-        help="folder of checkpoint folders (default: checkpoints)",
+        help="their folder (default: checkpoints)",
     )
     parser.add_argument("--data", metavar="FOLDER", help="folder of saved sessions (default: ~/.local/share/autodrag)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available)")

@@ -60,17 +60,14 @@ def run(args: argparse.Namespace) -> int:
         )
     values = first_values(args, edits[0] if edits else None)
     shifts = [parse_shift(text) for text in args.landmark]
-    Source.of(**{name: value for name, value in values.items() if name in Source.model_fields})
+    source = Source.of(**{name: value for name, value in values.items() if name in Source.model_fields})
     if values["drags"] or not shifts:
         Edit.of(**values)  # a mistake is reported before the checkpoint is loaded
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)  # so is a folder that cannot be written
     editor = load_editor(values["checkpoint"], args)
     if shifts:
-        image = editor.open(
-            *(values.get(name, Source.model_fields[name].default) for name in ("seed", "psi", "label")),
-            latent=values.get("latent"),
-        )
+        image = editor.open(source.seed, source.psi, source.label, source.latent)
         values["drags"] = [*values["drags"], *(shifted(editor, image, shift) for shift in shifts)]
     edits = [Edit.of(**values), *override(edits[1:], args)]
     with progress("dragging", total=args.steps) as bar:
@@ -87,7 +84,7 @@ def first_values(args: argparse.Namespace, edit: Edit | None) -> dict[str, Any]:
     for name in ("psi", "label"):
         if args.latent is not None and getattr(args, name) is not None:
             raise AutodragError(f"--{name} has no effect with --latent; leave it out")
-    base = {"checkpoint": DEFAULT_CHECKPOINT, "seed": 0, "drags": (), "parameters": Parameters()}
+    base: dict[str, Any] = {"checkpoint": DEFAULT_CHECKPOINT, "seed": 0, "drags": (), "parameters": Parameters()}
     values = base if edit is None else {name: getattr(edit, name) for name in Edit.model_fields}
     if args.seed is not None or args.latent is not None:
         values |= {"seed": args.seed, "latent": args.latent}

@@ -5,7 +5,6 @@ An output folder holds the files of one run: before writing, `write_outcome` rem
 
 from __future__ import annotations
 
-import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -31,8 +30,10 @@ GIF_PX = 320  # minimum side; smaller than in the MP4, because the size of a GIF
 FAR = 0.25
 """A point is far from its target if more than this share of its drag is left, and more than FAR_PX px (at 512 px)."""
 FAR_PX = 8.0
-FILES = ("result.json", "before.png", "after.png", "annotated.png", "animation.mp4", "animation.gif")
-FILES += ("latent.safetensors", "edit.json", "edit.latent.safetensors", "edit.mask-*.png")
+FILES = [
+    *("result.json", "before.png", "after.png", "annotated.png", "animation.mp4", "animation.gif"),
+    *("latent.safetensors", "edit.json", "edit.latent.safetensors", "edit.mask-*.png"),
+]
 """Files that a run may leave; result.json is removed first and written last, so it confirms all others."""
 
 
@@ -165,11 +166,11 @@ def describe(outcome: Outcome) -> list[str]:
 
 def _advice(edit: Edit, result: DragResult) -> list[str]:
     """What to try if a point ended far from its target; the settings of the edit decide what can help."""
-    far = 0
-    for (hx, hy), (tx, ty), left, lost in zip(
-        result.handles, result.targets, result.distances, result.lost, strict=True
-    ):
-        far += bool(lost) or left > max(FAR * math.hypot(tx - hx, ty - hy), FAR_PX * len(result.image) / 512)
+    import numpy as np
+
+    asked = np.hypot(*(result.targets - result.handles).T)
+    limits = np.maximum(FAR * asked, FAR_PX * len(result.image) / 512)
+    far = int((result.lost | (result.distances > limits)).sum())
     if not far:
         return []
     tries = []
