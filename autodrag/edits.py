@@ -53,7 +53,7 @@ def _path(value: object, info: Any) -> object:
     path = (folder / value).resolve()
     if Path(value).is_absolute() or not path.is_relative_to(folder):
         name = f"{info.field_name} {_text(value)}"
-        raise ValueError(f"{name} leaves its file's folder; expected a path relative to that folder")
+        raise ValueError(f"{name} leaves its file's folder; expected a path relative to it")
     return path
 
 
