@@ -1,17 +1,16 @@
 """Command-line parsing that reports a mistake in one sentence with a hint, instead of a usage dump.
 
-Commands and evaluations build an `ArgumentParser`; trainings read their config dataclass with `read_config`.
+Commands and evaluations build an `ArgumentParser`; for the config dataclasses of trainings see `autodrag.configs`.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from autodrag.errors import AutodragError
+from autodrag.errors import AutodragError, closest
 
 NEGATIVE = re.compile(r"-\.?\d")
 
@@ -51,9 +50,3 @@ class ArgumentParser(argparse.ArgumentParser):
             hint = closest(choice[1], choices)
             raise AutodragError(f"{subject} is not known; {hint or 'expected one of ' + ', '.join(choices)}")
         raise AutodragError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
-
-
-def closest(name: str, names: Iterable[str]) -> str | None:
-    """A question that suggests the closest of `names`; None if none is close."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"did you mean {close[0]}?" if close else None

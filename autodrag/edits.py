@@ -9,10 +9,8 @@ Points are (x, y) in px of the output image, integers at pixel centres, y down.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.json_schema import models_json_schema
 
-from autodrag.errors import AutodragError
+from autodrag.errors import AutodragError, place_of, quoted, unknown_field, validation_sentence
 from autodrag.files import read_bounded, write_json
 
 Preset = Literal["default", "draggan"]
@@ -46,13 +44,13 @@ def _path(value: object, info: Any) -> object:
     if not isinstance(value, str):
         return value
     if not 0 < len(value) <= MAX_PATH or "\0" in value:
-        raise ValueError(f"{info.field_name} {_text(value)} is not a path; expected 1 to {MAX_PATH} characters")
+        raise ValueError(f"{info.field_name} {quoted(value)} is not a path; expected 1 to {MAX_PATH} characters")
     if not info.context:
         return Path(value)
     folder = info.context["folder"].resolve()
     path = (folder / value).resolve()
     if Path(value).is_absolute() or not path.is_relative_to(folder):
-        name = f"{info.field_name} {_text(value)}"
+        name = f"{info.field_name} {quoted(value)}"
         raise ValueError(f"{name} leaves its file's folder; expected a path relative to it")
     return path
 
@@ -338,54 +336,19 @@ def _parse_json(text: str | bytes, where: str) -> Any:
     return document
 
 
-PHRASES = {
-    r"^Input should be ": "",
-    r"^String should (have|match) ": "a string with ",
-    r"^Input is not a valid path.*": "a string",
-    r"^a valid dictionary.*": "an object",
-    r"^a valid tuple": "a list",
-    r"^a valid boolean": "true or false",
-    r"^a valid integer": "a whole number",
-    r"^a valid ": "a ",
-    r"^greater than or equal to": "at least",
-    r"^less than or equal to": "at most",
-}
-"""Phrases of pydantic, and ours for users of JSON."""
-
-
 def _sentence(error: ValidationError) -> str:
-    """The first problem that pydantic found, in one line: the field, its value, what was expected."""
+    """`validation_sentence`, with hints that know the models."""
     problem = error.errors(include_url=False)[0]
-    kind, context = problem["type"], problem.get("ctx", {})
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])[:120].lstrip(".")
-    place = place or "the document"
-    if kind == "value_error":  # a sentence of our own; in a session it needs the number of the edit
-        number = re.match(r"edits\[\d+\]", place)
-        return f"{number[0]}: {context['error']}" if number else str(context["error"])
-    if kind == "missing":
-        return f"{place} is missing; add it"
+    kind, keys = problem["type"], problem["loc"]
     if kind == "extra_forbidden":
         models: dict[object, type[Model]] = {"edits": Edit, "drags": PointPair, "parameters": Parameters}
         models |= {model.__name__: model for model in (Edit, Parameters, PointPair, SessionFile, Source)}
-        parent = next((part for part in problem["loc"][-2::-1] if part in models), error.title)
-        names = list(models[parent].model_fields)
-        close = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(names)}"
-        return f"{place} is not a known field; {hint}"
-    if kind in ("too_short", "too_long"):
-        if problem["loc"][-1] == "drags" and not problem["input"]:
-            return "there are no points to drag; give at least one drag"
-        bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
-        return f"{place} has {len(problem['input'])} items; expected {bound}"
-    expected = problem["msg"]
-    for phrase, ours in PHRASES.items():
-        expected = re.sub(phrase, ours, expected)
-    return f"{place} is {_text(problem['input'])}; expected {expected}"
-
-
-def _text(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:80] + "..."
+        parent = next((key for key in keys[-2::-1] if key in models), error.title)
+        return unknown_field(place_of(keys), str(keys[-1]), models[parent].model_fields)
+    if kind == "too_short" and keys[-1] == "drags":
+        return "there are no points to drag; give at least one drag"
+    number = f"{place_of(keys[:2])}: " if kind == "value_error" and keys[:1] == ("edits",) else ""
+    return number + validation_sentence(error)
 
 
 def _relative(path: Path, folder: Path) -> str:

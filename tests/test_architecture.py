@@ -21,6 +21,7 @@ FOUNDATIONS = (
     "__init__",
     "errors",
     "arguments",
+    "configs",
     "files",
     "constant",
     "points",

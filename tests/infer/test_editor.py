@@ -148,7 +148,7 @@ def test_everything_reaches_the_refiner(editor: DragEditor, fake_refiner: FakeRe
         ({**DRAG, "mask": np.ones((16, 32), dtype=bool)}, r"the mask has shape \(16, 32\)"),
         ({**DRAG, "anchors": [[10, 12]]}, "anchor 10,12 lies on a handle"),
         ({**DRAG, "lr": -1.0}, "lr is -1.0; expected greater than 0"),
-        ({**DRAG, "speed": 3}, "speed is not a known field; did you mean 'space'"),
+        ({**DRAG, "speed": 3}, "speed is not a known field; did you mean space"),
         ({**DRAG, "refine": False}, "refine=False needs a predictor, which .* does not have yet"),
         ({**DRAG, "keep_references": True}, "keep_references needs a drag before this one"),
     ],
