@@ -20,6 +20,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FOUNDATIONS = (
     "__init__",
     "errors",
+    "arguments",
+    "configs",
     "files",
     "constant",
     "points",
@@ -91,7 +93,7 @@ def run(code: str, folder: Path) -> str:
 
 
 def test_the_package_and_the_command_line_are_imported_without_torch(tmp_path: Path) -> None:
-    heavy = ("torch", "cv2", "numpy")
+    heavy = ("torch", "cv2", "numpy", "pydantic")
     code = f"import sys, autodrag, autodrag.cli; print([name for name in {heavy} if name in sys.modules])"
     assert run(code, tmp_path).strip() == "[]"
 

@@ -6,7 +6,6 @@ holds the latents of its history and what lay on each image, so that it comes ba
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import re
@@ -129,7 +128,7 @@ def replay(
             if edit.mask is not None:
                 name = f"mask-{number}.png"
                 masks[name] = read_mask(edit.mask, editor.image_size)
-            follow = dataclasses.replace(edit, seed=None, latent=None, label=None)
+            follow = edit.replaced(seed=None, latent=None, label=None)
             result = editor.apply(follow, callback=step)
             asked = _scene(edit, name)
             scenes[-1] = (asked, scenes[-1][1])

@@ -57,10 +57,10 @@ def edit_schema() -> dict[str, Any]:
     """The schema of one edit, as a component of the OpenAPI document."""
     text = json.dumps(schema()["$defs"]).replace("#/$defs/", "#/components/schemas/edit-")
     parts: dict[str, Any] = json.loads(text)
-    return {f"edit-{name}": part for name, part in parts.items() if name != "session"}
+    return {f"edit-{name}": part for name, part in parts.items() if name != "SessionFile"}
 
 
-EDIT = _body("An edit in the common schema.", {"application/json": {"$ref": "#/components/schemas/edit-edit"}})
+EDIT = _body("An edit in the common schema.", {"application/json": {"$ref": "#/components/schemas/edit-Edit"}})
 BINARY = {"type": "string", "format": "binary"}
 
 

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from autodrag.checkpoint import fingerprint, load_editor, load_generator, load_landmarks
-from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Parameters, PointPair, Preset, read_edits
+from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Parameters, PointPair, Preset, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8
 from autodrag.infer.drag import Settings, choose_method, choose_settings, run_drag, warm_up
@@ -156,7 +156,7 @@ class DragEditor:
             self.generator, seed=seed, psi=psi, label=label, latent=latent, fingerprint=self.fingerprint
         )
         path = Path(latent) if isinstance(latent, (str, Path)) else None
-        self._history.open(start.to(self.device), Edit(drags=(), seed=seed, psi=psi, label=label, latent=path))
+        self._history.open(start.to(self.device), Source.of(seed=seed, psi=psi, label=label, latent=path))
         self._image = self._open = None
         return self.image
 
@@ -193,7 +193,7 @@ class DragEditor:
             NothingToDo: every handle already lies on its target.
             AutodragError: points, mask, anchors or settings that cannot be used; the image is not changed.
         """
-        parameters = make_parameters(preset=preset, budget_s=budget_s, keep_references=keep_references, **settings)
+        parameters = Parameters.of(preset=preset, budget_s=budget_s, keep_references=keep_references, **settings)
         state = self._history.present
         if keep_references and state.references is None:
             raise AutodragError("keep_references needs a drag before this one; drag once without it")
@@ -367,11 +367,15 @@ class DragEditor:
     def _commit(self, task: Drag, parameters: Parameters, result: DragResult, mask: np.ndarray | None) -> None:
         """Append a result to the history, with the numbers of rounds and steps: a clock cannot be replayed."""
         pairs = zip(result.handles.tolist(), result.targets.tolist(), strict=True)
-        edit = Edit(
-            drags=tuple(PointPair(handle=(a[0], a[1]), target=(b[0], b[1])) for a, b in pairs),
-            anchors=() if task.anchors is None else tuple((x, y) for x, y in task.anchors.tolist()),
-            method=result.method,  # type: ignore[arg-type]
-            parameters=replayed(parameters, result),
+        edit = Edit.of(
+            drags=tuple(PointPair(handle=a, target=b) for a, b in pairs),
+            anchors=() if task.anchors is None else tuple(task.anchors.double().tolist()),
+            method=result.method,
+            parameters=parameters.replaced(
+                budget_s=None,
+                steps=None if result.method == "predict" else result.steps,
+                rounds=result.rounds or None,
+            ),
         )
         latent = result.latent.to(self.device)
         kept = None if mask is None else np.array(mask)
@@ -388,22 +392,3 @@ class DragEditor:
         if self._latent_basis is None:
             self._latent_basis = LatentBasis.of(self.generator)
         return self._latent_basis
-
-
-def make_parameters(**values: Any) -> Parameters:
-    """`Parameters` of an edit; an unknown name raises AutodragError."""
-    allowed = {field.name for field in dataclasses.fields(Parameters)}
-    for name in values:
-        if name not in allowed:
-            raise AutodragError(f"drag has no setting {name!r}; expected one of {', '.join(sorted(allowed))}")
-    return Parameters(**values)
-
-
-def replayed(parameters: Parameters, result: DragResult) -> Parameters:
-    """The parameters that repeat a result without its time limit."""
-    return dataclasses.replace(
-        parameters,
-        budget_s=None,
-        steps=result.steps if result.method != "predict" else None,
-        rounds=result.rounds or None,
-    )
