@@ -25,7 +25,7 @@ from autodrag.errors import AutodragError
 from autodrag.files import replacing, write_json
 from autodrag.images import read_mask, write_png
 from autodrag.infer.editor import DragEditor
-from autodrag.infer.refine import StepState
+from autodrag.infer.task import DragResult
 from autodrag.release import load_tensors, save_tensors
 
 SESSION, PAST, STATE = "session.json", "past.safetensors", "state.json"
@@ -109,7 +109,7 @@ def replay(
     editor = choose(Path(first.checkpoint).name)
     clock = Stopwatch(session.config.replay_s)
 
-    def step(state: StepState) -> None:
+    def step(state: DragResult) -> None:
         if stop.is_set():
             raise Stopped
         if clock.spent():

@@ -23,7 +23,6 @@ from autodrag.app.models import About, CheckpointInfo, OpenImage, Problem, Sessi
 from autodrag.app.service import LOG, NotFound, Seat, Service
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
-from autodrag.infer.refine import StepState
 
 Key = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="The session's key.")]
 MaskName = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\.png$", description="What an edit calls the mask.")]
@@ -321,11 +320,11 @@ async def _events(service: Service, seat: Seat, document: bytes, changed: Any) -
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Any]](maxsize=0)
     gone = threading.Event()
 
-    def watch(state: StepState) -> None:
+    def watch(state: DragResult) -> None:
         if gone.is_set():
             seat.session.interrupt()
         step = {
-            "step": state.step,
+            "step": state.steps,
             "distances": [round(value, 3) for value in state.distances.tolist()],
             "confidences": [round(value, 3) for value in state.confidences.tolist()],
             "lost": state.lost.tolist(),

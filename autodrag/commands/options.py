@@ -59,8 +59,8 @@ def load_editor(checkpoint: str, args: argparse.Namespace) -> DragEditor:
     """The editor of a checkpoint on the device that the options name."""
     import torch
 
-    from autodrag.infer.checks import check_device
     from autodrag.infer.editor import DragEditor
+    from autodrag.infer.task import check_device
 
     device = None if args.device is None else check_device(args.device)
     return DragEditor.load(checkpoint, device=device, dtype=getattr(torch, args.dtype))

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from autodrag.infer.editor import DragEditor
-    from autodrag.infer.refine import StepState
-    from autodrag.infer.result import DragResult
+    from autodrag.infer.task import DragResult
 
 MAX_FRAMES = 48
 LEAP_FRAMES = 16  # frames between the start and the result of a predictor
@@ -60,7 +59,7 @@ def run_edits(
     edits: Sequence[Edit],
     *,
     record: bool = True,
-    callback: Callable[[StepState], None] | None = None,
+    callback: Callable[[DragResult], None] | None = None,
 ) -> Outcome:
     """Apply edits one after another.
 
@@ -73,7 +72,7 @@ def run_edits(
     outcome.timing["open"] = time.perf_counter() - start
     for number, edit in enumerate(edits):
 
-        def step(state: StepState, number: int = number) -> None:
+        def step(state: DragResult, number: int = number) -> None:
             if record:
                 outcome.path.append((number, state.latent.detach().clone(), state.points.tolist()))
             if callback is not None:
