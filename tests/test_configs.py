@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autodrag.nets.predictor import Drags, Predictor
+from autodrag.nets.predictor import DragBatch, Predictor
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig
 from autodrag.train import predictor, regularizer
@@ -76,7 +76,7 @@ def test_it_fits_the_published_generator(name: str, folder: str) -> None:
         maps = torch.zeros(1, 256, 128, 32 * base_width)
         points = torch.zeros(1, 3, 2)
         built = Predictor(net)
-        memory = built.encode(maps, Drags(points, points, torch.ones(1, 3, dtype=torch.bool)))
+        memory = built.encode(maps, DragBatch(points, points, torch.ones(1, 3, dtype=torch.bool)))
         assert built.next_code(memory, latent).shape == latent.shape
         assert built.decode(memory, latent[:, None].repeat(1, net.steps, 1, 1)).shape[1] == net.steps
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from autodrag.data.latents import map_codes, mixed_codes, motion_sequence, uniform
 from autodrag.data.pictures import match_pictures
-from autodrag.nets.predictor import Drags, PredictorConfig
+from autodrag.nets.predictor import DragBatch, PredictorConfig
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.points import Size
 from autodrag.tracking import match_features
@@ -83,8 +83,8 @@ class Motion:
     """Of w_0, up to the last block in which points are looked for."""
     maps: Float[Tensor, "B C h w"]
     """F_0."""
-    drags: Drags
-    """Drags, and after them anchors."""
+    drags: DragBatch
+    """DragBatch, and after them anchors."""
     moving: Bool[Tensor, "B N"]
     """True where a row is a drag: neither an anchor nor padding."""
     free: Bool[Tensor, "B"]
@@ -166,7 +166,7 @@ def draw_motion(
     maps = first.outputs[net.feature_block].float()
     movable = _random_masks(handles, targets, moving, masked, shape, image, maps.shape[2:])
     free = ~(masked | (wanted > 0) | (longer > 1))
-    return Motion(codes, first, maps, Drags(handles, targets, valid, movable), moving, free)
+    return Motion(codes, first, maps, DragBatch(handles, targets, valid, movable), moving, free)
 
 
 def _match(

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from autodrag.nets.predictor import Drags, Predictor
+from autodrag.acceleration import Graphs
+from autodrag.nets.predictor import DragBatch, Predictor
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Features, Generator
-from autodrag.nets.transformer import KeysValues, lighten
+from autodrag.nets.transformer import KeysValues
 from autodrag.points import resize_mask
-from autodrag.replay import Replays
 from autodrag.tracking import PULL, Appearance, Look, follow, look
 
 ROUNDS = (2, 6)
@@ -47,7 +47,7 @@ class PredictConfig:
         if self.budget_s is not None and not self.budget_s > 0:
             raise ValueError(f"budget_s {self.budget_s}: expected a positive number of seconds, or none.")
 
-    def limit(self, drags: Drags) -> Int[Tensor, " B"]:
+    def limit(self, drags: DragBatch) -> Int[Tensor, " B"]:
         """Most predictions for each of B images; points that are to stay do not count."""
         if self.rounds is not None:
             return torch.full((len(drags.valid),), self.rounds, device=drags.valid.device)
@@ -83,18 +83,17 @@ class LearnedNets:
     """The map, in autocast or not, of which `open_map` last made tokens, and these."""
     _seen: list[tuple[Features, Look]] = field(default_factory=list, repr=False, compare=False)
     """What `see` was last asked, and its answer."""
-    _replays: Replays = field(default_factory=Replays, repr=False, compare=False)
+    _graphs: Graphs = field(default_factory=Graphs, repr=False, compare=False)
 
     def to(self, device: torch.device) -> LearnedNets:
         """Both on a device, frozen."""
-        self._replays.clear()
+        self._graphs.clear()
         for net in (self.predictor, self.regularizer):
             if net is not None:
                 net.to(device).eval().requires_grad_(False)
                 for part in net.modules():
                     if isinstance(part, nn.Conv2d):  # frozen features come in this order, see `SynthesisLayer.freeze`
                         part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                lighten(net)
         return self
 
     def read(self, latent: Float[Tensor, "B L D"]) -> list[KeysValues] | None:
@@ -135,7 +134,7 @@ class LearnedNets:
         self,
         latent: Float[Tensor, "B L D"],
         maps: Float[Tensor, "B C h w"],
-        drags: Drags,
+        drags: DragBatch,
         clean: list[KeysValues] | None = None,
         read: Float[Tensor, "B M W"] | None = None,
     ) -> Float[Tensor, "B L D"]:
@@ -145,7 +144,7 @@ class LearnedNets:
         """
         tokens, known = self.predictor.tokenise(maps, drags, read)
         if latent.is_cuda and not torch.is_grad_enabled():
-            (restored,) = self._replays.call("decode", self._decode, tokens, known, latent)
+            (restored,) = self._graphs.call("decode", self._decode, tokens, known, latent)
         else:
             (restored,) = self._decode(tokens, known, latent, clean)
         return self.predictor.align(restored[:, None], latent, drags)[:, 0]
@@ -166,7 +165,7 @@ def make_drags(
     *,
     mask: Bool[Tensor, "H W"] | None = None,
     anchors: Float[Tensor, "M 2"] | None = None,
-) -> Drags:
+) -> DragBatch:
     """One image's drags, then its anchors. mask: True = may move."""
     if anchors is not None:
         handles, targets = torch.cat([handles, anchors]), torch.cat([targets, anchors])
@@ -175,7 +174,7 @@ def make_drags(
         rows = predictor.config.feature_height
         movable = resize_mask(mask, (rows, rows * mask.shape[1] // mask.shape[0]))[None]
     valid = torch.ones(1, len(handles), dtype=torch.bool, device=handles.device)
-    return Drags(handles[None], targets[None], valid, movable)
+    return DragBatch(handles[None], targets[None], valid, movable)
 
 
 @torch.inference_mode()
@@ -183,7 +182,7 @@ def predict(
     nets: LearnedNets,
     generator: Generator,
     latent: Float[Tensor, "B L D"],
-    drags: Drags,
+    drags: DragBatch,
     *,
     config: PredictConfig,
     what: Appearance | None = None,
@@ -243,7 +242,7 @@ def predict(
     )
 
 
-def _order(drags: Drags) -> Tensor:
+def _order(drags: DragBatch) -> Tensor:
     """The order of points by handle, then target: (B, N)."""
     keys = torch.cat([drags.handles, drags.targets], dim=2)
     order = torch.arange(keys.shape[1], device=keys.device).expand(keys.shape[:2])
@@ -256,7 +255,7 @@ def _order(drags: Drags) -> Tensor:
 
 
 def _state(
-    latent: Tensor, features: Features, points: Tensor, sure: Tensor, drags: Drags, config: PredictConfig
+    latent: Tensor, features: Features, points: Tensor, sure: Tensor, drags: DragBatch, config: PredictConfig
 ) -> Prediction:
     distances = (points - drags.targets).norm(dim=2) * drags.valid
     return Prediction(latent, points, distances, sure, sure < config.lost_confidence, 0, 0.0, features)

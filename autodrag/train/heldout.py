@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autodrag.data.latents import map_codes
 from autodrag.nets.landmarks import LandmarkNet
-from autodrag.nets.predictor import Drags, PredictorConfig
+from autodrag.nets.predictor import DragBatch, PredictorConfig
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.tracking import PULL, appearance, follow, match_features
 
@@ -103,7 +103,7 @@ def closed_loop(
     what, points = appearance(maps.outputs[config.tracked], start, config.image), start
     valid = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
     for round_ in range(rounds):
-        latent = editor.edit(latent, maps.outputs[config.feature_block], Drags(points, end, valid))[:, -1]
+        latent = editor.edit(latent, maps.outputs[config.feature_block], DragBatch(points, end, valid))[:, -1]
         if round_ < rounds - 1:
             maps = generator.features(latent, block=config.track_block)
             points, _ = follow(maps.outputs[config.tracked], what, config.image, near=end, pull=PULL)

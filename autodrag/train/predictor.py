@@ -26,7 +26,7 @@ from autodrag.data.latents import map_codes
 from autodrag.data.motion import Motion, MotionConfig, draw_motion, step_pairs
 from autodrag.errors import AutodragError
 from autodrag.nets.latent_space import LatentBasis
-from autodrag.nets.predictor import Drags, Predictor, PredictorConfig
+from autodrag.nets.predictor import DragBatch, Predictor, PredictorConfig
 from autodrag.nets.regularizer import Regularizer
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
@@ -136,7 +136,7 @@ class LearnedEditor(nn.Module):
         """The regularizer's answer; the code itself without one."""
         return latent if self.regularizer is None else self.regularizer(latent)
 
-    def edit(self, latent: Float[Tensor, "B L D"], maps: Tensor, drags: Drags) -> Float[Tensor, "B T L D"]:
+    def edit(self, latent: Float[Tensor, "B L D"], maps: Tensor, drags: DragBatch) -> Float[Tensor, "B T L D"]:
         """w_1 ... w_n from the editor's own codes, restored and aligned."""
         memory, code = self.predictor.encode(maps, drags), latent
         codes = []

@@ -17,7 +17,7 @@ from autodrag.checkpoint import load_generator, load_predictor, load_regularizer
 from autodrag.cli import main
 from autodrag.data.motion import draw_motion
 from autodrag.errors import AutodragError, CheckpointError
-from autodrag.nets.predictor import Drags
+from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import load_tensors, read_info
 from autodrag.train import predictor as training
@@ -94,7 +94,7 @@ def test_export_and_load_give_the_same_answers(
     latent = tiny_generator.map(torch.randn(2, 32, generator=torch.Generator().manual_seed(1)))
     maps = tiny_generator.features(latent, block=2).last
     points = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(2)) * 30
-    drags = Drags(points, points.flip(1), torch.ones(2, 3, dtype=torch.bool))
+    drags = DragBatch(points, points.flip(1), torch.ones(2, 3, dtype=torch.bool))
     moved = loaded.edit(latent, maps, drags)
     torch.testing.assert_close(moved, module.average.edit(latent, maps, drags), atol=5e-3, rtol=5e-3)  # fp16
     assert (moved[:, -1] - latent).abs().max() > 0.01
