@@ -21,7 +21,7 @@ from autodrag.memory import keep_memory
 Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
-TRAINING = ("generator", "landmarks", "regularizer", "predictor", "userlt")
+TRAINING = ("generator", "landmarks", "regularizer", "predictor", "paper", "userlt")
 EVALUATIONS = ("landmarks", "paired", "mdd", "ccsd", "masks", "speed", "samples", "ablations")
 
 

@@ -44,7 +44,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
 TOP = ("cli", "commands", "__main__")  # may import everything
 # The only arrows against the order, both inside functions: a checkpoint builds the network that it describes,
 # and the package exports the editor.
-DEFERRED = {("checkpoint", "nets"), ("__init__", "infer")}
+DEFERRED = {("checkpoint", "nets"), ("__init__", "infer"), ("infer", "eval")}
 
 
 def part(module: Path) -> str:
