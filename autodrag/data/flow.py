@@ -20,7 +20,7 @@ _DIS_PX = 256
 def dis_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
     """Dense inverse search (Kroeger et al. 2016), OpenCV's medium preset, on grey values.
 
-    Images under 256 px are enlarged to 256 px first (bicubic), because the method starts at a quarter of the resolution.
+    Images under 256 px are enlarged to 256 px first (bicubic): the method starts at a quarter of the resolution.
     The flow is scaled back. Both are our choice; the papers do not name their flow.
     """
     height, width = first.shape[:2]

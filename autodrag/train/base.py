@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import lightning as L
 import torch
@@ -149,19 +149,6 @@ class TrainingModule(L.LightningModule):
         self.step = int(checkpoint["step"])
 
 
-class Hyperparameters(Protocol):
-    """What `AveragedModule` reads from the config of an optimisation."""
-
-    @property
-    def lr(self) -> float: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def average_decay(self) -> float: ...
-
-
 class AveragedModule(TrainingModule, Generic[NetT]):
     """A network and its moving average. Subclasses compute the loss and call `take_step`."""
 
@@ -170,25 +157,22 @@ class AveragedModule(TrainingModule, Generic[NetT]):
     max_gradient_norm: float | None = 1.0
     """Gradients are clipped to this norm; None: they are not clipped."""
 
-    def __init__(self, net: NetT, training: Hyperparameters) -> None:
+    def __init__(self, net: NetT, *, steps: int, lr: float, average_decay: float) -> None:
+        """steps: of the whole training. lr: AdamW's learning rate after warm-up."""
         super().__init__()
-        self.hp = training
+        self.total_steps, self.lr, self.average_decay = steps, lr, average_decay
         self.net = net
         self.average = copy.deepcopy(net).requires_grad_(False)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a warm-up over 2 % of the steps and a half-cosine decay."""
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hp.lr, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: half_cosine(step, self.hp.steps))
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: half_cosine(step, self.total_steps))
         return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    def average_decay(self) -> float:
-        """Decay of the average at this step."""
-        return self.hp.average_decay
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The remaining steps."""
-        return DataLoader(Steps(self.step, self.hp.steps), batch_size=None)
+        return DataLoader(Steps(self.step, self.total_steps), batch_size=None)
 
     def take_step(self, loss: Tensor) -> None:
         """Backward pass, optimiser, schedule and average.
@@ -209,7 +193,7 @@ class AveragedModule(TrainingModule, Generic[NetT]):
         optimizer.step()
         schedule.step()
         self.step += 1
-        average = get_ema_multi_avg_fn(min(self.average_decay(), self.step / (self.step + 10)))
+        average = get_ema_multi_avg_fn(min(self.average_decay, self.step / (self.step + 10)))
         average(list(self.average.parameters()), list(self.net.parameters()), self.step)
 
     def step_rng(self, seed: int) -> torch.Generator:

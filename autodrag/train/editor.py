@@ -17,7 +17,7 @@ from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.predictor import Predictor, PredictorConfig
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
-from autodrag.train.base import AveragedModule, Hyperparameters
+from autodrag.train.base import AveragedModule
 from autodrag.train.heldout import HeldOut, measure_drags
 
 
@@ -64,10 +64,13 @@ class EditorModule(AveragedModule[LearnedEditor]):
         net: LearnedEditor,
         generator: Generator,
         held_out: HeldOut,
-        training: Hyperparameters,
+        *,
+        steps: int,
+        lr: float,
+        average_decay: float,
         validate_steps: int,
     ) -> None:
-        super().__init__(net, training)
+        super().__init__(net, steps=steps, lr=lr, average_decay=average_decay)
         self.sources = [generator]  # in a list: neither trained nor saved with the module
         self.held_out, self.validate_steps = held_out, validate_steps
         self.shares: dict[str, float] = {}

@@ -145,7 +145,8 @@ class LandmarkModule(AveragedModule[LandmarkNet]):
     max_gradient_norm = None
 
     def __init__(self, config: LandmarkTraining) -> None:
-        super().__init__(LandmarkNet(config.net), config.training)
+        hp = config.training
+        super().__init__(LandmarkNet(config.net), steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay)
         self.config = config
 
     def train_dataloader(self) -> DataLoader[Any]:

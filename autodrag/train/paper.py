@@ -136,13 +136,14 @@ class PaperModule(EditorModule):
     rounds = 1
 
     def __init__(self, config: PaperTraining, generator: Generator, net: LearnedEditor, held_out: HeldOut) -> None:
-        stage = config.predictor
-        super().__init__(net, generator, held_out, stage.training, stage.training.validate_steps)
-        self.config, self.optimisation = config, stage.training
+        hp = config.predictor.training
+        rates = {"lr": hp.lr, "average_decay": hp.average_decay}
+        super().__init__(net, generator, held_out, steps=hp.steps, validate_steps=hp.validate_steps, **rates)
+        self.config, self.hp = config, hp
 
     def configure_optimizers(self) -> Any:
         """AdamW: cosine annealing of the predictor's learning rate, a constant one of the regularizer."""
-        hp, regularizer = self.optimisation, self.net.regularizer
+        hp, regularizer = self.hp, self.net.regularizer
         assert regularizer is not None
 
         def annealing(step: int) -> float:
@@ -158,7 +159,7 @@ class PaperModule(EditorModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def training_step(self, step: Any, batch_idx: int) -> None:
-        hp, rng = self.optimisation, self.step_rng(self.config.run.seed)
+        hp, rng = self.hp, self.step_rng(self.config.run.seed)
         rows = own_rows(hp.batch, self.trainer)
         motion = draw_motion(
             self.generator, self.net.predictor.config, self.config.predictor.motion, hp.batch, rng, rows
@@ -167,7 +168,7 @@ class PaperModule(EditorModule):
 
     def losses(self, motion: Motion, rng: torch.Generator, rows: slice) -> dict[str, Tensor]:
         """Eq. 12 on codes predicted from true ones, and Eq. 13 on neighbouring images; means over all processes."""
-        config, hp = self.net.predictor.config, self.optimisation
+        config, hp = self.net.predictor.config, self.hp
         state = self.net.predictor.encode(motion.maps, motion.drags)
         codes = self.net.restore(self.net.predictor.decode(state, motion.codes[:, :-1]))
         answered = matched_samples(motion, self.config.predictor.motion.min_drag_px, config.image)
@@ -176,13 +177,13 @@ class PaperModule(EditorModule):
         after = self.generator.features(codes.flatten(0, 1), block=config.feature_block).last.float()
         scale = self.net.predictor.feature_scale[:, None, None]
         valid = pairs.valid & answered.repeat_interleave(config.steps)[:, None]
-        points = (pairs.handles, pairs.targets, self.shares(valid))
+        points = (pairs.handles, pairs.targets, self.mean_weights(valid))
         return {
-            "l1": (error * self.shares(answered)).sum(),
+            "l1": (error * self.mean_weights(answered)).sum(),
             "drag": drag_loss(pairs.maps / scale, after / scale, *points, config.image),
         }
 
-    def shares(self, counted: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def mean_weights(self, counted: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Weights of a mean over what counts in the whole batch, whichever process holds it."""
         mean = self.batch_mean(counted.sum().float())  # per process, as DDP averages gradients
         return counted / mean.clamp_min(1 / self.trainer.world_size)

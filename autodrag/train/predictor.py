@@ -102,16 +102,6 @@ class PredictorOptimisation:
             step -= stage.steps
         return self.stages[-1], self.stages[-1].steps  # after the last step
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the first stage, to which the schedule is relative."""
-        return self.stages[0].lr
-
-    @property
-    def average_decay(self) -> float:
-        """Decay of the average in the first stage."""
-        return self.stages[0].average_decay
-
 
 @dataclass(frozen=True)
 class PredictorTraining:
@@ -139,9 +129,11 @@ class PredictorModule(EditorModule):
     """The predictor, its average, and the losses."""
 
     def __init__(self, config: PredictorTraining, generator: Generator, net: LearnedEditor, held_out: HeldOut) -> None:
-        super().__init__(net, generator, held_out, config.training, config.training.validate_steps)
-        self.config, self.training_config = config, config.training
-        sizes, stages = net.predictor.config, config.training.stages
+        hp, sizes = config.training, net.predictor.config
+        stages, first = hp.stages, hp.stages[0]
+        rates = {"lr": first.lr, "average_decay": first.average_decay}
+        super().__init__(net, generator, held_out, steps=hp.steps, validate_steps=hp.validate_steps, **rates)
+        self.config, self.hp = config, hp
         self.moments = (
             Moments(2, sizes.edit_layers, sizes.w_dim) if any(stage.moments_weight for stage in stages) else None
         )
@@ -149,26 +141,22 @@ class PredictorModule(EditorModule):
     @property
     def stage(self) -> Stage:
         """The current stage."""
-        return self.training_config.stage_at(self.step)[0]
-
-    def average_decay(self) -> float:
-        """Decay of the average in the stage of the step that was just made."""
-        return self.training_config.stage_at(self.step - 1)[0].average_decay
+        return self.hp.stage_at(self.step)[0]
 
     def configure_optimizers(self) -> Any:
         """AdamW with a warm-up and a half-cosine decay in every stage."""
-        hp = self.training_config
 
         def factor(step: int) -> float:
-            stage, local = hp.stage_at(step)
-            return stage.lr / hp.lr * half_cosine(local, stage.steps)
+            stage, local = self.hp.stage_at(step)
+            return stage.lr / self.lr * half_cosine(local, stage.steps)
 
         parameters = self.net.parameters()
-        optimizer = torch.optim.AdamW(parameters, lr=hp.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=(0.9, 0.98))
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
 
     def training_step(self, step: Any, batch_idx: int) -> None:
-        stage, batch = self.stage, self.training_config.batch
+        stage, batch = self.stage, self.hp.batch
+        self.average_decay = stage.average_decay
         config = self.config.motion
         if stage.travel_share is not None:
             config = dataclasses.replace(config, travel_share=stage.travel_share)

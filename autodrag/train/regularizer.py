@@ -75,7 +75,8 @@ class RegularizerModule(AveragedModule[Regularizer]):
     def __init__(self, config: RegularizerTraining, generator: Generator) -> None:
         net = Regularizer(config.net)
         net.frame.take(LatentBasis.of(generator))
-        super().__init__(net, config.training)
+        hp = config.training
+        super().__init__(net, steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay)
         self.config = config
         self.sources = [generator]  # in a list: neither trained nor saved with the module
 

@@ -165,7 +165,8 @@ class UserLTModule(AveragedModule[UserLT]):
     """The network, its average, and the loss."""
 
     def __init__(self, config: UserLTTraining, generator: Generator, flow: Flow) -> None:
-        super().__init__(UserLT(config.net), config.training)
+        hp = config.training
+        super().__init__(UserLT(config.net), steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay)
         self.config, self.flow = config, flow
         self.sources = [generator]  # in a list: neither trained nor saved with the module
 
