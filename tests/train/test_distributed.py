@@ -31,6 +31,7 @@ def options(words: list[str], prefix: str = "") -> list[str]:
     return [word if index % 2 else f"--{prefix}{word}" for index, word in enumerate(words)]
 
 
+STAGE_LIST = "[{steps: 2}, {steps: 2, moments_weight: 0.2}]"
 STAGES = {
     "regularizer": ["regularizer", *options(SMALL + STEPS)],
     "predictor": [
