@@ -22,7 +22,6 @@ SMALL = ["net.width", "16", "net.heads", "2", "net.encoder_layers", "1", "net.de
 PREDICTOR = [*SMALL, "net.feature_block", "2", "net.steps", "2", "net.token_rows", "4", "training.validate_steps", "4"]
 PREDICTOR += ["motion.n_candidates", "6", "motion.max_points", "4", "training.batch", "4"]
 STEPS = ["training.batch", "4", "training.steps", "4"]
-STAGE_LIST = STAGE_LIST
 STAGE_LIST = "[{steps: 2}, {steps: 2, moments_weight: 0.2}]"
 
 
@@ -31,7 +30,6 @@ def options(words: list[str], prefix: str = "") -> list[str]:
     return [word if index % 2 else f"--{prefix}{word}" for index, word in enumerate(words)]
 
 
-STAGE_LIST = "[{steps: 2}, {steps: 2, moments_weight: 0.2}]"
 STAGES = {
     "regularizer": ["regularizer", *options(SMALL + STEPS)],
     "predictor": [
