@@ -86,7 +86,7 @@ def test_two_processes_are_one(tmp_path: Path, tiny_checkpoint: Path, stage: str
     one, two = (curves(folder) for folder in folders)
     assert one.keys() == two.keys()
     for name, values in one.items():
-        assert len(values) == 4
+        assert len(values) == (2 if name == "loss/moments" else 4), name  # counted in the second stage alone
         assert two[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
     first, second = (weights(folder) for folder in folders)
     assert first.keys() == second.keys()
