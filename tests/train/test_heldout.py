@@ -11,6 +11,7 @@ from learned import tiny_nets
 
 from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
+from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Generator
 from autodrag.train import heldout
 from autodrag.train.heldout import closed_loop, held_out_drags, measure_drags
@@ -80,7 +81,7 @@ def test_landmarks_of_another_image_size_are_not_used(tiny_generator: Generator)
 def test_the_closed_loop_starts_every_round_where_the_last_one_ended(tiny_generator: Generator, tmp_path: Path) -> None:
     net = editor(tiny_generator, push=1.0)
     held_out = held_out_drags(tiny_generator, None, net.predictor.config, 2)
-    drags = heldout.DragBatch(held_out.handles, held_out.targets, held_out.valid)
+    drags = DragBatch(held_out.handles, held_out.targets, held_out.valid)
     features = tiny_generator.features(held_out.latent, block=net.predictor.config.track_block)
     with torch.no_grad():
         once = closed_loop(net, tiny_generator, held_out.latent, features, drags, 1)
