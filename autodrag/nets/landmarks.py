@@ -1,8 +1,8 @@
 """Landmark detector: images to (x, y) of named points. It does for critters what dlib does for faces.
 
 A small U-Net predicts one heat map per landmark. The coordinate is the expectation over its softmax (DSNT, Nibali et
-al. 2018; "soft-argmax"), which is differentiable and finer than a cell. Heat maps reach beyond the frame by a margin, so
-that landmarks outside of the image can be placed too.
+al. 2018; "soft-argmax"), which is differentiable and finer than a cell. Heat maps reach beyond the frame by a margin,
+so that landmarks outside of the image can be placed too.
 """
 
 from __future__ import annotations
