@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from autodrag.errors import AutodragError
 from autodrag.memory import keep_memory
+from autodrag.nets.stylegan2 import Generator
 
 Config = TypeVar("Config")
 NetT = TypeVar("NetT", bound=nn.Module)
@@ -157,12 +158,24 @@ class AveragedModule(TrainingModule, Generic[NetT]):
     max_gradient_norm: float | None = 1.0
     """Gradients are clipped to this norm; None: they are not clipped."""
 
-    def __init__(self, net: NetT, *, steps: int, lr: float, average_decay: float) -> None:
-        """steps: of the whole training. lr: AdamW's learning rate after warm-up."""
+    def __init__(
+        self, net: NetT, *, steps: int, lr: float, average_decay: float, generator: Generator | None = None
+    ) -> None:
+        """steps: of the whole training. generator: frozen, for the samples; it is moved with the module, not saved."""
         super().__init__()
+        self.sources = [] if generator is None else [generator]  # in a list: no submodule of this one
         self.total_steps, self.lr, self.average_decay = steps, lr, average_decay
         self.net = net
         self.average = copy.deepcopy(net).requires_grad_(False)
+
+    @property
+    def generator(self) -> Generator:
+        """The frozen generator."""
+        return self.sources[0]
+
+    def on_fit_start(self) -> None:
+        for generator in self.sources:
+            generator.to(self.device)
 
     def configure_optimizers(self) -> Any:
         """AdamW with a warm-up over 2 % of the steps and a half-cosine decay."""

@@ -70,19 +70,10 @@ class EditorModule(AveragedModule[LearnedEditor]):
         average_decay: float,
         validate_steps: int,
     ) -> None:
-        super().__init__(net, steps=steps, lr=lr, average_decay=average_decay)
-        self.sources = [generator]  # in a list: neither trained nor saved with the module
+        super().__init__(net, steps=steps, lr=lr, average_decay=average_decay, generator=generator)
         self.held_out, self.validate_steps = held_out, validate_steps
         self.shares: dict[str, float] = {}
         """The last measurement: share of the distance left."""
-
-    @property
-    def generator(self) -> Generator:
-        """The frozen generator."""
-        return self.sources[0]
-
-    def on_fit_start(self) -> None:
-        self.generator.to(self.device)
 
     def batch_mean(self, value: Tensor) -> Tensor:
         """The mean of a value over the processes that share a batch."""

@@ -76,16 +76,12 @@ class RegularizerModule(AveragedModule[Regularizer]):
         net = Regularizer(config.net)
         net.frame.take(LatentBasis.of(generator))
         hp = config.training
-        super().__init__(net, steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay)
+        super().__init__(net, steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay, generator=generator)
         self.config = config
-        self.sources = [generator]  # in a list: neither trained nor saved with the module
-
-    def on_fit_start(self) -> None:
-        self.sources[0].to(self.device)
 
     def pair(self, count: int, rng: torch.Generator) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
         """Clean codes and noised ones."""
-        generator, noise = self.sources[0], self.config.noise
+        generator, noise = self.generator, self.config.noise
         if noise.mixed:
             clean = mixed_codes(generator, count, psi=noise.psi, rng=rng)
         else:
@@ -112,7 +108,7 @@ class RegularizerModule(AveragedModule[Regularizer]):
     @torch.no_grad()
     def measure(self, count: int = 1024) -> dict[str, float]:
         """Mean L1 error on fresh codes: of the noised codes, and of those that the average network restores."""
-        self.sources[0].to(self.average.frame.mean.device)
+        self.generator.to(self.average.frame.mean.device)
         clean, noised = self.pair(count, torch.Generator().manual_seed(2**31 + self.config.run.seed))
         restored = self.average.eval()(noised)
         errors = {"noised": restoration_loss(noised, clean), "restored": restoration_loss(restored, clean)}

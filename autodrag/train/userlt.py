@@ -166,21 +166,19 @@ class UserLTModule(AveragedModule[UserLT]):
 
     def __init__(self, config: UserLTTraining, generator: Generator, flow: Flow) -> None:
         hp = config.training
-        super().__init__(UserLT(config.net), steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay)
+        super().__init__(
+            UserLT(config.net), steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay, generator=generator
+        )
         self.config, self.flow = config, flow
-        self.sources = [generator]  # in a list: neither trained nor saved with the module
-
-    def on_fit_start(self) -> None:
-        self.sources[0].to(self.device)
 
     def predict(self, net: UserLT, pairs: Pairs) -> Float[Tensor, "B E D"]:
         """The net's prediction of the second codes."""
-        image = self.sources[0].config.image_size
+        image = self.generator.config.image_size
         return net(pairs.before, net.motions(pairs.flow, pairs.expansion, image), pairs.features)
 
     def training_step(self, step: Any, batch_idx: int) -> None:
         config, rng = self.config, self.step_rng(self.config.run.seed)
-        pairs = draw_pairs(self.sources[0], config.net, config.pairs, self.flow, config.training.batch, rng)
+        pairs = draw_pairs(self.generator, config.net, config.pairs, self.flow, config.training.batch, rng)
         rows = own_rows(config.training.batch, self.trainer)
         pairs = Pairs(*(getattr(pairs, part.name)[rows] for part in dataclasses.fields(Pairs)))
         loss = code_loss(self.predict(self.net, pairs), pairs.after)
@@ -192,12 +190,12 @@ class UserLTModule(AveragedModule[UserLT]):
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Mean squared errors on fresh pairs: of the average network, and of the unchanged code."""
-        self.sources[0].to(next(self.average.parameters()).device)
+        self.generator.to(next(self.average.parameters()).device)
         rng = torch.Generator().manual_seed(2**31 + self.config.run.seed)
         edited, idle, total = 0.0, 0.0, self.config.pairs.held_out
         for start in range(0, total, BATCH):
             count = min(BATCH, total - start)
-            pairs = draw_pairs(self.sources[0], self.config.net, self.config.pairs, self.flow, count, rng)
+            pairs = draw_pairs(self.generator, self.config.net, self.config.pairs, self.flow, count, rng)
             edited += count / total * float(code_loss(self.predict(self.average.eval(), pairs), pairs.after))
             idle += count / total * float(code_loss(pairs.before, pairs.after))
         return {"mse": edited, "mse_of_no_edit": idle}
