@@ -19,6 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Each may import those to its left, and within itself: foundations, then nets, data and convert, ...
 FOUNDATIONS = (
     "__init__",
+    "acceleration",
     "errors",
     "arguments",
     "configs",
@@ -30,7 +31,6 @@ FOUNDATIONS = (
     "checkpoint",
     "edits",
     "memory",
-    "replay",
     "tracking",
 )
 ALLOWED: dict[str, tuple[str, ...]] = {

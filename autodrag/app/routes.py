@@ -23,6 +23,7 @@ from autodrag.app.models import About, CheckpointInfo, OpenImage, Problem, Sessi
 from autodrag.app.service import LOG, NotFound, Seat, Service
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
+from autodrag.infer.task import DragResult
 
 Key = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="The session's key.")]
 MaskName = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\.png$", description="What an edit calls the mask.")]

@@ -1,40 +1,27 @@
-"""Optical flow between two images, by OpenCV or by RAFT.
+"""Optical flow between two images, by OpenCV.
 
-A flow is (H, W, 2) px, (dx, dy): what lies at p in the first image lies at p + flow[p] in the second.
+A flow is (H, W, 2) px, (dx, dy): the content at p of the first image is at p + flow[p] in the second.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import pickle
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from torch import Tensor
-
-from autodrag.errors import AutodragError
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Two HWC uint8 RGB images to the flow between them."""
 
-RAFT_FILE = "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
-RAFT_URL = f"https://download.pytorch.org/models/{RAFT_FILE}"
-
 _DIS_PX = 256
-_RAFT_PX = 128
 
 
 def dis_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
     """Dense inverse search (Kroeger et al. 2016), OpenCV's medium preset, on grey values.
 
-    Images under 256 px are enlarged to it first (bicubic), because the method starts at a quarter of the resolution;
-    the flow is scaled back. Both are our choice; the papers do not name their flow.
+    Images under 256 px are enlarged to 256 px first (bicubic): the method starts at a quarter of the resolution.
+    The flow is scaled back. Both are our choice; the papers do not name their flow.
     """
     height, width = first.shape[:2]
     factor = max(1, -(-_DIS_PX // min(height, width)))
@@ -51,76 +38,15 @@ def farneback_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, 
     return cv2.calcOpticalFlowFarneback(_grey(first), _grey(second), start, 0.5, 3, 15, 3, 5, 1.2, 0)
 
 
-class RaftFlow:
-    """RAFT (Teed and Deng 2020), torchvision's large model, where it and its weights are here; nothing is downloaded.
-
-    Images under 128 px, the least it takes, are enlarged; sides are brought to multiples of eight.
-    """
-
-    def __init__(self, device: torch.device, weights: Path | None = None) -> None:
-        """weights: a file of torchvision's weights; None looks for it in PyTorch's hub folder.
-
-        Raises:
-            AutodragError: torchvision or the weights are not here, or the file holds something else.
-        """
-        if importlib.util.find_spec("torchvision") is None:
-            raise AutodragError("RAFT needs the package torchvision; install it: pip install torchvision")
-        path = weights or Path(torch.hub.get_dir()) / "checkpoints" / RAFT_FILE
-        if not path.is_file():
-            raise AutodragError(
-                f"RAFT needs its weights at {str(path)!r}, which is not there; get them from {RAFT_URL}"
-            )
-        try:
-            from torchvision.models.optical_flow import raft_large
-        except (ImportError, RuntimeError) as problem:  # one made for another torch
-            raise AutodragError(
-                f"torchvision cannot be imported ({problem}); install the one of this torch"
-            ) from problem
-
-        net = raft_large(weights=None, progress=False)
-        try:
-            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-        except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as problem:
-            raise AutodragError(
-                f"{str(path)!r} does not hold the weights of RAFT; get them from {RAFT_URL}"
-            ) from problem
-        self._net = net.to(device).eval().requires_grad_(False)
-        self._device = device
-
-    @torch.no_grad()
-    def __call__(
-        self, first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]
-    ) -> Float[np.ndarray, "H W 2"]:
-        height, width = first.shape[:2]
-        factor = max(1.0, _RAFT_PX / min(height, width))
-        size = (8 * round(height * factor / 8), 8 * round(width * factor / 8))
-        large = self._net(self._input(first, size), self._input(second, size))[-1]  # (1, 2, h, w), the last refinement
-        flow = F.interpolate(large, (height, width), mode="bilinear", align_corners=False, antialias=True)
-        found: np.ndarray = (
-            (flow[0].permute(1, 2, 0) * flow.new_tensor([width / size[1], height / size[0]])).cpu().numpy()
-        )
-        return found
-
-    def _input(self, image: np.ndarray, size: tuple[int, int]) -> Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device).permute(2, 0, 1)[None]
-        return F.interpolate(pixels.float().div(127.5).sub(1), size, mode="bilinear", align_corners=False)
-
-
-@functools.cache
-def load_raft(device: torch.device, weights: Path | None) -> RaftFlow:
-    """RAFT, loaded once for each device and file."""
-    return RaftFlow(device, weights)
-
-
 def log_expansion(flow: Float[np.ndarray, "H W 2"]) -> Float[np.ndarray, "H W"]:
-    """How much the surroundings of each pixel grow: the logarithm of the root of |det(1 + grad flow)|.
+    """Growth of the surroundings of each pixel: the logarithm of the square root of |det(1 + grad flow)|.
 
-    Zero for a shift or a turn, log s for a growth by s; between log 1/4 and log 4.
+    It is 0 for a shift or a rotation and log s for a growth by s, clipped to log 1/4 ... log 4.
     """
     dy, dx = np.gradient(flow, axis=(0, 1))  # (H, W, 2) each: derivatives of (u, v)
     area = (1 + dx[..., 0]) * (1 + dy[..., 1]) - dx[..., 1] * dy[..., 0]
-    grown: np.ndarray = (0.5 * np.log(np.clip(np.abs(area), 1 / 16, 16))).astype(np.float32)
-    return grown
+    growth: np.ndarray = (0.5 * np.log(np.clip(np.abs(area), 1 / 16, 16))).astype(np.float32)
+    return growth
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

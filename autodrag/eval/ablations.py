@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from autodrag.data.flow import load_raft
 from autodrag.errors import AutodragError
 from autodrag.eval import detectors
+from autodrag.eval.flow import load_raft
 from autodrag.eval.identity import digest
 from autodrag.eval.landmarks import evaluate, summarise
 from autodrag.eval.methods import refiner_method

@@ -34,7 +34,7 @@ from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.predictor import Predictor, PredictorConfig
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig
-from autodrag.train.predictor import fit
+from autodrag.train.editor import fit_predictor
 
 PRESETS = {"draggan": "draggan", "refiner": "default"}
 """Methods that work in steps, and their presets."""
@@ -162,7 +162,7 @@ def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], ob
 def random_nets(generator: Generator) -> LearnedNets:
     """Random weights at the paper's depth and our width for it, 512."""
     g = generator.config
-    net = fit(PredictorConfig(), generator)
+    net = fit_predictor(PredictorConfig(), generator)
     return LearnedNets(Predictor(net), Regularizer(RegularizerConfig(layers=g.latent_layers, w_dim=g.w_dim)))
 
 

@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from autodrag.data.flow import Flow, RaftFlow, dis_flow
+from autodrag.data.flow import Flow, dis_flow
 from autodrag.errors import AutodragError
 from autodrag.eval import detectors
 from autodrag.eval.detectors import Detector
+from autodrag.eval.flow import RaftFlow
 from autodrag.eval.run import Bench, Record, read_points
 from autodrag.images import to_uint8
 

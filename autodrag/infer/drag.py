@@ -68,11 +68,12 @@ def choose_method(method: str, *, can_predict: bool, masked: bool, checkpoint: s
 
 
 _READ_BY = {
-    "predict": {"rounds", "stop_px"},
+    "predict": {"rounds", "stop_px", "steps", "space"},
     "default": {"steps", "space", "edit_layers", "feature_block", "stop_px"},
     "draggan": {"steps", "lr", "space", "edit_layers", "feature_block", "stop_px"},
 }
-"""Settings of `Parameters` that each part reads."""
+"""Settings of `Parameters` that each part reads. The predictor ignores `steps` and `space`, the refiner's most common
+settings, so that one form of an interface can serve all methods."""
 
 
 def choose_settings(parameters: Parameters, method: Method, generator: GeneratorConfig) -> Settings:

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from autodrag.acceleration import accelerate
 from autodrag.checkpoint import fingerprint, load_editor, load_generator, load_landmarks
 from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Parameters, PointPair, Preset, Source, read_edits
 from autodrag.errors import AutodragError
@@ -77,7 +78,7 @@ class DragEditor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.fingerprint = fingerprint(generator.state_dict())
         self.generator = generator.to(self.device).freeze()
-        self.learned = None if learned is None else learned.to(self.device).eval().requires_grad_(False)
+        self.learned = None if learned is None else accelerate(learned.to(self.device))
         self.landmarks = None if landmarks is None else landmarks.to(self.device).eval()
         self.checkpoint = checkpoint
         self._dtype = dtype

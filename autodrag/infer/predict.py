@@ -32,7 +32,8 @@ class PredictConfig:
     """When the closed loop ends."""
 
     rounds: int | None = None
-    """Maximum number of predictions; 1 is an open loop. None: 2 for one point and 6 for several."""
+    """Maximum number of predictions; 1 is an open loop. None: 2 for one point and 6 for several, and 1 for a predictor
+    of the paper's variant."""
     stop_px: float = 0.5
     """A point has arrived at this distance from its target, px."""
 
@@ -40,10 +41,10 @@ class PredictConfig:
         if (self.rounds is not None and self.rounds < 1) or self.stop_px < 0:
             raise ValueError(f"rounds {self.rounds}, stop_px {self.stop_px}: expected rounds >= 1 and stop_px >= 0.")
 
-    def limit(self, drags: DragBatch) -> Int[Tensor, " B"]:
-        """Maximum number of predictions for each image; anchors do not count as points."""
-        if self.rounds is not None:
-            return torch.full((len(drags.valid),), self.rounds, device=drags.valid.device)
+    def limit(self, drags: DragBatch, variant: str) -> Int[Tensor, " B"]:
+        """Maximum number of predictions for each image by a predictor of `variant`; anchors do not count as points."""
+        if self.rounds is not None or variant == "paper":
+            return torch.full((len(drags.valid),), self.rounds or 1, device=drags.valid.device)
         moving = drags.valid & (drags.targets != drags.handles).any(dim=2)
         return torch.where(moving.sum(dim=1) > 1, ROUNDS[1], ROUNDS[0])
 
@@ -91,7 +92,7 @@ def predict(
     order = _order(drags)
     drags = _permuted(drags, order)
     reference = image.look(net.tracked).at(drags.handles, net.image)
-    limit = config.limit(drags)
+    limit = config.limit(drags, net.variant)
     first = torch.ones_like(drags.handles[..., 0])
     best = latest = _measured(image.latent, image.features, drags.handles, first, drags)
     done = torch.zeros(len(image.latent), dtype=torch.bool, device=image.latent.device)  # images that are left alone

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from autodrag.data.flow import Flow, RaftFlow, dis_flow, farneback_flow, log_expansion
-from autodrag.errors import AutodragError
-
-CPU = torch.device("cpu")
+from autodrag.data.flow import Flow, dis_flow, farneback_flow, log_expansion
 
 
 def texture(size: int = 64) -> np.ndarray:
@@ -40,61 +32,3 @@ def test_expansion_of_known_flows() -> None:
     c, s = np.cos(0.3), np.sin(0.3)
     turn = np.stack([c * x - s * y - x, s * x + c * y - y], axis=2)
     assert log_expansion(turn) == pytest.approx(np.zeros((12, 10)), abs=1e-5)
-
-
-def test_raft_says_what_it_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(AutodragError, match="RAFT needs the package torchvision; install it"):
-            RaftFlow(CPU)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(AutodragError, match=r"RAFT needs its weights at .*raft_large.*get them from https"):
-        RaftFlow(CPU)
-    with pytest.raises(AutodragError, match=r"RAFT needs its weights at .*mine.pth"):
-        RaftFlow(CPU, tmp_path / "mine.pth")
-
-
-def test_a_torchvision_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    weights = tmp_path / "mine.pth"
-    weights.touch()
-    with pytest.raises(AutodragError, match=r"torchvision cannot be imported .*; install the one of this torch"):
-        RaftFlow(CPU, weights)
-
-
-class FakeNet(torch.nn.Module):
-    """Answers every pair with a flow of one tenth of the images' size."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.share = torch.nn.Parameter(torch.tensor([0.0, 0.0]))
-
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> list[torch.Tensor]:
-        assert a.shape == b.shape and a.shape[2] % 8 == a.shape[3] % 8 == 0 and min(a.shape[2:]) >= 128
-        assert float(a.amin()) >= -1 and float(a.amax()) <= 1
-        size = torch.tensor([a.shape[3], a.shape[2]])
-        return [(self.share * size)[None, :, None, None].expand(1, 2, *a.shape[2:])]
-
-
-def test_raft_flows_are_in_pixels_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for torchvision's network: sizes, scaling, and weights that do not fit."""
-    from types import ModuleType
-
-    fake = ModuleType("torchvision.models.optical_flow")
-    fake.raft_large = lambda weights, progress: FakeNet()  # type: ignore[attr-defined]
-    for name in ("torchvision", "torchvision.models"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "torchvision.models.optical_flow", fake)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    good, bad = tmp_path / "good.pth", tmp_path / "bad.pth"
-    torch.save({"share": torch.tensor([0.1, -0.2])}, good)
-    torch.save({"other": torch.zeros(1)}, bad)
-    image = np.random.default_rng(0).integers(0, 255, (60, 100, 3)).astype(np.uint8)
-    flow = RaftFlow(CPU, good)(image, image)
-    assert flow.shape == (60, 100, 2)
-    assert flow.reshape(-1, 2).mean(axis=0) == pytest.approx([10.0, -12.0], abs=1e-3)
-    for path in (bad, Path(__file__)):
-        with pytest.raises(AutodragError, match="does not hold the weights of RAFT"):
-            RaftFlow(CPU, path)

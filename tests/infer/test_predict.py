@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autodrag.infer import predict as module
 from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction, make_drags, predict
-from autodrag.nets.predictor import DragBatch, Predictor
+from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Generator
 from autodrag.tracking import appearance, look
 
@@ -81,18 +81,6 @@ def make_drags_of(handles: Any, targets: Any) -> DragBatch:
     return DragBatch(first, last, torch.ones(first.shape[:2], dtype=torch.bool))
 
 
-def test_the_last_code_of_every_motion_is_restored(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor
-) -> None:
-    """Two steps of the predictor, then the regularizer once."""
-    drags, maps = random_drags(), tiny_generator.features(latent, block=2).last
-    memory = nets.predictor.encode(maps, drags)
-    last = nets.predictor.next_code(memory, nets.predictor.next_code(memory, latent))
-    assert nets.regularizer is not None
-    torch.testing.assert_close(nets.edit(latent, maps, drags), nets.regularizer(last))
-    torch.testing.assert_close(LearnedNets(nets.predictor, None).edit(latent, maps, drags), last)
-
-
 def test_layers_that_no_edit_changes_are_read_once_for_each_image(
     tiny_generator: Generator, latent: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,23 +104,12 @@ def test_layers_that_no_edit_changes_are_read_once_for_each_image(
     assert len(asked) == 5
 
 
-def test_an_edit_of_layers_together_stays_in_w_and_a_mask_sets_them_free(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor
-) -> None:
-    predictor = Predictor(replace(nets.predictor.config, together=True))
-    predictor.load_state_dict(nets.predictor.state_dict())
-    both, edited = LearnedNets(predictor.eval(), nets.regularizer), predictor.config.edit_layers
-    drags, maps = random_drags(), tiny_generator.features(latent, block=2).last
-    together = (both.edit(latent, maps, drags) - latent)[:, :edited]
-    apart = (nets.edit(latent, maps, drags) - latent)[:, :edited]
-    assert together.abs().max() > 1e-3
-    torch.testing.assert_close(together, apart.mean(dim=1, keepdim=True).expand_as(apart), rtol=1e-3, atol=1e-5)
-    masked = replace(drags, movable=torch.zeros(3, *maps.shape[2:]))
-    torch.testing.assert_close(both.edit(latent, maps, masked), nets.edit(latent, maps, masked))
-
-
 def test_arrival_ends_the_loop(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: DragBatch, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = Script(monkeypatch, [[15.0, 10.0], [19.6, 10.0], [20.0, 10.0]])
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=9, stop_px=0.5)
@@ -155,14 +132,22 @@ def test_several_points_are_given_more_rounds_than_one(
 
 
 def test_an_open_loop_is_one_round(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: DragBatch, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Script(monkeypatch, [[15.0, 10.0], [20.0, 10.0]])
     assert run(nets, tiny_generator, latent[:1], to_the_right, rounds=1).rounds == 1
 
 
 def test_no_progress_ends_the_loop_and_the_better_state_is_kept(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: DragBatch, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = Script(monkeypatch, [[16.0, 10.0], [12.0, 10.0], [20.0, 10.0]])
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=9)
@@ -174,7 +159,11 @@ def test_no_progress_ends_the_loop_and_the_better_state_is_kept(
 
 
 def test_little_progress_ends_it_too(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: DragBatch, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Script(monkeypatch, [[16.0, 10.0], [16.04, 10.0], [20.0, 10.0]])
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=9)  # 0.04 of 4 px are 1 %
@@ -183,7 +172,11 @@ def test_little_progress_ends_it_too(
 
 
 def test_a_first_round_that_moves_away_is_still_an_answer(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: DragBatch, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Script(monkeypatch, [[9.0, 10.0], [15.0, 10.0], [16.0, 10.0]])
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=3)
@@ -198,7 +191,11 @@ def test_a_stop_event_ends_it_after_the_round(nets: LearnedNets, tiny_generator:
 
 
 def test_a_budget_is_kept(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: DragBatch, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A round that takes a second: of 3.5 seconds a fourth is not begun; the first is made in any case."""
     clock = iter(range(100))
@@ -365,7 +362,11 @@ def test_masks_and_anchors_reach_the_predictor(nets: LearnedNets, tiny_generator
 
 
 def test_unlike_places_are_lost(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: DragBatch, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "follow", lambda maps, what, image, *, near, pull: (near + 1, torch.tensor([[0.15]])))
     assert run(nets, tiny_generator, latent[:1], to_the_right, lost_confidence=0.2).lost.tolist() == [[True]]

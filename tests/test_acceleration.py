@@ -1,4 +1,4 @@
-"""Graphs answer as their function does. They need a GPU; what keeps and forgets them is tested without one."""
+"""Accelerated networks give the same answers. CUDA graphs need a GPU; their bookkeeping is tested without one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from autodrag.eval.speed import random_nets
-from autodrag.infer.predict import PredictConfig, make_drags, predict
-from autodrag.nets.predictor import DragBatch
+from autodrag.acceleration import MAX_GRAPHS, Graphs, accelerate
+from autodrag.nets.editor import LearnedEditor
+from autodrag.nets.predictor import DragBatch, Predictor, PredictorConfig
+from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Features, Generator, GeneratorConfig
-from autodrag.replay import MOST, Replays
 
 
 class Fake:
@@ -26,17 +26,17 @@ class Fake:
         Fake.made += 1
         Fake.last = self
         self.function, self.inputs = function, tuple(x.clone() for x in inputs)
-        self.answer, self.graph, self.replays = function(*inputs), self, 0
+        self.outputs, self.graph, self.replays = function(*inputs), self, 0
 
     def replay(self) -> None:
         self.replays += 1
-        for held, new in zip(self.answer, self.function(*self.inputs), strict=True):
+        for held, new in zip(self.outputs, self.function(*self.inputs), strict=True):
             held.copy_(new)
 
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
-    monkeypatch.setattr(Replays, "_record", lambda self, function, inputs: Fake(function, inputs))
+    monkeypatch.setattr(Graphs, "_record", lambda self, function, inputs: Fake(function, inputs))
     Fake.made = 0
     return Fake
 
@@ -50,48 +50,48 @@ def both(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_a_shape_is_recorded_when_it_comes_again(fake: type[Fake]) -> None:
-    replays = Replays()
-    answers = [replays.call("double", double, torch.full((3,), float(k)))[0] for k in range(4)]
+    graphs = Graphs()
+    answers = [graphs.call("double", double, torch.full((3,), float(k)))[0] for k in range(4)]
     assert [float(a[0]) for a in answers] == [0, 2, 4, 6]  # no answer is written over by the next
     assert fake.made == 1 and fake.last.replays == 3  # all but the first
-    replays.call("double", double, torch.zeros(3, dtype=torch.float64))
-    replays.call("double", double, torch.zeros(4))
+    graphs.call("double", double, torch.zeros(3, dtype=torch.float64))
+    graphs.call("double", double, torch.zeros(4))
     assert fake.made == 1  # other inputs, for the first time
-    replays.call("double", double, torch.zeros(4))
+    graphs.call("double", double, torch.zeros(4))
     assert fake.made == 2
 
 
 def test_functions_are_told_apart_by_name(fake: type[Fake]) -> None:
-    replays = Replays()
+    graphs = Graphs()
     for k in (1.0, 2.0, 3.0):
-        assert replays.call("double", double, torch.full((3,), k))[0].tolist() == [2 * k] * 3
-        minus, more = replays.call("both", both, torch.full((3,), k))
+        assert graphs.call("double", double, torch.full((3,), k))[0].tolist() == [2 * k] * 3
+        minus, more = graphs.call("both", both, torch.full((3,), k))
         assert minus.tolist() == [-k] * 3 and more.tolist() == [k + 1] * 3
     assert fake.made == 2
 
 
 def test_the_oldest_is_forgotten(fake: type[Fake]) -> None:
-    replays = Replays()
-    for size in range(1, MOST + 2):
+    graphs = Graphs()
+    for size in range(1, MAX_GRAPHS + 2):
         for _ in range(2):
-            replays.call("double", double, torch.zeros(size))
-    assert fake.made == MOST + 1
-    replays.call("double", double, torch.zeros(2))
-    assert fake.made == MOST + 1
+            graphs.call("double", double, torch.zeros(size))
+    assert fake.made == MAX_GRAPHS + 1
+    graphs.call("double", double, torch.zeros(2))
+    assert fake.made == MAX_GRAPHS + 1
     for _ in range(2):  # forgotten: computed as for the first time, then recorded
-        replays.call("double", double, torch.zeros(1))
-    assert fake.made == MOST + 2
-    replays.clear()
-    replays.call("double", double, torch.zeros(2))
-    assert fake.made == MOST + 2
+        graphs.call("double", double, torch.zeros(1))
+    assert fake.made == MAX_GRAPHS + 2
+    graphs.clear()
+    graphs.call("double", double, torch.zeros(2))
+    assert fake.made == MAX_GRAPHS + 2
 
 
 def test_a_generator_that_is_moved_or_copied_begins_anew(fake: type[Fake]) -> None:
     generator = Generator(GeneratorConfig(resolution=8, channel_base=64)).freeze()
 
     def ask(of: Generator) -> int:
-        assert of._replays is not None
-        of._replays.call("double", double, torch.zeros(2))
+        assert of.graphs is not None
+        of.graphs.call("double", double, torch.zeros(2))
         return fake.made
 
     assert [ask(generator) for _ in range(3)] == [0, 1, 1]
@@ -122,7 +122,7 @@ def test_replayed_synthesis_is_the_computed_one(autocast: bool) -> None:
                 close(generator(latent), image)
                 close(generator.image(latent, known), image)
                 close(generator.image(latent, Features(known.outputs[:2])), image)
-        assert generator._replays is not None and any(generator._replays._known.values())
+        assert generator.graphs is not None and any(generator.graphs._graphs.values())
         generator.cpu()
         close(generator.cuda()(latents[0]), plain[0][1])  # no graph reads where the weights were
     latent = latents[0].clone().requires_grad_(True)
@@ -130,49 +130,66 @@ def test_replayed_synthesis_is_the_computed_one(autocast: bool) -> None:
     assert latent.grad is not None and bool(latent.grad.abs().sum() > 0)
 
 
+def random_editor(generator: Generator) -> LearnedEditor:
+    """A small editor that fits a 64 px generator and predicts some motion."""
+    torch.manual_seed(0)
+    sizes = {"layers": 10, "width": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 2}
+    config = PredictorConfig(
+        image_height=64,
+        image_width=64,
+        feature_block=3,
+        track_block=4,
+        feature_channels=generator.config.channels(32),
+        feature_height=32,
+        token_rows=8,
+        steps=2,
+        **sizes,  # type: ignore[arg-type]
+    )
+    editor = LearnedEditor(Predictor(config), Regularizer(RegularizerConfig(**sizes)))  # type: ignore[arg-type]
+    for net in (editor.predictor, editor.regularizer):
+        assert net is not None
+        torch.nn.init.normal_(net.head.weight, std=0.01)
+    return editor
+
+
+def drags_of(count: int, device: torch.device) -> DragBatch:
+    points = torch.rand(2, 5, count, 2, generator=torch.Generator().manual_seed(count)).to(device) * 60
+    return DragBatch(points[0], points[1], torch.ones(5, count, dtype=torch.bool, device=device))
+
+
+def test_an_accelerated_editor_gives_the_same_answers() -> None:
+    generator = Generator(GeneratorConfig(resolution=64, channel_base=2048)).eval().requires_grad_(False)
+    editor = random_editor(generator)
+    latent = generator.map(torch.randn(5, 512))
+    maps = generator.features(latent, block=3).last
+    with torch.no_grad():
+        plain = editor.edit(latent, maps, drags_of(3, latent.device))
+    assert accelerate(editor) is editor and not editor.training
+    fast = editor.edit(latent, accelerate(generator).features(latent, block=3).last, drags_of(3, latent.device))
+    assert not fast.requires_grad
+    torch.testing.assert_close(fast, plain, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_replayed_edits_are_the_computed_ones(autocast: bool) -> None:
-    torch.manual_seed(0)
     generator = Generator(GeneratorConfig(resolution=64, channel_base=2048)).cuda().freeze()
-    nets = random_nets(generator)
-    for net in (nets.predictor, nets.regularizer):
-        assert net is not None
-        torch.nn.init.normal_(net.head.weight, std=0.01)
-    nets.to(torch.device("cuda"))
+    editor = random_editor(generator).cuda().eval().requires_grad_(False)
     latent = generator.map(torch.randn(5, 512).cuda())
-    points = torch.rand(2, 5, 3, 2).cuda() * 60
     with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         for count in (1, 3):
-            given = DragBatch(points[0, :, :count], points[1, :, :count], torch.ones(5, count, dtype=torch.bool).cuda())
+            given = drags_of(count, latent.device)
             with torch.inference_mode():
-                maps = generator.features(latent, block=nets.predictor.config.feature_block).last
-                tokens, known = nets.predictor.tokenise(maps, given)
-                plain = nets.predictor.align(nets._decode(tokens, known, latent)[0][:, None], latent, given)[:, 0]
+                maps = generator.features(latent, block=3).last
+                plain = editor.edit(latent, maps, given)
+                accelerate(editor)
                 for _ in range(3):  # computed, recorded, replayed
-                    torch.testing.assert_close(nets.edit(latent, maps, given), plain)
+                    torch.testing.assert_close(editor.edit(latent, maps, given), plain)
+                    memory = editor.open(latent, maps)
+                    torch.testing.assert_close(editor.edit(latent, maps, given, memory), plain)
                 turned = DragBatch(given.handles.flip(0), given.targets.flip(0), given.valid)
-                other = nets.edit(latent.flip(0), maps.flip(0), turned)
+                other = editor.edit(latent.flip(0), maps.flip(0), turned)
                 torch.testing.assert_close(other.flip(0), plain, atol=1e-3, rtol=1e-3)
-            with torch.no_grad():  # a graph of inference mode serves outside of it
-                torch.testing.assert_close(nets.edit(latent, maps, given), plain)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_closed_loop_on_a_gpu_ends_where_it_does_on_a_cpu() -> None:
-    torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(resolution=64, channel_base=2048)).freeze()
-    nets = random_nets(generator)
-    torch.nn.init.normal_(nets.predictor.head.weight, std=0.01)
-    latent = generator.map(torch.randn(1, 512))
-    ends: dict[str, list[Tensor]] = {}
-    for device in ("cpu", "cuda"):
-        where = torch.device(device)
-        generator.to(where), nets.to(where)
-        handle, target = (torch.tensor([place]).to(where) for place in ([20.0, 20.0], [40.0, 30.0]))
-        drags = make_drags(nets.predictor, handle, target)
-        for _ in range(3):
-            found = predict(nets, generator, latent.to(where), drags, config=PredictConfig(stop_px=0.0, gain=0.0))
-            ends.setdefault(device, []).append(found.latent.cpu())
-    for one in ends["cuda"]:
-        torch.testing.assert_close(one, ends["cpu"][0], atol=2e-2, rtol=2e-2)
+            with torch.no_grad():  # a graph recorded in inference mode works outside of it
+                torch.testing.assert_close(editor.edit(latent, maps, given), plain)
+            editor.graphs = None

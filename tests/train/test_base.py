@@ -1,4 +1,4 @@
-"""What every training shares: typed configs, early refusals, and states that survive what happens to machines."""
+"""What all trainings share: typed configs, early refusals, and states that survive kills and full disks."""
 
 from __future__ import annotations
 
@@ -15,21 +15,30 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from autodrag.errors import AutodragError
-from autodrag.train.predictor import PredictorTraining
-from autodrag.train.regularizer import RegularizerTraining, check_batch, half_cosine, own_rows
-from autodrag.train.run import RunConfig, SaveState, Steps, choose_precision, make_trainer, parse_config, run_trainer
+from autodrag.train.base import (
+    RunConfig,
+    Steps,
+    TrainingModule,
+    check_batch,
+    choose_precision,
+    half_cosine,
+    own_rows,
+    parse_config,
+    run_training,
+)
+from autodrag.train.predictor import PredictorTraining, Stage
+from autodrag.train.regularizer import RegularizerTraining
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
 
 
-class Toy(L.LightningModule):
+class Toy(TrainingModule):
     """One number that every step adds its own index to."""
 
     def __init__(self, total: int, size: int = 1, fail_at: int | None = None) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.zeros(size))
-        self.automatic_optimization = False
-        self.total, self.fail_at, self.step = total, fail_at, 0
+        self.total, self.fail_at = total, fail_at
         self.seen: list[int] = []
 
     def configure_optimizers(self) -> Any:
@@ -48,18 +57,10 @@ class Toy(L.LightningModule):
         optimizer.step()  # type: ignore[union-attr]
         self.step += 1
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["step"] = self.step
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.step = int(checkpoint["step"])
-
-
-def run(folder: Path, toy: Toy, **changes: Any) -> SaveState:
+def run(folder: Path, toy: Toy, **changes: Any) -> None:
     config = replace(RunConfig(folder, precision="32-true", accelerator="cpu", log_steps=1), **changes)
-    state = SaveState(config)
-    run_trainer(make_trainer(config, [state], batch=2, total_steps=toy.total), toy, state)
-    return state
+    run_training(toy, config, batch=2, total_steps=toy.total)
 
 
 def test_every_step_runs_once_over_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,11 +77,8 @@ def test_every_step_runs_once_over_several_runs(tmp_path: Path, capsys: pytest.C
 
 
 def test_states_are_saved_on_the_way(tmp_path: Path) -> None:
-    state = SaveState(RunConfig(folder=tmp_path, save_minutes=1e-9))
-    toy = Toy(9, fail_at=4)
-    config = RunConfig(folder=tmp_path, precision="32-true", accelerator="cpu", save_minutes=1e-9)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run_trainer(make_trainer(config, [state], batch=2, total_steps=9), toy, state)
+        run(tmp_path, Toy(9, fail_at=4), save_minutes=1e-9)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert (saved["step"], float(saved["state_dict"]["value"])) == (4, 10.0)
     resumed = Toy(9)
@@ -194,27 +192,29 @@ def test_every_row_of_a_batch_has_one_process() -> None:
 
 
 def test_the_half_cosine_warms_up_and_ends_at_zero() -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
-    schedule, rates = half_cosine(optimizer, 100), []
-    for _ in range(100):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == pytest.approx(1.0)  # 2 % of the steps are 2
-    assert max(rates) == rates[1] == pytest.approx(2.0, rel=1e-3)
-    assert rates[50] == pytest.approx(1.0)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+    factors = [half_cosine(step, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(0.5)  # 2 % of the steps are 2
+    assert max(factors) == factors[1] == pytest.approx(1.0, rel=1e-3)
+    assert factors[50] == pytest.approx(0.5) and factors[100] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_fields_are_typed_and_overridden_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("run: {folder: runs/x}\nnet: {width: 64, heads: 4}\ntraining: {lr: 1.0e-5}\n")
-    words = ["--config", str(file), "--training.lr", "3e-4", "--motion.psi", "[0.3, 0.8]", "--net.pairs", "false"]
+    stages = "[{steps: 3}, {lr: 1.0e-5, travel_share: [0.4, 1.0]}]"
+    file.write_text(
+        f"run: {{folder: runs/x}}\nnet: {{width: 64, heads: 4}}\ntraining: {{batch: 16, stages: {stages}}}\n"
+    )
+    words = ["--config", str(file), "--training.batch", "8", "--motion.psi", "[0.3, 0.8]"]
     parsed = parse_config(PredictorTraining, "predictor", words)
-    assert (parsed.net.width, parsed.net.pairs, parsed.training.lr, parsed.motion.psi) == (64, False, 3e-4, (0.3, 0.8))
-    wrong = [["--training.speed", "1"], ["--net.width", "wide"], ["--motion.matcher", "eye"], []]
+    assert (parsed.net.width, parsed.net.variant, parsed.training.batch) == (64, "default", 8)
+    assert parsed.motion.psi == (0.3, 0.8)
+    assert parsed.training.stages == (Stage(steps=3), Stage(lr=1e-5, travel_share=(0.4, 1.0)))
+    one = parse_config(PredictorTraining, "predictor", [*words, "--training.stages", "[{steps: 7}]"])
+    assert one.training.stages == (Stage(steps=7),)
+    wrong = [["--training.speed", "1"], ["--net.width", "wide"], ["--net.variant", "best"], []]
+    wrong += [["--training.stages", "[{speed: 1}]"], ["--training.stages", "[{steps: many}]"]]
     for words in (*(["--run.folder", "x", *w] if w else w for w in wrong), ["--config", str(tmp_path / "none.yaml")]):
         with pytest.raises(SystemExit) as ended:
             parse_config(PredictorTraining, "predictor", words)
@@ -222,7 +222,8 @@ def test_fields_are_typed_and_overridden_from_the_command_line(
         assert "Traceback" not in capsys.readouterr().err
     for words, message in (
         (["--net.heads", "7"], "width 512 must be a multiple of heads 7"),
-        (["--training.teacher_forcing", "true"], "rounds 2 with teacher_forcing"),
+        (["--training.stages", "[{lr: -1}]"], "lr > 0"),
+        (["--training.stages", "[]"], "at least one stage"),
         (["--run.devices", "0"], "devices 0, nodes 1"),
     ):
         with pytest.raises(AutodragError, match=message):
@@ -237,9 +238,9 @@ def test_every_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
         text = capsys.readouterr().out
         for words in (
             "--net.width",
-            "--training.lr",
+            "--training.batch",
             "--run.save_minutes",
-            "AdamW's learning rate",
+            "Minutes between two saved states",
             "Width of the tokens",
         ):
             assert words in text
