@@ -21,7 +21,7 @@ FOUNDATIONS = (
     "__init__",
     "errors",
     "arguments",
-    "configs",
+    "config_files",
     "files",
     "constant",
     "points",
