@@ -140,7 +140,7 @@ def test_a_drag_that_ends_far_away_says_what_to_try(
 ) -> None:
     def fall_short(*args: Any, **settings: Any) -> RefineResult:
         result = fake_refiner(*args, **settings)
-        reason = "budget" if settings["config"].budget_s else "steps"
+        reason: Any = "budget" if settings["config"].budget_s else "steps"
         return dataclasses.replace(result, distances=result.distances + 7, reason=reason)
 
     assert drag(*DRAG) == 0

@@ -61,7 +61,7 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> 
     [
         ("", [], "folder is missing; add it"),
         ("folder: a\nlrr: 1", [], "lrr is not a known field; did you mean lr?"),
-        ("folder: a\nnet: {depth: 1}", [], "net.depth is not a known field; expected one of width, names"),
+        ("folder: a\nnet: {xyz: 1}", [], "net.xyz is not a known field; expected one of width, names"),
         ("folder: a\nnet: 3", [], "net is not a mapping of fields"),
         ("- 1", [], "the document is not a mapping of fields"),
         ("a: b: c", [], "is not YAML"),
