@@ -1,6 +1,6 @@
 """Command-line parsing that reports a mistake in one sentence with a hint, instead of a usage dump.
 
-Commands and evaluations build an `ArgumentParser`; for the config dataclasses of trainings see `autodrag.configs`.
+Commands and evaluations build an `ArgumentParser`; for the config dataclasses of trainings see `autodrag.config_files`.
 """
 
 from __future__ import annotations

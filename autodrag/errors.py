@@ -34,6 +34,7 @@ PHRASES = {
     r"^a valid ": "a ",
     r"^greater than or equal to": "at least",
     r"^less than or equal to": "at most",
+    r", got a number with.*": "",
 }
 """Phrases of pydantic, and ours for users of JSON."""
 

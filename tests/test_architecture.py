@@ -22,7 +22,7 @@ FOUNDATIONS = (
     "acceleration",
     "errors",
     "arguments",
-    "configs",
+    "config_files",
     "files",
     "constant",
     "points",

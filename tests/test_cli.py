@@ -30,6 +30,7 @@ from autodrag.commands.outcome import write_outcome
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
 from autodrag.images import read_image, write_png
+from autodrag.infer.refine import RefineResult
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
@@ -119,6 +120,34 @@ def test_options_override_the_edit_file(drag: Callable[..., int], tmp_path: Path
     call = fake_refiner.calls[-1]
     assert (call["config"].steps, call["config"].lr, call["config"].budget_s) == (3, 0.5, 9.0)
     assert call["handles"].tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (["--steps", "1"], "1 point ended far from the target; try more --steps or --space w+ or a nearer target"),
+        (["--steps", "1", "--space", "w+"], "1 point ended far from the target; try more --steps or a nearer target"),
+        (["--budget", "1e-6"], "try a larger --budget or --space w+ or a nearer target"),
+    ],
+)
+def test_a_drag_that_ends_far_away_says_what_to_try(
+    drag: Callable[..., int],
+    fake_refiner: FakeRefiner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    advice: str,
+) -> None:
+    def fall_short(*args: Any, **settings: Any) -> RefineResult:
+        result = fake_refiner(*args, **settings)
+        reason: Any = "budget" if settings["config"].budget_s else "steps"
+        return dataclasses.replace(result, distances=result.distances + 7, reason=reason)
+
+    assert drag(*DRAG) == 0
+    assert "try" not in capsys.readouterr().out
+    monkeypatch.setattr("autodrag.infer.drag.refine", fall_short)
+    assert drag(*DRAG, *options) == 0
+    assert advice in capsys.readouterr().out
 
 
 def test_latents_start_an_edit(drag: Callable[..., int], tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from autodrag.files import read_bounded
 
 Config = TypeVar("Config")
 
+MAX_BYTES = 2**20
+
 
 def read_config(config: type[Config], prog: str, argv: Sequence[str]) -> Config:
     """A config dataclass from `--config FILE.yaml` and `--group.field VALUE` options, which override the file.
@@ -31,32 +33,37 @@ def read_config(config: type[Config], prog: str, argv: Sequence[str]) -> Config:
     Raises:
         AutodragError: an unknown field, a value of another type, or values that the config refuses.
     """
-    import yaml
     from pydantic import TypeAdapter, ValidationError
 
+    values = _defaults(config)
     parser = ArgumentParser(prog=prog, description=(config.__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of the fields below")
-    for name, kind, text in _options(config):
+    for name, kind, text in _options(config, values):
         parser.add_argument(f"--{name}", metavar=kind, help=text.replace("%", "%%"), default=argparse.SUPPRESS)
     given = vars(parser.parse_args(list(argv)))
     file = given.pop("config")
-    values = _defaults(config)
+    if file is not None:
+        document = _load(read_bounded(file, MAX_BYTES, "config"), f"config {file!r} is not YAML")
+        _update(values, {} if document is None else document, config, f"config {file!r}: ")
+    for name, text in given.items():
+        *groups, field = name.split(".")
+        part = values
+        for group in groups:
+            part = part[group]
+        part[field] = _load(text, f"--{name} {text!r} is not a YAML value")
     try:
-        if file is not None:
-            document = yaml.safe_load(read_bounded(file, 2**20, "config")) or {}
-            _update(values, document, config, file)
-        for name, text in given.items():
-            *groups, field = name.split(".")
-            part = values
-            for group in groups:
-                part = part[group]
-            part[field] = yaml.safe_load(text)
-        result: Config = TypeAdapter(config).validate_python(values)
-    except yaml.YAMLError as error:
-        raise AutodragError(f"config {file!r} is not YAML ({' '.join(str(error).split())})") from error
+        return TypeAdapter(config).validate_python(values)
     except ValidationError as error:
         raise AutodragError(validation_sentence(error)) from error
-    return result
+
+
+def _load(text: str | bytes, sentence: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise AutodragError(f"{sentence} ({' '.join(str(error).split())})") from error
 
 
 def _fields(config: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
@@ -65,15 +72,15 @@ def _fields(config: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
         yield field, types[field.name]
 
 
-def _options(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Dotted name, type and docstring with the default, of every field of a config and its groups."""
+def _options(config: Any, defaults: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Dotted name, type, and docstring with the default, of every field of a config and its groups."""
     documented = _docstrings(config)
     for field, kind in _fields(config):
         name = prefix + field.name
         if dataclasses.is_dataclass(kind):
-            yield from _options(kind, f"{name}.")
+            yield from _options(kind, defaults[field.name], f"{name}.")
             continue
-        default = "" if field.default is dataclasses.MISSING else f" (default: {field.default})"
+        default = f" (default: {defaults[field.name]})" if field.name in defaults else ""
         yield name, getattr(kind, "__name__", str(kind)).upper(), documented.get(field.name, "") + default
 
 
@@ -104,15 +111,15 @@ def _defaults(config: Any) -> dict[str, Any]:
     return values
 
 
-def _update(values: dict[str, Any], document: object, config: Any, file: str, place: str = "") -> None:
+def _update(values: dict[str, Any], document: object, config: Any, where: str, place: str = "") -> None:
     """Replace defaults by the values of a YAML document."""
     if not isinstance(document, dict):
-        raise AutodragError(f"config {file!r}: {place.rstrip('.') or 'the document'} is not a mapping of fields")
+        raise AutodragError(f"{where}{place.rstrip('.') or 'the document'} is not a mapping of fields")
     kinds = {field.name: kind for field, kind in _fields(config)}
     for name, value in document.items():
         if name not in kinds:
-            raise AutodragError(f"config {file!r}: {unknown_field(f'{place}{name}', str(name), kinds)}")
+            raise AutodragError(where + unknown_field(f"{place}{name}", str(name), kinds))
         if dataclasses.is_dataclass(kinds[name]):
-            _update(values[name], value, kinds[name], file, f"{place}{name}.")
+            _update(values[name], value, kinds[name], where, f"{place}{name}.")
         else:
             values[name] = value
