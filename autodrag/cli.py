@@ -38,6 +38,7 @@ GROUPS = {
         "landmarks": "train the landmark net on rendered critters",
         "regularizer": "train the latent regularizer, stage 1 of the learned editor",
         "predictor": "train the latent predictor, stage 2 of the learned editor",
+        "paper": "train both stages of the learned editor exactly as the paper describes them",
         "userlt": "train the baseline UserControllableLT",
     },
     "eval": {

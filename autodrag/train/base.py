@@ -8,7 +8,6 @@ together.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 import math
 import os
@@ -22,7 +21,6 @@ from typing import Any, Generic, TypeVar
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -30,6 +28,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+from autodrag.config_files import read_config
 from autodrag.errors import AutodragError
 from autodrag.memory import keep_memory
 from autodrag.nets.stylegan2 import Generator
@@ -96,20 +95,8 @@ class Optimisation:
 
 
 def parse_config(config: type[Config], command: str, argv: list[str]) -> Config:
-    """A config dataclass from `--config file.yaml` and `--group.field value` overrides.
-
-    Unknown keys and wrong types exit with code 2. Values that contradict each other raise AutodragError.
-    """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the docstrings of the fields are their help
-    parser = ArgumentParser(prog=f"autodrag train {command}", description=(config.__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file with any of the fields below")
-    parser.add_class_arguments(config, None, sub_configs=False)
-    given = parser.parse_args(argv)
-    try:
-        parsed = parser.instantiate(given)
-    except ValueError as problem:
-        raise AutodragError(str(problem)) from None
-    return config(**{field.name: parsed[field.name] for field in dataclasses.fields(config)})  # type: ignore[arg-type]
+    """The config of `autodrag train COMMAND`; see `read_config`."""
+    return read_config(config, f"autodrag train {command}", argv)
 
 
 def check_batch(batch: int, run: RunConfig) -> None:

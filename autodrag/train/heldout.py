@@ -21,7 +21,8 @@ from autodrag.infer.predict import PredictConfig, predict
 from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.landmarks import LandmarkNet
 from autodrag.nets.predictor import DragBatch, PredictorConfig
-from autodrag.nets.stylegan2 import Generator
+from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.points import Size
 from autodrag.tracking import PULL, appearance, follow, match_features
 
 COUNT = 64
