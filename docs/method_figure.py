@@ -46,13 +46,7 @@ def main() -> None:
     cost = 1 - torch.einsum("bchw,bnc->bnhw", edited.units[1], reference.features[1])[0, 0]
 
     figure = plt.figure(figsize=(12, 4.6), dpi=110)
-    titles = (
-        "image, handle, target",
-        "features F",
-        "tokens of the map and the drag",
-        "latent w + edit",
-        "tracker's cost",
-    )
+    titles = ("image, handle, target", "features F", "map tokens", "image of the edited latent", "tracker's cost")
     axes: list[Axes] = [figure.add_axes((0.02 + 0.197 * k, 0.42, 0.155, 0.42)) for k in range(5)]
     for k, (axis, title) in enumerate(zip(axes, titles, strict=True)):
         axis.set_title(title, fontsize=10)
@@ -67,7 +61,10 @@ def main() -> None:
     axes[0].plot(*HANDLE, "o", color="#e62828")
     axes[0].plot(*TARGET, "o", color="#285af0")
     axes[1].imshow(feature_picture(opened.features.outputs[3][0].float()))
-    axes[2].imshow(feature_picture(torch.nn.functional.avg_pool2d(opened.features.outputs[3][0].float(), 4)))
+    tokens = opened.memory.map_tokens
+    assert tokens is not None
+    side = round(tokens.shape[1] ** 0.5)
+    axes[2].imshow(feature_picture(tokens[0].t().reshape(-1, side, side)))
     axes[3].imshow(result.image)
     axes[4].imshow(cost.numpy(), cmap="viridis_r")
     size = (cost.shape[0], cost.shape[1])
