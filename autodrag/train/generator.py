@@ -71,7 +71,9 @@ class AdversarialConfig:
     """With `start`: images for which the new discriminator trains alone. If the generator grows, the real images are
     reduced to the old resolution in this time. Otherwise the discriminator would learn to detect blur alone."""
     fade_images: int = 20_000
-    """With `start`, if the generator grows: images after the warm-up over which the real images become sharp."""
+    """With `start`: images after the warm-up over which the generator's learning rate rises from 0 and, where it
+    grows, the real images become sharp. At the full rate from the first step it fooled a warm discriminator within 400
+    images, and the discriminator did not recover."""
     r1_gamma: float = 0.1
     """Weight of R1; NVIDIA's rule of thumb is 2e-4 * pixels / batch."""
     r1_interval: int = 16
@@ -155,32 +157,39 @@ class AdversarialModule(TrainingModule):
         """Steps at the beginning in which the discriminator trains alone."""
         return 0 if self.config.start is None else math.ceil(self.hp.warmup_images / self.hp.batch)
 
+    @property
+    def faded(self) -> float:
+        """Share of the transition after the warm-up that is done, 0 to 1."""
+        if self.config.start is None or not self.hp.fade_images:
+            return 1.0
+        return min(1.0, max(0.0, (self.step - self.warmup_steps) * self.hp.batch / self.hp.fade_images))
+
     def fade(self, real: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """Real images, as sharp as the grown generator should be at this step."""
-        if self.config.start is None or self.start_size == self.config.generator.image_size:
-            return real
-        after = (self.step - self.warmup_steps) * self.hp.batch
-        if after >= self.hp.fade_images:
+        """Real images as sharp as the grown generator should be at this step."""
+        if self.faded == 1 or self.start_size == self.config.generator.image_size:
             return real
         blurred = F.adaptive_avg_pool2d(real, self.start_size)
         with torch.autocast(self.device.type, enabled=False):
             while blurred.shape[2] < real.shape[2]:
                 blurred = upsample(blurred)
-        return blurred.lerp(real, max(0.0, after / self.hp.fade_images))
+        return blurred.lerp(real, self.faded)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for both. Lazy regularisation adds steps, so the lr and betas of that network shrink with it."""
 
-        def adam(parameters: Any, lr: float, interval: int | None) -> torch.optim.Adam:
-            ratio = 1.0 if interval is None else interval / (interval + 1)
+        def adam(parameters: Any, lr: float, ratio: float) -> torch.optim.Adam:
             return torch.optim.Adam(parameters, lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)
 
-        path = self.hp.path_length_interval if self.hp.path_length_weight else None
-        r1 = self.hp.r1_interval if self.hp.r1_gamma else None
+        r1 = _lazy_ratio(self.hp.r1_interval, self.hp.r1_gamma)
         return [
-            adam(self.generator.parameters(), self.hp.generator_lr, path),
+            adam(self.generator.parameters(), self.hp.generator_lr, self.path_ratio),
             adam(self.discriminator.parameters(), self.hp.discriminator_lr, r1),
         ]
+
+    @property
+    def path_ratio(self) -> float:
+        """Correction of the generator's rate and betas for lazy path-length regularisation."""
+        return _lazy_ratio(self.hp.path_length_interval, self.hp.path_length_weight)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """The stream of real images from this run's step on."""
@@ -232,6 +241,8 @@ class AdversarialModule(TrainingModule):
         if moves:
             self.discriminator.requires_grad_(False)
             loss_g = generator_loss(self.discriminator(fake))
+            for group in optimizer_g.param_groups:
+                group["lr"] = self.hp.generator_lr * self.path_ratio * self.faded
             optimizer_g.zero_grad()
             self.manual_backward(loss_g)
             optimizer_g.step()
@@ -307,6 +318,11 @@ class AdversarialModule(TrainingModule):
         """Writes the average as a release file, fp16, with the images it has seen in its metadata."""
         extra = {"images_seen": self.step * self.hp.batch, "training": asdict(self.hp)}
         save_generator(path, self.average, dtype=torch.float16, extra=extra)
+
+
+def _lazy_ratio(interval: int, weight: float) -> float:
+    """Steps without regularisation as a share of all steps of a network that is regularised every `interval` steps."""
+    return interval / (interval + 1) if weight else 1.0
 
 
 def prepare_data(config: GeneratorTraining) -> Any:
