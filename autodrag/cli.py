@@ -10,7 +10,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autodrag import __version__
@@ -21,8 +21,13 @@ from autodrag.memory import keep_memory
 Arguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
-TRAINING = ("generator", "landmarks", "regularizer", "predictor", "userlt")
-EVALUATIONS = ("landmarks", "paired", "mdd", "ccsd", "masks", "speed", "samples", "ablations")
+TRAINING = {
+    **{name: f"autodrag.train.{name}" for name in ("generator", "landmarks", "regularizer", "predictor")},
+    "userlt": "autodrag.eval.baselines.userlt_training",
+}
+EVALUATIONS = {
+    name: f"autodrag.eval.{name}" for name in ("landmarks", "paired", "mdd", "ccsd", "masks", "speed", "samples")
+}
 
 
 @dataclass(frozen=True)
@@ -34,15 +39,15 @@ class Command:
     run: Run
 
 
-def delegate(package: str, choices: Sequence[str]) -> tuple[Arguments, Run]:
-    """A command whose first word names a module of `package`; that module reads the rest."""
+def delegate(modules: Mapping[str, str]) -> tuple[Arguments, Run]:
+    """A command whose first word names a module; the module reads the other words."""
 
     def arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("what", choices=choices)
+        parser.add_argument("what", choices=tuple(modules))
         parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see --help after its name")
 
     def run(args: argparse.Namespace) -> int:
-        module = importlib.import_module(f"{package}.{args.what}")
+        module = importlib.import_module(modules[args.what])
         return int(module.main(list(args.rest)) or 0)
 
     return arguments, run
@@ -60,8 +65,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "info": Command("say what a checkpoint holds", checkpoints.info_arguments, checkpoints.info),
     "schema": Command("print the JSON Schema of an edit", checkpoints.schema_arguments, checkpoints.schema),
-    "train": Command("train a network", *delegate("autodrag.train", TRAINING)),
-    "eval": Command("measure methods by a protocol", *delegate("autodrag.eval", EVALUATIONS)),
+    "train": Command("train a network", *delegate(TRAINING)),
+    "eval": Command("measure methods by a protocol", *delegate(EVALUATIONS)),
 }
 
 

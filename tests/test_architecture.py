@@ -28,6 +28,7 @@ FOUNDATIONS = (
     "checkpoint",
     "edits",
     "memory",
+    "parallel",
     "replay",
     "tracking",
 )

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.data.flow import load_raft
+from autodrag.eval.flow import RaftFlow as load_raft
 from autodrag.images import to_uint8
 from autodrag.infer.motion import fixed_region, held_points, motion_supervision, movable_share
 from autodrag.infer.settings import RefineConfig

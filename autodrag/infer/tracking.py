@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from autodrag.data.flow import Flow
+from autodrag.eval.flow import Flow
 from autodrag.points import Size, last_pixel, sample, square
 
 Norm = Literal["l1", "l2"]

@@ -1,11 +1,10 @@
 """Optical flow between two images, by OpenCV or by RAFT.
 
-A flow is (H, W, 2) px, (dx, dy): what lies at p in the first image lies at p + flow[p] in the second.
+A flow is (H, W, 2) px, (dx, dy): the content at p in the first image is at p + flow[p] in the second.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import pickle
 from collections.abc import Callable
@@ -33,8 +32,8 @@ _RAFT_PX = 128
 def dis_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
     """Dense inverse search (Kroeger et al. 2016), OpenCV's medium preset, on grey values.
 
-    Images under 256 px are enlarged to it first (bicubic), because the method starts at a quarter of the resolution;
-    the flow is scaled back. Both are our choice; the papers do not name their flow.
+    Images smaller than 256 px are first enlarged to 256 px (bicubic), because the method starts at a quarter of the
+    resolution; the flow is scaled back. Both are our choice; the papers do not name their flow.
     """
     height, width = first.shape[:2]
     factor = max(1, -(-_DIS_PX // min(height, width)))
@@ -52,16 +51,16 @@ def farneback_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, 
 
 
 class RaftFlow:
-    """RAFT (Teed and Deng 2020), torchvision's large model, where it and its weights are here; nothing is downloaded.
+    """RAFT (Teed and Deng 2020), torchvision's large model. Nothing is downloaded.
 
-    Images under 128 px, the least it takes, are enlarged; sides are brought to multiples of eight.
+    Images smaller than 128 px, the least that RAFT takes, are enlarged; sides become multiples of eight.
     """
 
     def __init__(self, device: torch.device, weights: Path | None = None) -> None:
         """weights: a file of torchvision's weights; None looks for it in PyTorch's hub folder.
 
         Raises:
-            AutodragError: torchvision or the weights are not here, or the file holds something else.
+            AutodragError: torchvision or the weights are missing, or the file holds something else.
         """
         if importlib.util.find_spec("torchvision") is None:
             raise AutodragError("RAFT needs the package torchvision; install it: pip install torchvision")
@@ -106,14 +105,8 @@ class RaftFlow:
         return F.interpolate(pixels.float().div(127.5).sub(1), size, mode="bilinear", align_corners=False)
 
 
-@functools.cache
-def load_raft(device: torch.device, weights: Path | None) -> RaftFlow:
-    """RAFT, loaded once for each device and file."""
-    return RaftFlow(device, weights)
-
-
 def log_expansion(flow: Float[np.ndarray, "H W 2"]) -> Float[np.ndarray, "H W"]:
-    """How much the surroundings of each pixel grow: the logarithm of the root of |det(1 + grad flow)|.
+    """Log-expansion of the surroundings of each pixel: the logarithm of the root of |det(1 + grad flow)|.
 
     Zero for a shift or a turn, log s for a growth by s; between log 1/4 and log 4.
     """

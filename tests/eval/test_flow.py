@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from autodrag.data.flow import Flow, RaftFlow, dis_flow, farneback_flow, log_expansion
 from autodrag.errors import AutodragError
+from autodrag.eval.flow import Flow, RaftFlow, dis_flow, farneback_flow, log_expansion
 
 CPU = torch.device("cpu")
 
