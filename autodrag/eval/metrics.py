@@ -58,7 +58,7 @@ def correlated_points(
 
     A measure that uses neither the generator's features nor a landmark net. The patch around each handle is searched in
     a square window around its target with a half width of 1.25 times the length of the drag, at least `SEARCH`; the
-    handle itself is therefore always in the window. The maximum is refined by a parabola in x and in y. Correlations
+    handle itself is therefore always in the window. The maximum is refined by a paraboloid through its neighbours. Correlations
     are in [-1, 1] (OpenCV's TM_CCOEFF_NORMED, over the three channels). Outside the image its border is repeated.
 
     The measure assumes that a patch is neither turned nor scaled by much, so that it compares methods and does not
@@ -75,7 +75,7 @@ def correlated_points(
         )
         correlation = np.where(np.isfinite(correlation), correlation, -1.0).clip(-1, 1)  # flat patches have no variance
         y, x = np.unravel_index(correlation.argmax(), correlation.shape)
-        peak = np.array([x + _vertex(correlation[y], int(x)), y + _vertex(correlation[:, x], int(y))])
+        peak = np.array([x, y]) + _vertex(correlation, int(x), int(y))
         found.append(center - reach + peak + (handle - pixel))
         scores.append(correlation[y, x])
     return torch.tensor(np.array(found), dtype=torch.float32), torch.tensor(np.array(scores), dtype=torch.float32)
@@ -90,13 +90,17 @@ def _crop(image: np.ndarray, center: np.ndarray, radius: int) -> np.ndarray:
     return image[np.ix_(y, x)]
 
 
-def _vertex(values: np.ndarray, index: int) -> float:
-    """Offset of the maximum of a parabola through a maximal value and its two neighbours, in (-0.5, 0.5)."""
-    if not 0 < index < len(values) - 1:
-        return 0.0
-    left, middle, right = (float(v) for v in values[index - 1 : index + 2])
-    curvature = left - 2 * middle + right
-    return 0.0 if curvature >= 0 else 0.5 * (left - right) / curvature
+def _vertex(values: np.ndarray, x: int, y: int) -> np.ndarray:
+    """Offset (x, y) of the maximum of a paraboloid through the 3 x 3 values around a maximal value; 0 at the border."""
+    v = values[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].astype(np.float64)
+    if v.shape != (3, 3):
+        return np.zeros(2)
+    gradient = np.array([v[1, 2] - v[1, 0], v[2, 1] - v[0, 1]]) / 2
+    mixed = (v[2, 2] - v[2, 0] - v[0, 2] + v[0, 0]) / 4
+    hessian = np.array([[v[1, 2] - 2 * v[1, 1] + v[1, 0], mixed], [mixed, v[2, 1] - 2 * v[1, 1] + v[0, 1]]])
+    if hessian[0, 0] >= 0 or np.linalg.det(hessian) <= 0:  # no maximum
+        return np.zeros(2)
+    return np.clip(-np.linalg.solve(hessian, gradient), -1, 1)
 
 
 def drag_accuracy(
