@@ -1,4 +1,4 @@
-"""`autodrag convert`, `autodrag info` and `autodrag schema`: what goes in and out of files."""
+"""`autodrag convert`, `autodrag info` and `autodrag schema`: checkpoints and the format of edits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from autodrag.edits import schema as edit_schema
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag convert`."""
-    parser.add_argument("file", help="NVIDIA .pkl, rosinality .pt, legacy TensorFlow .pkl; told by its structure")
+    parser.add_argument("file", help="NVIDIA or TensorFlow .pkl, rosinality .pt, or a state dict")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="checkpoint folder, such as checkpoints/ffhq")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="of storage")
-    parser.add_argument("--overwrite", action="store_true", help="replace a generator that is there")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="type of the stored weights"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing generator")
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Convert a foreign checkpoint without running anything that it carries."""
+    """Convert a checkpoint of another project without running code from it."""
     import torch
 
     from autodrag.convert import convert as convert_file

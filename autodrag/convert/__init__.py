@@ -1,19 +1,21 @@
-"""Foreign StyleGAN2 checkpoints → `generator.safetensors`, running none of the code that they carry.
+"""Convert StyleGAN2 checkpoints of other projects to `generator.safetensors` without running code from them.
 
     report = convert(Path("stylegan2-ffhq-512x512.pkl"), Path("checkpoints/ffhq"))
 
-Read are NVIDIA's pickles (stylegan2-ada-pytorch, the StyleGAN2 of stylegan3, StyleGAN-Human), the legacy
-TensorFlow tuples (G, D, Gs) and rosinality's `.pt`. A file is recognised by what it holds, not by its name.
+Supported are NVIDIA's pickles (stylegan2-ada-pytorch, the StyleGAN2 of stylegan3, StyleGAN-Human), the legacy
+TensorFlow tuples (G, D, Gs), rosinality's `.pt`, and plain state dicts with NVIDIA's or rosinality's names. A file is
+recognised by its content, not by its name, and it is judged by its generator: other objects in it are ignored.
 
-The way of a file: `archives` unwraps it, `pickles` reads its pickle into inert records, one of `nvidia`,
-`tensorflow` and `rosinality` recognises and renames, `matching` finds the config and compares every shape,
-and only then are tensors read, one by one.
+`archives` opens the container and `pickles` reads it as inert records. One of `nvidia`, `tensorflow` and
+`state_dicts` recognises the generator and renames its tensors. `matching` finds the config and compares every shape.
+Only then are tensors read, one at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,9 @@ from typing import Any
 import torch
 
 from autodrag.checkpoint import GENERATOR_FILE
-from autodrag.convert import nvidia, rosinality, tensorflow
+from autodrag.convert import nvidia, state_dicts, tensorflow
 from autodrag.convert.archives import read_archive
-from autodrag.convert.matching import Foreign, match, read_config
+from autodrag.convert.matching import SourceGenerator, match, read_config
 from autodrag.convert.pickles import Range, Record
 from autodrag.errors import CheckpointError
 from autodrag.nets.stylegan2 import GeneratorConfig
@@ -34,20 +36,20 @@ __all__ = ["ConversionReport", "convert"]
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What a conversion found and wrote."""
+    """Result of a conversion."""
 
     source: Path
     """The file that was read."""
     path: Path
     """The file that was written."""
     format: str
-    """The source's format, for people to read."""
+    """Name of the source's format."""
     config: GeneratorConfig
     """The network's architecture."""
     tensors: int
-    """How many tensors were written."""
+    """Number of tensors written."""
     parameters: int
-    """How many numbers they hold, noise and mean latent included."""
+    """Number of values in them, including noise and the mean latent."""
     bytes: int
     """Size of the written file."""
 
@@ -64,62 +66,69 @@ class ConversionReport:
 def convert(
     source: str | Path, out: str | Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
 ) -> ConversionReport:
-    """Convert a foreign generator to `out/generator.safetensors`, whole or not at all.
+    """Convert another project's generator to `out/generator.safetensors`, which is written completely or not at all.
 
     Args:
         source: the checkpoint file.
-        out: the checkpoint folder to make or to complete.
-        dtype: storage type, fp32, fp16 or bf16; computing is in fp32 whatever it is.
-        overwrite: replace a generator that is already there.
+        out: the checkpoint folder, which is created if it does not exist.
+        dtype: storage type: fp32, fp16 or bf16. Computation is always in fp32.
+        overwrite: replace an existing generator.
 
     Raises:
-        CheckpointError: the file is missing, no checkpoint, truncated, of another architecture, or its
-            tensors are not those of a StyleGAN2 generator; the sentence says which.
+        CheckpointError: the file does not exist, is not a checkpoint, is damaged, or holds no StyleGAN2 generator
+            that autodrag supports.
     """
+    if re.match(r"[A-Za-z][\w+.-]+://", str(source)):
+        raise CheckpointError(f"{str(source)!r} is a URL, but a file was expected; download it and give its path")
     source, path = Path(source), Path(out) / GENERATOR_FILE
+    if source.is_dir():
+        if (source / GENERATOR_FILE).exists():
+            step = "it is a checkpoint of autodrag and needs no conversion"
+        else:
+            step = "give the .pkl or .pt file inside"
+        raise CheckpointError(f"{str(source)!r} is a folder, but a file was expected; {step}")
     if not source.is_file():
-        raise CheckpointError(f"{str(source)!r} does not exist or is not a file; check the path")
+        raise CheckpointError(f"{str(source)!r} does not exist; check the path")
     if Path(out).is_file():
-        raise CheckpointError(f"{str(out)!r} is a file; give a folder to write {GENERATOR_FILE} into")
+        raise CheckpointError(f"{str(out)!r} is a file, but {GENERATOR_FILE} needs a folder; give a folder")
     if path.exists() and not overwrite:
         raise CheckpointError(f"{str(path)!r} exists already; give another folder or --overwrite")
     try:
         with source.open("rb") as stream:
             size = source.stat().st_size
-            foreign = recognise(read_archive(Range(stream, 0, size)))
-            config = read_config(foreign)
-            tensors = match(foreign, config, available=size, dtype=dtype)
+            generator = recognise(read_archive(Range(stream, 0, size)))
+            config = read_config(generator)
+            tensors = match(generator, config, available=size, dtype=dtype)
             save_tensors(
                 path,
                 tensors,
                 kind="generator",
                 config=dataclasses.asdict(config),
-                extra={"source": source.name, "source_format": foreign.format},
+                extra={"source": source.name, "source_format": generator.format},
             )
     except CheckpointError as error:
         raise CheckpointError(f"{str(source)!r}: {error}") from error
     except OSError as error:
         raise CheckpointError(f"{str(error.filename or source)!r}: {error.strerror or error}") from error
     parameters = sum(math.prod(shape) for shape in tensors.shapes.values())
-    written = path.stat().st_size
-    return ConversionReport(source, path, foreign.format, config, len(tensors), parameters, written)
+    return ConversionReport(source, path, generator.format, config, len(tensors), parameters, path.stat().st_size)
 
 
-def recognise(value: Any) -> Foreign:
-    """The generator in what a checkpoint file holds, told by structure.
+def recognise(value: Any) -> SourceGenerator:
+    """The generator in the value of a checkpoint file, recognised by its structure.
 
     Raises:
-        CheckpointError: it holds none that is known.
+        CheckpointError: the value holds no generator of a known format.
     """
     if (network := nvidia.recognise(value)) is not None:
         return nvidia.read(network)
     if (network := tensorflow.recognise(value)) is not None:
         return tensorflow.read(network)
-    if (table := rosinality.recognise(value)) is not None:
-        return rosinality.read(table)
+    if (state := state_dicts.recognise(value)) is not None:
+        return state_dicts.read(state)
     raise CheckpointError(
-        f"no StyleGAN2 generator in it, but {_describe(value)}; expected NVIDIA's pickle with 'G_ema', "
-        "TensorFlow's (G, D, Gs) or rosinality's table with 'g_ema'"
+        f"it holds {_describe(value)}, but no StyleGAN2 generator; expected NVIDIA's or TensorFlow's pickle, or a "
+        "state dict with the tensor names of NVIDIA or rosinality"
     )
 
 
@@ -127,6 +136,4 @@ def _describe(value: Any) -> str:
     if isinstance(value, dict):
         keys = ", ".join(repr(key)[:40] for key in list(value)[:5] if isinstance(key, (str, int)))
         return f"a table of {keys or 'nothing'}"
-    if isinstance(value, Record):
-        return f"a record of {value.source}"
-    return f"a {type(value).__name__}"
+    return str(value) if isinstance(value, Record) else f"a {type(value).__name__}"

@@ -1,7 +1,7 @@
-"""From a foreign network's tensors to ours: read the config off their shapes, compare strictly, load lazily.
+"""From another project's tensors to ours: read the config from their shapes, compare strictly, load lazily.
 
 Names and shapes are those of autodrag.nets.stylegan2, which are NVIDIA's (stylegan2-ada-pytorch). Shapes are
-compared on the meta device, so nothing is read from the file before everything fits.
+compared on the meta device, so no weight is read from the file before every shape fits.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,65 +21,64 @@ from autodrag.convert.tensors import StoredTensor
 from autodrag.errors import CheckpointError
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig, seed_z
 
-AVERAGE_SEEDS = 4096  # how many latents rosinality's own scripts average where a checkpoint stores no mean
+AVERAGE_SEEDS = 4096  # latents that rosinality's own scripts average if a checkpoint stores no mean
+BLOCKS = tuple(4 << k for k in range(9))  # heights of the blocks, 4 to 1024 px
+MAX_MAPPING_LAYERS = 64  # every published network has 8
 _NOISE = ("noise_const", "noise_strength")
 _FIR = torch.outer(torch.tensor([1.0, 3.0, 3.0, 1.0]), torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
-_TOLERANCE = 1e-3
-BLOCKS = tuple(4 << k for k in range(9))  # heights of the blocks, 4 to 1024 px
-MAX_MAPPING_LAYERS = 64  # 8 in every network that is known
+_FIR_TOLERANCE = 1e-3
 Shape = tuple[int, ...]
-
-
-def unchanged(tensor: Tensor) -> Tensor:
-    """The change of a tensor that needs none."""
-    return tensor
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of the source: its name there, where it lies, and how it becomes ours."""
+    """One tensor of the source: its name there, its place in the file, and the change of layout to ours."""
 
     name: str
     stored: StoredTensor
-    change: Callable[[Tensor], Tensor] = unchanged
+    change: Change | None = None
 
     @property
     def shape(self) -> Shape | None:
-        """Its shape once changed, found without reading it; None where it cannot be changed at all."""
+        """Shape in our layout, found without reading the tensor. None if the change does not fit the tensor."""
         try:
-            return tuple(self.change(torch.empty(self.stored.shape, device="meta")).shape)
+            return tuple(self._changed(torch.empty(self.stored.shape, device="meta")).shape)
         except (RuntimeError, IndexError):
             return None
 
     def read(self) -> Tensor:
-        """The tensor as ours, in the source's precision."""
-        return self.change(self.stored.read()).contiguous()
+        """The tensor in our layout and the source's precision."""
+        return self._changed(self.stored.read()).contiguous()
+
+    def _changed(self, tensor: Tensor) -> Tensor:
+        return tensor if self.change is None else self.change(tensor)
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """A recognised generator: its tensors under our names, and what shapes do not tell."""
+class SourceGenerator:
+    """A recognised generator: its tensors under our names, and the settings that shapes do not show."""
 
     format: str
-    """The source's format, for people to read."""
+    """Name of the source's format, for reports."""
     weights: Mapping[str, Weight]
-    """Our tensor name → the source's tensor; a name that is not ours is surplus."""
+    """Our tensor name → the source's tensor. A name that ours does not have is an error."""
     z_dim: int | None = None
-    """Length of z where the source says so."""
+    """Length of z, if the source states it."""
     conv_clamp: float | None = None
     """Bound on activations."""
     mapping_lr_multiplier: float = 0.01
     """Learning-rate multiplier of the mapping layers."""
-    no_noise: bool = False
-    """The network was built without noise inputs: ours gets zeros."""
-    average_missing: bool = False
+    without_noise: bool = False
+    """The network has no noise inputs: ours get zeros."""
+    without_average: bool = False
     """The file stores no mean latent: it is computed."""
     source_names: Mapping[str, str] = field(default_factory=dict)
-    """Our tensor name → what the source would call it, for errors; absent: the same."""
+    """Our tensor name → the source's name, for errors. Missing entries have the same name."""
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Our tensors, each read when it is asked for and kept by nobody: one at a time is in memory."""
+    """Our tensors, read on access and not cached, so that only one is in memory."""
 
     def __init__(
         self, readers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, Shape], dtype: torch.dtype
@@ -89,7 +89,7 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.readers[name]().to(self.dtype)
-        if not all(math.isfinite(bound) for bound in tensor.aminmax()):  # NaN would be both
+        if not all(math.isfinite(bound) for bound in tensor.aminmax()):  # with a NaN, both bounds are NaN
             raise CheckpointError(
                 f"{name!r} holds values that are not finite in {self.dtype}; "
                 "convert to float32, or download the file again"
@@ -103,33 +103,31 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self.readers)
 
 
-def read_config(foreign: Foreign) -> GeneratorConfig:
-    """The architecture that the tensors' shapes speak of.
+def read_config(source: SourceGenerator) -> GeneratorConfig:
+    """The architecture that the shapes of the tensors show.
 
-    Sizes are settled by majority, so that one tensor of a wrong shape is named by the comparison that follows
-    instead of bending the config.
+    Sizes are decided by majority, so that a single tensor of a wrong shape is named by `match` and does not change
+    the config.
     """
-    shapes = {name: weight.shape or () for name, weight in foreign.weights.items()}
-    found = (re.match(r"synthesis\.b(\d{1,6})\.conv1\.", name) for name in shapes)
-    blocks = sorted({int(match[1]) for match in found if match})
+    shapes = {name: weight.shape or () for name, weight in source.weights.items()}
+    matches = (re.match(r"synthesis\.b(\d{1,6})\.conv1\.", name) for name in shapes)
+    blocks = sorted({int(match[1]) for match in matches if match})
     if not blocks:
-        raise CheckpointError("it holds no synthesis blocks, so it is not a StyleGAN2 generator")
+        raise CheckpointError("it has no synthesis blocks; give a StyleGAN2 generator")
 
     def size(pattern: str, axis: int, default: int) -> int:
-        found = [s[axis] for name, s in shapes.items() if re.fullmatch(pattern, name) and -len(s) <= axis < len(s)]
-        return Counter(found).most_common(1)[0][0] if found else default
+        sizes = [s[axis] for name, s in shapes.items() if re.fullmatch(pattern, name) and -len(s) <= axis < len(s)]
+        return Counter(sizes).most_common(1)[0][0] if sizes else default
 
     channels = {r: size(rf"synthesis\.b{r}\.(conv1\.(weight|bias|affine\.bias)|conv0\.bias)", 0, 0) for r in blocks}
     channel_max = max(channels.values())
     channel_base = max(count * r for r, count in channels.items())
-    fitting = {r: min(channel_base // r, channel_max) for r in blocks}
-    if fitting != channels:
-        wrong = next(r for r in blocks if fitting[r] != channels[r])
-        raise CheckpointError(
-            f"the {wrong} px block has {channels[wrong]} channels where min({channel_base} / {wrong}, "
-            f"{channel_max}) = {fitting[wrong]} were expected; such networks are not supported"
-        )
-    w_dim = size(r"synthesis\..*\.affine\.weight", 1, 512)
+    for r, count in channels.items():
+        if count != (expected := min(channel_base // r, channel_max)):
+            raise CheckpointError(
+                f"the {r} px block has {count} channels, but min({channel_base} / {r}, {channel_max}) = {expected} "
+                "were expected; give a generator with StyleGAN2's rule of channels"
+            )
     embed = size(r"mapping\.embed\.(weight|bias)", 0, 0)
     layers = [i for i in range(MAX_MAPPING_LAYERS) if f"mapping.fc{i}.weight" in shapes]
     rgb = {r for r in blocks if any(name.startswith(f"synthesis.b{r}.torgb.") for name in shapes)}
@@ -141,80 +139,115 @@ def read_config(foreign: Foreign) -> GeneratorConfig:
         return GeneratorConfig(
             resolution=max(blocks),
             base_width=size(r"synthesis\.b4\.(const|conv1\.noise_const)", -1, 4),
-            z_dim=foreign.z_dim or max(size(r"mapping\.fc0\.weight", 1, 512 + embed) - embed, 1),
-            w_dim=w_dim,
+            z_dim=source.z_dim or max(size(r"mapping\.fc0\.weight", 1, 512 + embed) - embed, 1),
+            w_dim=size(r"synthesis\..*\.affine\.weight", 1, 512),
             c_dim=size(r"mapping\.embed\.weight", 1, 1) if embed else 0,
             mapping_layers=max(layers, default=0) + 1,
             channel_base=channel_base,
             channel_max=channel_max,
             architecture=architecture,  # type: ignore[arg-type]
-            conv_clamp=foreign.conv_clamp,
-            mapping_lr_multiplier=foreign.mapping_lr_multiplier,
+            conv_clamp=source.conv_clamp,
+            mapping_lr_multiplier=source.mapping_lr_multiplier,
         )
     except ValueError as error:
-        raise CheckpointError(f"the network is outside what autodrag supports: {error}") from error
+        raise CheckpointError(
+            f"autodrag does not support this network: {error} Give another StyleGAN2 generator."
+        ) from error
 
 
-def match(foreign: Foreign, config: GeneratorConfig, *, available: int, dtype: torch.dtype) -> LazyTensors:
-    """Compare the source's tensors with our network's and return ours, unread.
+def match(source: SourceGenerator, config: GeneratorConfig, *, available: int, dtype: torch.dtype) -> LazyTensors:
+    """Compare the source's tensors with our network's and return ours, not yet read.
 
     Args:
-        foreign: the recognised source.
-        config: what `read_config` found.
-        dtype: the type that our tensors get.
-        available: bytes in the file; tensors that add up to more share their bytes, which no real file does.
+        source: the recognised generator.
+        config: result of `read_config`.
+        available: bytes in the file. Tensors that need more share bytes, which no real file does.
+        dtype: type of our tensors.
 
     Raises:
-        CheckpointError: a tensor is missing, surplus or of another shape.
+        CheckpointError: a tensor is missing, unknown, or has another shape.
     """
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in Generator(config).state_dict().items()}
     readers: dict[str, Callable[[], Tensor]] = {}
     for name, shape in shapes.items():
-        if name in foreign.weights:
-            readers[name] = foreign.weights[name].read
-        elif foreign.no_noise and name.endswith(_NOISE):
+        if name in source.weights:
+            readers[name] = source.weights[name].read
+        elif source.without_noise and name.endswith(_NOISE):
             readers[name] = partial(torch.zeros, shape)
-    if foreign.average_missing:
-        readers["mapping.w_avg"] = partial(_average, config, foreign.weights)
-    present = {name: weight for name, weight in foreign.weights.items() if name in shapes}
+    if source.without_average:
+        readers["mapping.w_avg"] = partial(_average, config, source.weights)
+    present = {name: weight for name, weight in source.weights.items() if name in shapes}
     missing = sorted(set(shapes) - set(readers))
-    surplus = sorted(set(foreign.weights) - set(shapes))
+    unknown = sorted(set(source.weights) - set(shapes))
     wrong = [
         _shape_error(weight, name, shapes[name]) for name, weight in present.items() if weight.shape != shapes[name]
     ]
     if missing:
         raise CheckpointError(
-            f"the tensor {foreign.source_names.get(missing[0], missing[0])!r} is missing{_more(missing)}; "
-            "the file is incomplete or not a StyleGAN2 generator"
+            f"the tensor {source.source_names.get(missing[0], missing[0])!r} is missing{_more(missing)}; "
+            "give a complete StyleGAN2 generator"
         )
     if wrong:
-        raise CheckpointError(wrong[0] + _more(wrong))
-    if surplus:
+        raise CheckpointError(f"{wrong[0]}{_more(wrong)}; give a generator without changes to its architecture")
+    if unknown:
         raise CheckpointError(
-            f"the tensor {foreign.weights[surplus[0]].name!r} has no place in a StyleGAN2 generator"
-            f"{_more(surplus)}; the network was changed in a way that autodrag does not know"
+            f"the tensor {source.weights[unknown[0]].name[:100]!r} is not part of a StyleGAN2 generator"
+            f"{_more(unknown)}; give a generator without changes to its architecture"
         )
     if sum(weight.stored.nbytes for weight in present.values()) > available:
-        raise CheckpointError("its tensors add up to more than the file; it is damaged or hostile")
+        raise CheckpointError("its tensors are larger than the file, so it is damaged; download it again")
     return LazyTensors(readers, shapes, dtype)
 
 
-def check_filter(stored: StoredTensor | None, name: str, gain: float = 1.0) -> None:
-    """Refuse a network whose up- and downsampling filter is not [1, 3, 3, 1], which is all that ours has."""
-    if stored is None:
-        return
-    if stored.shape != (4, 4) or not torch.allclose(stored.read().float(), _FIR * gain, atol=_TOLERANCE):
+def check_filter(stored: StoredTensor, name: str, gain: float = 1.0) -> None:
+    """Refuse a resampling filter other than [1, 3, 3, 1], the only one of our network."""
+    if stored.shape != (4, 4) or not torch.allclose(stored.read().float(), _FIR * gain, atol=_FIR_TOLERANCE):
         raise CheckpointError(
-            f"{name!r} is a resampling filter of shape {stored.shape} other than StyleGAN2's [1, 3, 3, 1]; "
-            "such networks are not supported"
+            f"{name!r} is a resampling filter of shape {stored.shape}, but StyleGAN2's [1, 3, 3, 1] was expected; "
+            "give a generator with that filter"
         )
+
+
+def check_settings(
+    settings: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], known: Container[str], name: str = ""
+) -> None:
+    """Refuse settings that change the image in a form that our network does not have.
+
+    Args:
+        settings: arguments that the network was built with.
+        fixed: setting → the values that our network supports.
+        known: settings that the tensors show, or that do not change images.
+        name: prefix of the settings in the error.
+    """
+    for key, value in settings.items():
+        if value and key not in known and key not in fixed:
+            raise CheckpointError(
+                f"the network was built with the setting {f'{name}{key}'[:60]!r}, whose effect on the image is "
+                "unknown; give a generator with NVIDIA's settings only"
+            )
+        if isinstance(value, (list, tuple)) and len(value) < 10 and all(isinstance(x, (int, float)) for x in value):
+            plain: Any = list(value)
+        else:
+            plain = value if isinstance(value, (str, int, float, type(None))) else "(unreadable)"
+        if plain not in fixed.get(key, (plain,)):
+            raise CheckpointError(
+                f"the network was built with {name}{key} = {plain!r:.60}, but only {fixed[key][0]!r} is supported; "
+                "give a generator with that setting"
+            )
+
+
+def positive(value: float | None, name: str) -> float:
+    """`value` if it is a positive finite number."""
+    if value is None or not 0 < value < 1e9:
+        raise CheckpointError(f"its {name} is {value}, but a positive number was expected; download the file again")
+    return value
 
 
 def _shape_error(weight: Weight, name: str, expected: Shape) -> str:
     place = "" if weight.name == name else f" as {name!r}"
-    as_ours = "" if weight.shape in (weight.stored.shape, None) else f", which makes {weight.shape}"
-    return f"the tensor {weight.name!r} has shape {weight.stored.shape}{as_ours}; expected {expected}{place}"
+    changed = "" if weight.shape in (weight.stored.shape, None) else f", which becomes {weight.shape}"
+    return f"the tensor {weight.name!r} has shape {weight.stored.shape}{changed}; expected {expected}{place}"
 
 
 def _more(names: list[str]) -> str:
@@ -222,13 +255,13 @@ def _more(names: list[str]) -> str:
 
 
 def _average(config: GeneratorConfig, weights: Mapping[str, Weight]) -> Tensor:
-    """The mean of w over the first seeds: the same on every machine and in every run."""
+    """The mean of w over the first seeds, the same on every machine."""
     with torch.device("meta"):
         mapping = Generator(config).mapping
-    own = {"w_avg": torch.zeros(config.w_dim)}
-    for name in set(mapping.state_dict()) - set(own):
-        own[name] = weights[f"mapping.{name}"].read().float()
-    mapping.load_state_dict(own, assign=True)
+    tensors = {"w_avg": torch.zeros(config.w_dim)}
+    for name in set(mapping.state_dict()) - set(tensors):
+        tensors[name] = weights[f"mapping.{name}"].read().float()
+    mapping.load_state_dict(tensors, assign=True)
     z = torch.cat([seed_z(seed, config.z_dim) for seed in range(AVERAGE_SEEDS)])
     with torch.no_grad():
         return mapping(z, None).mean(0)

@@ -1,78 +1,135 @@
-"""NVIDIA's PyTorch pickles: stylegan2-ada-pytorch, the StyleGAN2 of stylegan3, and StyleGAN-Human.
+"""NVIDIA's PyTorch pickles: stylegan2-ada-pytorch, the StyleGAN2 of stylegan3, StyleGAN-Human and DragGAN's variants.
 
 Facts: torch_utils/persistence.py pickles a module as a call of `_reconstruct_persistent_obj` with a table of
-`class_name`, `module_src` (source code, which NVIDIA's loader executes and this one ignores) and `state`,
-the module's attributes. Tensors are named by training/networks.py and networks_stylegan2.py; ours are too.
-StyleGAN-Human (training_scripts/sg2) differs only in the widths: a constant of (C, 4, 2).
+`class_name`, `module_src` (source code, which NVIDIA's loader executes and this one ignores) and `state`, the module's
+attributes. training/networks.py and networks_stylegan2.py name the tensors. StyleGAN-Human differs in the width of
+its constant, (C, 4, 2). DragGAN's generators add `resize`, and StyleGAN-Human's `padding`, which change the image
+after synthesis.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterable
 from typing import Any
 
-from autodrag.convert.matching import Foreign, Weight, check_filter
+from autodrag.convert.matching import SourceGenerator, Weight, check_filter, check_settings, positive
 from autodrag.convert.pickles import Record
-from autodrag.convert.tensors import MAX_TENSORS, StoredTensor, as_number, as_tensor
+from autodrag.convert.tensors import MAX_TENSORS, StoredTensor, as_number, require_tensor
 from autodrag.errors import CheckpointError
 
 MAX_MODULES = 1_000  # a 1024 px generator has 90
+_GENERATOR = ("mapping", "synthesis")
+# Arguments of the constructors that change the image, with the values that our network supports...
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "img_channels": (3,),
+    "activation": ("lrelu",),
+    "resample_filter": ([1, 3, 3, 1],),
+    "kernel_size": (3,),
+}
+# ...and those that shapes or attributes show, or that matter only for training or speed.
+_KNOWN = (
+    "z_dim c_dim w_dim img_resolution channel_base channel_max num_fp16_res conv_clamp architecture "
+    "use_noise num_layers embed_features layer_features lr_multiplier w_avg_beta num_ws square resize "
+    "padding fp16_channels_last fused_modconv_default class_name"
+)
 
 
 def recognise(value: Any) -> Record | None:
-    """The generator's record in what a pickle holds, or None where it holds something else."""
-    if isinstance(value, dict) and _state(value.get("G_ema")) is not None:
-        return value["G_ema"]
-    if isinstance(value, dict) and _state(value.get("G")) is not None:
-        raise CheckpointError("the pickle holds 'G' but not 'G_ema', the averaged generator to be used")
-    return value if _state(value) is not None and isinstance(value, Record) else None
+    """The averaged generator's record, or None if the value holds none."""
+    if not isinstance(value, dict):
+        return value if _state(value) is not None and isinstance(value, Record) else None
+    network = value.get("G_ema")
+    if isinstance(network, Record):
+        if _state(network) is None:
+            raise CheckpointError(f"'G_ema' is {network}, but a network was expected; save the generator's weights")
+        return network
+    if network is None and _state(value.get("G")) is not None:
+        raise CheckpointError("it holds 'G' but not 'G_ema', the averaged generator; give a file with 'G_ema'")
+    return None
 
 
-def read(network: Record) -> Foreign:
+def read(network: Record) -> SourceGenerator:
     """The generator's tensors and settings.
 
     Raises:
-        CheckpointError: it is a StyleGAN3 network, no StyleGAN2 generator, or uses what ours does not have.
+        CheckpointError: the network is not a StyleGAN2 generator, or has a setting that ours does not support.
     """
     modules = _modules(network)
-    alien = sorted(name for name in modules if re.match(r"synthesis\.(L\d+_\d+_\d+|input$)", name))
-    if alien:
-        raise CheckpointError(
-            f"this is a StyleGAN3 network (it has {alien[0]!r}), which is not supported; give a StyleGAN2 one"
-        )
-    stored = _tensors(modules)
-    if not any(re.match(r"synthesis\.b\d+\.conv1\.", name) for name in stored):
-        raise CheckpointError(
-            f"not a StyleGAN2 generator: it has no tensor 'synthesis.b4.conv1.weight', but {_some(stored)}; "
-            "give a checkpoint of StyleGAN2"
-        )
+    tensors = _tensors(modules)
+    weights = read_tensors(tensors)
     for path, state in modules.items():
-        name = f"{path}.resample_filter"
-        if path.endswith(".conv0") or re.fullmatch(r"synthesis\.b\d+", path):
-            check_filter(stored.get(name), name)
         expected = "lrelu" if re.fullmatch(r"mapping\.fc\d+|synthesis\.b\d+\.conv[01]", path) else "linear"
-        found = state.get("activation", expected)
-        if found != expected:
-            shown = repr(found[:40]) if isinstance(found, str) else "of no name"
-            raise CheckpointError(f"{path!r} has an activation {shown}; only {expected!r} is supported there")
+        activation = state.get("activation", expected)
+        if activation != expected:
+            shown = repr(activation[:40]) if isinstance(activation, str) else "(unreadable)"
+            raise CheckpointError(
+                f"{path!r} has the activation {shown}, but only {expected!r} is supported there; "
+                "give a generator with StyleGAN2's activations"
+            )
+    _check_arguments(modules[""], tensors)
     layers = [state for path, state in modules.items() if re.fullmatch(r"synthesis\.b\d+\.conv[01]", path)]
     clamps = {_clamp(state.get("conv_clamp")) for state in layers}
     if len(clamps) != 1:
-        raise CheckpointError(f"its layers clamp at {len(clamps)} different values; one was expected")
-    multiplier = as_number(modules.get("mapping.fc0", {}).get("bias_gain"))
+        raise CheckpointError(
+            f"its layers have {len(clamps)} different conv_clamp values; give one with a single value"
+        )
+    multiplier = as_number(modules.get("mapping.fc0", {}).get("bias_gain", 0.01))
     z_dim = modules[""].get("z_dim")
-    return Foreign(
-        format=_format(stored),
-        weights={
-            name: Weight(name, tensor) for name, tensor in stored.items() if not name.endswith(".resample_filter")
-        },
+    const = tensors.get("synthesis.b4.const")
+    return SourceGenerator(
+        format="StyleGAN-Human (NVIDIA pickle)" if const and const.shape[1:] == (4, 2) else "NVIDIA StyleGAN2 pickle",
+        weights=weights,
         z_dim=z_dim if type(z_dim) is int and 0 < z_dim < 2**20 else None,
         conv_clamp=clamps.pop(),
-        mapping_lr_multiplier=0.01 if multiplier is None else _positive(multiplier, "mapping learning rate"),
-        no_noise=bool(layers) and all(state.get("use_noise") is False for state in layers),
+        mapping_lr_multiplier=positive(multiplier, "mapping learning rate"),
+        without_noise=all(state.get("use_noise") is False for state in layers),
     )
+
+
+def read_tensors(tensors: dict[str, StoredTensor]) -> dict[str, Weight]:
+    """The weights among a generator's tensors, after checks of their names and of the resampling filters."""
+    stylegan3 = sorted(name for name in tensors if re.match(r"synthesis\.(L\d+_\d+_\d+|input)\.", name))
+    if stylegan3:
+        raise CheckpointError(f"this is a StyleGAN3 network (it has {stylegan3[0]!r}); give a StyleGAN2 one")
+    if not any(re.match(r"synthesis\.b\d+\.conv1\.", name) for name in tensors):
+        names = ", ".join(repr(name[:60]) for name in list(tensors)[:3]) or "no tensors"
+        raise CheckpointError(
+            f"this is not a StyleGAN2 generator: it has {names}, but 'synthesis.b4.conv1.weight' was expected; "
+            "give a StyleGAN2 generator"
+        )
+    for name, tensor in tensors.items():
+        if re.fullmatch(r"synthesis\.b\d+(\.conv0|\.skip)?\.resample_filter", name):
+            check_filter(tensor, name)
+    return {name: Weight(name, t) for name, t in tensors.items() if not name.endswith(".resample_filter")}
+
+
+def _check_arguments(state: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
+    """Refuse constructor arguments with an effect on the image that tensors and attributes do not show."""
+    arguments = state.get("_init_kwargs")
+    arguments = arguments if isinstance(arguments, dict) else {}
+    groups = {
+        f"{key}.": value for key, value in arguments.items() if isinstance(value, dict) and str(key).endswith("_kwargs")
+    }
+    own = {key: value for key, value in arguments.items() if f"{key}." not in groups}
+    for name, settings in ({"": own} | groups).items():
+        check_settings({str(key): value for key, value in settings.items()}, _FIXED, _KNOWN.split(), name)
+
+    heights = [int(match[1]) for name in tensors if (match := re.match(r"synthesis\.b(\d{1,6})\.", name))]
+    const = tensors.get("synthesis.b4.const")
+    square = const is None or const.shape[-1:] != (2,)
+    for source in (state, arguments):
+        resize = source.get("resize")
+        if resize and not (square and resize == max(heights)):
+            shown = resize if isinstance(resize, (int, float, str)) else "an unreadable value"
+            raise CheckpointError(
+                f"the generator resizes its images of {max(heights)} px after synthesis (resize = {shown!r:.40}), "
+                "which autodrag does not; give a checkpoint without `resize`"
+            )
+        if source.get("padding") and not square:
+            raise CheckpointError(
+                "the generator pads its images to squares after synthesis (padding), which autodrag does not; "
+                "give a checkpoint without `padding`"
+            )
 
 
 def _state(value: Any) -> dict[str, Any] | None:
@@ -80,68 +137,47 @@ def _state(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, Record):
         return None
     state = value.state
-    if str(value.source) == "torch_utils.persistence._reconstruct_persistent_obj":
+    if value.name == "torch_utils.persistence._reconstruct_persistent_obj":
         meta = value.args[0] if value.args else None
         state = meta.get("state") if isinstance(meta, dict) else None
     return state if isinstance(state, dict) and isinstance(state.get("_modules"), dict) else None
 
 
 def _modules(network: Record) -> dict[str, dict[str, Any]]:
-    """Path → attributes of every module; "" is the network itself."""
-    found: dict[str, dict[str, Any]] = {}
+    """Path → attributes of every module of the generator. The path "" is the generator itself."""
+    modules: dict[str, dict[str, Any]] = {}
     pending: list[tuple[str, Any, int]] = [("", network, 0)]
     while pending:
         path, value, depth = pending.pop()
         state = _state(value)
         if state is None:
-            continue
-        # A pickle may contain itself, so the walk is bounded in depth and in number.
-        if depth > 6 or len(found) + len(pending) > MAX_MODULES:
-            raise CheckpointError("its modules repeat without end; the file is damaged or hostile")
-        found[path] = state
+            if value is None or not path.startswith(_GENERATOR):
+                continue
+            found = str(value) if isinstance(value, Record) else f"of type {type(value).__name__}"
+            raise CheckpointError(f"{path!r} is {found}, but a module was expected; save the generator's weights")
+        # A pickle may contain itself, so depth and number are bounded.
+        if depth > 6 or len(modules) + len(pending) > MAX_MODULES:
+            raise CheckpointError("its modules contain each other, so it is damaged; download it again")
+        modules[path] = state
         for name, child in state["_modules"].items():
             if isinstance(name, str) and len(name) < 100:
                 pending.append((f"{path}.{name}" if path else name, child, depth + 1))
-    return found
+    return modules
 
 
 def _tensors(modules: dict[str, dict[str, Any]]) -> dict[str, StoredTensor]:
     """Name → tensor of all parameters and buffers."""
-    found: dict[str, StoredTensor] = {}
-    entries = 0
+    tensors: dict[str, StoredTensor] = {}
     for path, state in modules.items():
         for table in (state.get("_parameters"), state.get("_buffers")):
-            if not isinstance(table, dict):
-                continue
-            entries += len(table)
-            if entries > MAX_TENSORS:
-                raise CheckpointError(f"more than {MAX_TENSORS} tensors; no StyleGAN2 has so many")
-            for name, value in table.items():
-                tensor = as_tensor(value)
-                if tensor is not None:
-                    found[f"{path}.{name}" if path else str(name)] = tensor
-    return found
-
-
-def _format(stored: dict[str, StoredTensor]) -> str:
-    const = stored.get("synthesis.b4.const")
-    if const is not None and const.shape[1:] == (4, 2):
-        return "StyleGAN-Human (NVIDIA pickle)"
-    return "NVIDIA StyleGAN2 pickle"
+            for name, value in table.items() if isinstance(table, dict) else ():
+                full = f"{path}.{name}" if path else str(name)
+                if value is not None:
+                    tensors[full] = require_tensor(value, full)
+                if len(tensors) > MAX_TENSORS:
+                    raise CheckpointError(f"it has more than {MAX_TENSORS} tensors; give a StyleGAN2 generator")
+    return tensors
 
 
 def _clamp(value: Any) -> float | None:
-    number = None if value is None else as_number(value)
-    if value is not None and number is None:
-        raise CheckpointError("a layer's conv_clamp is not a number; the file is damaged")
-    return None if number is None else _positive(number, "conv_clamp")
-
-
-def _positive(value: float, what: str) -> float:
-    if not 0 < value < 1e9:
-        raise CheckpointError(f"its {what} is {value}; a positive number was expected")
-    return value
-
-
-def _some(names: Iterable[str]) -> str:
-    return ", ".join(repr(name[:60]) for name in itertools.islice(names, 3)) or "none at all"
+    return None if value is None else positive(as_number(value), "conv_clamp")

@@ -88,16 +88,18 @@ def materials(
     ex, ey, ez = (x - s.eye_x) / s.eye_r, (y - s.eye_y) / s.eye_r, (z - s.eye_z) / s.eye_r
     gaze_x, gaze_y = f.gaze_x[:, None] * (math.pi / 180), f.gaze_y[:, None] * (math.pi / 180)
     ex = ex * torch.where(side < 0, -1.0, 1.0)
-    towards = ex * (gaze_x.sin() * gaze_y.cos()) + ey * gaze_y.sin() + ez * (gaze_x.cos() * gaze_y.cos())
+    gaze = torch.cat((gaze_x.sin() * gaze_y.cos(), gaze_y.sin(), gaze_x.cos() * gaze_y.cos()), dim=1)
+    towards = ex * gaze[:, 0:1] + ey * gaze[:, 1:2] + ez * gaze[:, 2:3]
     angle = torch.acos(towards.clamp(-0.999, 0.999)) * (180 / math.pi) / f.iris_size[:, None]
     iris = _column(f.iris_color) * (0.75 + 0.9 * _smoothstep(0.4, 0.95, angle) * _smoothstep(0.5, -0.6, ey))[:, None]
     eye = _mix(iris, 0 * iris + 0.012, torch.maximum(
         _smoothstep(0.08, -0.08, angle - f.pupil_size[:, None]), 0.85 * _smoothstep(0.82, 0.98, angle)
     ))  # fmt: skip
     eye = _mix(eye, 0 * eye + 0.84, _smoothstep(0.98, 1.08, angle))
-    spark = light + light.new_tensor([0.0, 0.35, 1.1])
+    # The catchlight lies between the gaze and the light, so that it always touches the pupil.
+    spark = 1.2 * gaze + light
     spark = (spark / spark.norm(dim=1, keepdim=True))[:, :, None]
-    sparkle = _smoothstep(0.90, 0.95, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
+    sparkle = _smoothstep(0.95, 0.975, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
     eye = _mix(eye, 0 * eye + 1.6, sparkle)
 
     mouth_v, mouth_w = mouth_frame(x, y, z, s)
@@ -156,7 +158,7 @@ def illuminate(
     warm = albedo.new_tensor([1.12, 1.0, 0.86])[:, None]
     key = (1.05 * wrap * lit)[:, None] * warm
     half = light + view
-    half = half / half.norm(dim=1, keepdim=True)
+    half = half * torch.rsqrt((half * half).sum(dim=1, keepdim=True))
     shine = (normal * half).sum(1).clamp_min(0) ** 24 * gloss * lit
     rim = (1 - (normal * view).sum(1).clamp(0, 1)) ** 3 * (0.35 + 0.65 * up) * 0.28 * open_sky
     return albedo * (ambient + key) + shine[:, None] * 0.9 + rim[:, None] * sky * (0.25 + albedo)

@@ -18,9 +18,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from autodrag.data.critters import LANDMARKS, render, sample_factors
+from autodrag.data.critters import LANDMARKS, compiled_distance, render, sample_factors
+from autodrag.data.critters_sdf import distance
 from autodrag.errors import AutodragError
 
+_COMPILE_FROM = 1000  # renders for which compiling the renderer pays off
 _CHUNK = 64  # images between two progress marks; also the unit of the random seed
 Progress = Callable[[int, int], None]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -86,7 +88,7 @@ def to_bytes(images: Float[Tensor, "B 3 H W"]) -> UInt8[Tensor, "B 3 H W"]:
 
 
 def landmarks_path(path: Path) -> Path:
-    """Where the landmarks of the critters in the array at `path` lie: (N, 11, 2) fp32, px."""
+    """Where the landmarks of the critters in the array at `path` lie: (N, len(LANDMARKS), 2) fp32, px."""
     return path.with_suffix(".landmarks.npy")
 
 
@@ -107,10 +109,11 @@ def critters_array(
 
     def fill(start: int, end: int) -> tuple[np.ndarray, ...]:
         factors = sample_factors(end - start, torch.Generator().manual_seed(seed * 1_000_003 + start // _CHUNK))
-        drawn = render(factors, size=size, device=device)
+        drawn = render(factors, size=size, device=device, measure=measure)
         return to_bytes(drawn.images).cpu().numpy(), drawn.landmarks.cpu().numpy()
 
     if not path.exists():
+        measure = compiled_distance(device) if count >= _COMPILE_FROM else distance
         points = (count, len(LANDMARKS), 2)
         _fill({path: (shape, np.uint8), landmarks_path(path): (points, np.float32)}, fill, progress)
     return _check(path, open_array(path), shape)

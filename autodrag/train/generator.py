@@ -168,8 +168,9 @@ class AdversarialModule(L.LightningModule):
         if after >= self.hp.fade_images:
             return real
         blurred = F.adaptive_avg_pool2d(real, self.start_size)
-        while blurred.shape[2] < real.shape[2]:
-            blurred = upsample(blurred)
+        with torch.autocast(self.device.type, enabled=False):
+            while blurred.shape[2] < real.shape[2]:
+                blurred = upsample(blurred)
         return blurred.lerp(real, max(0.0, after / self.hp.fade_images))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from autodrag.data.critters import LANDMARKS, mirror_landmarks, render, sample_factors
 from autodrag.data.image_array import critters_array, landmarks_path
+from autodrag.errors import AutodragError
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from autodrag.release import save_tensors
 from autodrag.train.run import (
@@ -196,12 +197,13 @@ def measure(net: LandmarkNet, *, count: int, seed: int) -> dict[str, Any]:
     """Error in px on `count` fresh renders: median, mean and 95th percentile over visible landmarks, mean per name."""
     net = net.eval()
     errors, seen = [], []
+    rows = [LANDMARKS.index(name) for name in net.config.names]  # an older net knows fewer landmarks
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, 64):
         truth = render(sample_factors(min(64, count - start), generator), size=net.config.resolution)
         found = net(truth.images)
-        errors.append((found.points - truth.landmarks).norm(dim=2))
-        seen.append(truth.visible)
+        errors.append((found.points - truth.landmarks[:, rows]).norm(dim=2))
+        seen.append(truth.visible[:, rows])
     error, visible = torch.cat(errors), torch.cat(seen)
     each = {name: round(float(error[visible[:, i], i].mean()), 3) for i, name in enumerate(net.config.names)}
     kept = error[visible]
@@ -222,6 +224,13 @@ def train(config: LandmarkTraining) -> Path:
     data, hp = config.data, config.training
     size = config.net.resolution
     critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=print_progress)
+    points = np.load(landmarks_path(data.cache), mmap_mode="r")
+    if points.shape[1] != len(config.net.names):
+        raise AutodragError(
+            f"{landmarks_path(data.cache)} holds {points.shape[1]} landmarks, "
+            f"but the net names {len(config.net.names)}; delete the cached array to render it again, "
+            "or name another cache file."
+        )
     module = LandmarkModule(config)
     state = SaveState(config.run)
     trainer = make_trainer(config.run, [state], batch=hp.batch, total_steps=hp.steps)

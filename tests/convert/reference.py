@@ -1,9 +1,9 @@
-"""StyleGAN2 written a second time, plainly, to check conversions against: NumPy, double precision, one image.
+"""A second, plain implementation of StyleGAN2 as a reference for conversions: NumPy, double precision, one image.
 
-Nothing is shared with autodrag. Each format is computed from its own tensors, under its own names and in its
-own layout: modulated weights are made explicitly for the one sample, a convolution is a sum over its taps, and
-upsampling is zero insertion followed by the explicit [1, 3, 3, 1] filter. Sources: Karras et al. 2020, section
-2 and figure 7; the orientation of each format's upsampling weights is stated where it is used.
+It shares no code with autodrag. Each format is computed from its own tensors, names and layout. Modulated weights are
+explicit, a convolution is a sum over its taps, and upsampling is zero insertion followed by the explicit [1, 3, 3, 1]
+filter. Source: Karras et al. 2020, section 2 and figure 7. The docstrings state how each format stores upsampling
+weights.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Checkpoint files as the foreign projects write them, with random weights and none of their code.
+"""Checkpoint files in the formats of other projects, with random weights and none of their code.
 
-Pickles name the classes and functions that would be called on loading. Stand-ins of the same names are put
-into `sys.modules` while a file is written, so the files have the same globals and the same structure as real
-ones. The source code inside is a trap: it would leave `TRAP` behind if anything ran it.
+Pickles name the classes and functions that loading would call. While a file is written, stand-ins of the same names
+are in `sys.modules`, so the files have the same names and structure as real ones. The source code inside is a trap:
+it would create the file `TRAP` if it ran.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pickle
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -45,7 +45,7 @@ def nvidia_tensors(
     multiplier: float = 0.01,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """NVIDIA's names and layout; every kind of tensor differs from its initial value."""
+    """NVIDIA's names and layout. No tensor has its initial value."""
     random = np.random.default_rng(seed)
     tensors: dict[str, Array] = {}
 
@@ -100,7 +100,7 @@ def tensorflow_tensors(
     layers: int = 2,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """TensorFlow's variables, those of the parts under `mapping/` and `synthesis/`."""
+    """TensorFlow's variables, with the prefix `mapping/` or `synthesis/` of their part."""
     random = np.random.default_rng(seed)
     tensors: dict[str, Array] = {}
 
@@ -143,7 +143,7 @@ def tensorflow_tensors(
         if architecture == "skip" or (architecture == "resnet" and size == resolution):
             modulated(f"{block}/ToRGB", outputs, 3, 1)
         size, index = size * 2, index + 2
-    if architecture == "orig":  # progressive growing leaves one RGB layer for each size, all but lod0 unused
+    if architecture == "orig":  # progressive growing has an RGB layer for each size and ends with lod0 alone
         size, lod = resolution, 0
         while size >= 4:
             modulated(f"synthesis/ToRGB_lod{lod}", channels(size, base, most), 3, 1)
@@ -203,10 +203,11 @@ def write_nvidia(
     protocol: int = 4,
     attributes: dict[str, dict[str, Any]] | None = None,
     bare: bool = False,
+    extra: Mapping[Any, Any] | None = None,
 ) -> Path:
     """NVIDIA's pickle: {"G", "D", "G_ema", ...} of persistent modules; `bare`: the generator by torch.save.
 
-    `attributes` overrides the attributes of the modules it names ("" is the generator).
+    `attributes` overrides attributes by module path ("" is the generator), `extra` adds entries to the table.
     """
     with standins() as names:
         network = nvidia_module(names, tensors, clamp=clamp, multiplier=multiplier, attributes=attributes or {})
@@ -220,7 +221,7 @@ def write_nvidia(
             "D": network,
             "G_ema": network,
             "augment_pipe": None,
-        }
+        } | dict(extra or {})
         with path.open("wb") as stream:
             pickle.dump(data, stream, protocol=protocol)
     return path
@@ -235,7 +236,7 @@ def nvidia_module(
     multiplier: float = 0.01,
     attributes: dict[str, dict[str, Any]] | None = None,
 ) -> Any:
-    """The stand-in for the module that holds `tensors`, whose names are relative to it."""
+    """The stand-in for the module of `tensors`, whose names are relative to the module."""
     own = {name: tensor for name, tensor in tensors.items() if "." not in name}
     children = list(dict.fromkeys(name.partition(".")[0] for name in tensors if "." in name))
     kind = path.rpartition(".")[2].rstrip("0123456789")
@@ -320,10 +321,11 @@ def write_rosinality(
     *,
     legacy: bool = False,
     training: bool = False,
+    extra: Mapping[Any, Any] | None = None,
 ) -> Path:
-    """rosinality's table by torch.save; `legacy`: as before torch 1.6; `training`: with an optimiser."""
+    """rosinality's table by torch.save. `legacy`: the format before torch 1.6. `training`: with an optimiser."""
     state = OrderedDict((name, torch.tensor(tensor)) for name, tensor in tensors.items())
-    table: dict[str, Any] = {"g_ema": state}
+    table: dict[str, Any] = {"g_ema": state} | dict(extra or {})
     if average is not None:
         table["latent_avg"] = torch.tensor(average)
     if training:

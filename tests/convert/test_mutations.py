@@ -1,4 +1,4 @@
-"""Whatever happens to a file's bytes, a conversion ends with CheckpointError or with a loadable generator."""
+"""After any change of a file's bytes, a conversion ends with CheckpointError or with a loadable generator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZES: dict[str, Any] = {"base": 16, "most": 2, "w_dim": 2, "layers": 1}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A tiny valid file of each format and wrapping, some 10 KB each."""
+    """A tiny valid file of each format and container, about 10 KB each."""
     folder = tmp_path_factory.mktemp("valid")
     average = np.zeros(2, np.float32)
     rosinality = rosinality_tensors(8, **SIZES)
@@ -48,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def outcome(content: bytes) -> None:
-    """Convert; anything but success or CheckpointError fails the test."""
+    """Convert. Only success and CheckpointError pass the test."""
     with tempfile.TemporaryDirectory() as name:
         source, out = Path(name) / "n", Path(name) / "out"
         source.write_bytes(content)

@@ -1,14 +1,20 @@
-"""Converted networks give their source's images.
+"""Converted networks render the images of their sources.
 
-The truth here is tests/convert/reference.py: a plain NumPy implementation in double precision that works on
-each format's own tensors, names and layouts and shares nothing with autodrag. Weights are random, so that a
-transposed, turned or swapped tensor shows at once. The converter was also compared with the public
-implementations themselves, on files that they wrote: stylegan2-ada-pytorch, stylegan3, StyleGAN-Human, NVIDIA's
-own reading of TensorFlow's pickles (legacy.py) and rosinality's; the largest difference was 2e-5.
+The reference is tests/convert/reference.py: a plain NumPy implementation in double precision that works on each
+format's own tensors, names and layouts and shares no code with autodrag. Weights are random, so that a transposed,
+turned or swapped tensor shows. The converter was also compared with the public implementations on files that they
+wrote: stylegan2-ada-pytorch, stylegan3, StyleGAN-Human, NVIDIA's own reading of TensorFlow's pickles (legacy.py) and
+rosinality's. The largest difference was 2e-5.
 """
 
 from __future__ import annotations
 
+import collections
+import datetime
+import math
+import pathlib
+import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +52,7 @@ def check(source: Path, tmp_path: Path, expected: Any, c_dim: int = 0) -> Conver
             image = generator(generator.map(z, label, psi=PSI))[0].numpy()
         truth: Array = expected(z[0].double().numpy(), None if label is None else label[0].double().numpy())
         assert image.shape == truth.shape
-        assert np.abs(truth).max() > 0.5  # an image to speak of
+        assert np.abs(truth).max() > 0.5  # not an empty image
         assert np.abs(image - truth).max() < TOLERANCE
     assert not Path(TRAP).exists()
     return report
@@ -54,7 +60,7 @@ def check(source: Path, tmp_path: Path, expected: Any, c_dim: int = 0) -> Conver
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trap in the files' source code would be sprung in the working directory."""
+    """The source code in the files would create its trap in the working directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -141,11 +147,114 @@ def test_tensorflow(tmp_path: Path, architecture: str, c_dim: int, resolution: i
     assert (report.config.architecture, report.config.c_dim) == (architecture, c_dim)
 
 
-@pytest.mark.parametrize("protocol", [3, 5])
+@pytest.mark.parametrize("protocol", [2, 3, 5])
 def test_tensorflow_pickle_protocols(tmp_path: Path, protocol: int) -> None:
     tensors = tensorflow_tensors()
     source = write_tensorflow(tmp_path / "network.pkl", tensors, protocol=protocol)
     check(source, tmp_path, lambda z, label: tensorflow_image(tensors, z, label, psi=PSI))
+
+
+def test_python_2_wrote_arrays_as_strings(tmp_path: Path) -> None:
+    """Python 2 had no type for bytes: protocol 2 wrote names and the contents of arrays with the same opcodes."""
+    tensors = tensorflow_tensors()
+    source = write_tensorflow(tmp_path / "network.pkl", tensors, protocol=3)
+    content = source.read_bytes()
+    for tensor in tensors.values():
+        data = tensor.tobytes()
+        code, old, size = (
+            (pickle.SHORT_BINBYTES, pickle.SHORT_BINSTRING, struct.pack("<B", len(data)))
+            if len(data) < 256
+            else (pickle.BINBYTES, pickle.BINSTRING, struct.pack("<I", len(data)))
+        )
+        content = content.replace(code + size + data, old + size + data)
+    assert content != source.read_bytes()
+    source.write_bytes(content)
+    check(source, tmp_path, lambda z, label: tensorflow_image(tensors, z, label, psi=PSI))
+
+
+class Custom(dict[str, int]):
+    """An unknown class with arguments, state, items and a key that is not plain."""
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return Custom, (), {"x": {(1, 2): self.keys}}, iter([1]), iter({"a": 1}.items())
+
+    def append(self, item: int) -> None: ...
+
+
+STRANGE = {
+    "path": pathlib.PurePosixPath("data/set"),
+    "range": range(3),
+    "date": datetime.datetime(2024, 1, 2, tzinfo=datetime.timezone.utc),
+    "function": math.sqrt,
+    "sets": [{1}, frozenset({2}), 2**2000, complex(1, 2), slice(1)],
+    ("a", 1): Custom(),
+    "array": np.array(["x", None], dtype=object),
+    "module": torch.nn.Sequential(torch.nn.Linear(1, 1)),
+    "counts": collections.Counter("abc"),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("place", ["D", "attribute", "nested"])
+def test_unknown_objects_beside_the_generator_do_no_harm(tmp_path: Path, place: str, protocol: int) -> None:
+    tensors = nvidia_tensors()
+    attributes = {"attribute": {"": {"extra": STRANGE}}, "nested": {"synthesis.b8.conv0": {"extra": STRANGE}}}
+    source = write_nvidia(
+        tmp_path / "n.pkl", tensors, protocol=4, attributes=attributes.get(place), extra={"D": STRANGE, "args": STRANGE}
+    )
+    check(source, tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
+    old = write_tensorflow(tmp_path / "t.pkl", tensorflow_tensors(), protocol=protocol, structure=STRANGE)
+    convert(old, tmp_path / "tensorflow")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_unknown_objects_in_a_torch_archive_do_no_harm(tmp_path: Path, legacy: bool) -> None:
+    tensors = rosinality_tensors()
+    average = np.zeros(8, np.float32)
+    extra = {"args": STRANGE, "d": {"x": torch.zeros(3, dtype=torch.complex64)}}
+    source = write_rosinality(tmp_path / "n.pt", tensors, average, legacy=legacy, extra=extra)
+    check(source, tmp_path, lambda z, label: rosinality_image(tensors, average, z, psi=PSI))
+
+
+@pytest.mark.parametrize("names", ["nvidia", "rosinality"])
+@pytest.mark.parametrize(
+    ("prefix", "keys"),
+    [
+        ("", ()),
+        ("", ("g_ema",)),
+        ("", ("G_ema",)),
+        ("module.", ("state_dict",)),
+        ("G_ema.", ()),
+        ("generator.", ("state_dict",)),
+        ("g_ema.module.", ("model", "weights")),
+    ],
+)
+def test_plain_state_dicts(tmp_path: Path, names: str, prefix: str, keys: tuple[str, ...]) -> None:
+    tensors = nvidia_tensors(z_dim=8) if names == "nvidia" else rosinality_tensors()
+    table: dict[str, Any] = {prefix + name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    if prefix:  # the other networks of a training
+        table |= {"discriminator.b16.conv0.weight": torch.zeros(2), "step": 3}
+    for key in reversed(keys):
+        table = {key: table, "epoch": 3}
+    torch.save(table, tmp_path / "n.pt")
+    if names == "nvidia":
+        report = check(tmp_path / "n.pt", tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
+        assert report.format == "NVIDIA state dict"
+    else:
+        convert(tmp_path / "n.pt", tmp_path / "out")
+        average = load_tensors(tmp_path / "out" / "generator.safetensors", kind="generator")[0]["mapping.w_avg"].numpy()
+        check(tmp_path / "n.pt", tmp_path / "again", lambda z, label: rosinality_image(tensors, average, z, psi=PSI))
+
+
+def test_the_averaged_generator_of_several_is_converted(tmp_path: Path) -> None:
+    tensors = nvidia_tensors(z_dim=8)
+    average = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
+    training = {name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}
+    prefixed = {f"ema.{name}": t for name, t in average.items()} | {f"net.{name}": t for name, t in training.items()}
+    tables = [{"state_dict": prefixed}, {"g": training, "g_ema": average}, {"g": average, "g_ema": average}]
+    for index, table in enumerate(tables):
+        torch.save(table, tmp_path / "n.pt")
+        check(tmp_path / "n.pt", tmp_path / str(index), lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -158,14 +267,14 @@ def test_rosinality(tmp_path: Path, resolution: int, legacy: bool) -> None:
     assert report.format == "rosinality"
 
 
-def test_rosinality_training_checkpoint_gets_a_mean_latent(tmp_path: Path) -> None:
+def test_rosinality_without_a_mean_latent_gets_one(tmp_path: Path) -> None:
     tensors = rosinality_tensors()
     convert(write_rosinality(tmp_path / "network.pt", tensors, None, training=True), tmp_path / "out")
     generator, _ = load_generator(tmp_path / "out")
     z = torch.cat([seed_z(seed, 8) for seed in range(10_000, 14_000)])
     other = generator.map(z)[:, 0]
     average = generator.mapping.w_avg
-    # Two means over some 4,000 latents each: they differ by a few percent of the spread.
+    # Two means over about 4,000 latents each differ by a few percent of the spread.
     assert float((average - other.mean(0)).abs().max()) < 0.1 * float(other.std(0).max())
     assert float(average.abs().max()) > 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -95,6 +96,39 @@ def test_a_batch_holds_the_single_pictures() -> None:
     assert (together.parts != torch.cat([r.parts for r in alone])).float().mean() < 4e-3
 
 
+def test_the_first_landmarks_keep_their_places() -> None:
+    """Landmark nets and arrays from before the appended names rely on this order."""
+    assert LANDMARKS[:11] == (
+        "left_eye", "right_eye", "nose", "chin", "mouth_left", "mouth_right", "left_ear_tip", "right_ear_tip",
+        "left_cheek", "right_cheek", "crown",
+    )  # fmt: skip
+
+
+def test_manes_are_absent_or_clearly_there() -> None:
+    mane = draw(2000).mane
+    assert (mane > 0).float().mean() == pytest.approx(0.3, abs=0.04)
+    assert mane[mane > 0].min() >= 0.5
+    parts = render(replace(facing(2), mane=torch.tensor([0.0, 0.5])), size=64, supersample=1).parts
+    bare, least = (parts == PARTS.index("mane")).flatten(1).sum(1).tolist()
+    assert bare == 0 and least > 100
+
+
+def test_eyes_show_in_nine_of_ten_facing_heads() -> None:
+    parts = render(facing(20), size=64, supersample=1).parts == PARTS.index("eye")
+    halves = torch.stack((parts[:, :, :32], parts[:, :, 32:]), dim=1).flatten(2).sum(2)
+    assert (halves.min(1).values >= 15).float().mean() >= 0.9
+
+
+def test_an_open_mouth_has_no_holes() -> None:
+    """Rays into a narrow mouth need many steps; those that ran out of them used to show the background."""
+    f = replace(facing(4), mouth_open=torch.tensor([0.1, 0.3, 0.6, 1.0]), yaw=torch.full((4,), -30.0))
+    drawn = render(f, size=64, supersample=1).parts
+    for part in drawn:
+        head = ((part > 0) & (part < PARTS.index("body"))).numpy()
+        outside = np.pad(~head, 1, constant_values=True).astype(np.uint8)
+        assert cv2.connectedComponents(outside, connectivity=4)[0] == 2  # the head, and one region around it
+
+
 def test_indexing_and_moving_keep_the_values() -> None:
     f = draw(4)
     assert len(f[1:3]) == 2
@@ -123,6 +157,9 @@ def test_left_is_the_critters_own() -> None:
         ("mouth_left", "mouth_right"),
         ("left_ear_tip", "right_ear_tip"),
         ("left_cheek", "right_cheek"),
+        ("left_forehead", "right_forehead"),
+        ("left_cheek_front", "right_cheek_front"),
+        ("left_ear_base", "right_ear_base"),
     ):
         assert (at(landmarks, left)[:, 0] > at(landmarks, right)[:, 0]).all()
 

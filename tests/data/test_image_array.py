@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from autodrag.data import image_array
+from autodrag.data.critters import LANDMARKS
 from autodrag.data.image_array import ImageStream, critters_array, folder_array, landmarks_path, open_array
 from autodrag.errors import AutodragError
 
@@ -32,7 +33,7 @@ def test_critters_resume_to_the_same_pictures(tmp_path: Path, monkeypatch: pytes
     assert not broken.exists()
     assert np.array_equal(critters_array(broken, count=5, size=16, seed=3), whole)
     points = np.load(landmarks_path(broken))
-    assert points.shape == (5, 11, 2)
+    assert points.shape == (5, len(LANDMARKS), 2)
     assert np.array_equal(points, np.load(landmarks_path(tmp_path / "a.npy")))
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.landmarks.npy", "a.npy", "b.landmarks.npy", "b.npy"]
 

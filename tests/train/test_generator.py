@@ -141,12 +141,12 @@ def test_configs_from_yaml_and_the_command_line(tmp_path: Path, capsys: pytest.C
         assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["generator", "landmarks"])
+@pytest.mark.parametrize("name", ["generator", "generator-64", "landmarks"])
 def test_the_shipped_configs_are_valid(name: str) -> None:
     from autodrag.train.landmarks import LandmarkTraining
 
-    kind: type = GeneratorTraining if name == "generator" else LandmarkTraining
+    kind: type = LandmarkTraining if name == "landmarks" else GeneratorTraining
     parsed: Any = parse_config(
-        kind, name, ["--config", str(Path(__file__).parents[2] / f"configs/critters/{name}.yaml")]
+        kind, "generator", ["--config", str(Path(__file__).parents[2] / f"configs/critters/{name}.yaml")]
     )
-    assert parsed.data.count == 24000
+    assert parsed.data.count in (16000, 24000)
