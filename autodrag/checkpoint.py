@@ -22,6 +22,7 @@ from autodrag.errors import CheckpointError
 from autodrag.release import load_tensors, read_info, save_tensors
 
 if TYPE_CHECKING:
+    from autodrag.nets.editor import LearnedEditor
     from autodrag.nets.landmarks import LandmarkNet
     from autodrag.nets.predictor import Predictor
     from autodrag.nets.regularizer import Regularizer
@@ -122,24 +123,34 @@ def load_predictor(path: str | Path, generator: str) -> Predictor:
     return load_net(_file_in(path, PREDICTOR_FILE), "predictor", PredictorConfig, Predictor, generator)
 
 
-def load_learned(path: str | Path, generator: str) -> tuple[Predictor, Regularizer | None]:
-    """Load a predictor, from a checkpoint folder or its file, with the regularizer that restores its edits, if any.
+def load_editor(path: str | Path, generator: str) -> LearnedEditor | None:
+    """Load the learned editor of a checkpoint folder, or None if the folder has no predictor.
 
     Args:
-        generator: the fingerprint that both must have.
+        path: a checkpoint folder, or a predictor's file. The regularizer, if there is one, lies beside the predictor.
+        generator: the fingerprint that both networks must have.
 
     Raises:
-        CheckpointError: as `load_predictor` does, or the regularizer beside it is missing.
+        CheckpointError: a file is broken or belongs to another generator, or the predictor's regularizer is missing.
     """
+    from autodrag.nets.editor import LearnedEditor
+
+    if not has_predictor(path, generator):
+        return None
+    return LearnedEditor(*load_learned(path, generator)).eval()
+
+
+def load_learned(path: str | Path, generator: str) -> tuple[Predictor, Regularizer | None]:
+    """The two networks that `load_editor` joins. Raises CheckpointError if there is no predictor."""
     file = _file_in(path, PREDICTOR_FILE)
     predictor, joint = load_predictor(file, generator), _joint_regularizer(file)
     return predictor, None if joint is None else load_regularizer(joint, generator)
 
 
 def _joint_regularizer(predictor: Path) -> Path | None:
-    """The file of the regularizer that belongs to a predictor, which lies beside it; None: it edits without.
+    """The file of the regularizer beside a predictor; None: this predictor edits without one.
 
-    A predictor's file says whether there is one; for older files, which do not, it is the one that is there.
+    A predictor's file notes whether it needs one. Older files have no note: they use the regularizer that is there.
     """
     file = predictor.with_name(REGULARIZER_FILE)
     noted = read_info(predictor, kind="predictor")[1].get("regularizer")
@@ -188,22 +199,22 @@ def _check_generator(file: Path, extra: Mapping[str, Any], generator: str) -> No
 
 
 def has_predictor(path: str | Path, generator: str) -> bool:
-    """Whether a checkpoint folder holds a predictor, which must have been trained on this very generator.
+    """Whether a checkpoint folder (or a predictor's file) has a predictor of its generator; reads the headers alone.
 
     Args:
-        generator: fingerprint of the folder's generator; a predictor's file names its own under "generator".
+        generator: fingerprint of the generator. A predictor's file names its own under "generator".
 
     Raises:
-        CheckpointError: a regularizer or a predictor is broken or belongs to another generator, or the predictor's
-            regularizer is missing.
+        CheckpointError: a file is broken or belongs to another generator, or the predictor's regularizer is missing.
     """
-    folder = find_checkpoint(path)
-    for kind, name in (("regularizer", REGULARIZER_FILE), ("predictor", PREDICTOR_FILE)):
-        if (folder / name).is_file():
-            _check_generator(folder / name, read_info(folder / name, kind=kind)[1], generator)
-    if not (folder / PREDICTOR_FILE).is_file():
+    path = find_checkpoint(path)
+    file = path if path.is_file() else path / PREDICTOR_FILE
+    for kind, part in (("regularizer", file.with_name(REGULARIZER_FILE)), ("predictor", file)):
+        if part.is_file():
+            _check_generator(part, read_info(part, kind=kind)[1], generator)
+    if not file.is_file():
         return False
-    _joint_regularizer(folder / PREDICTOR_FILE)
+    _joint_regularizer(file)
     return True
 
 

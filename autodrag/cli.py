@@ -1,91 +1,84 @@
-"""The command line: a table of sub-commands, and one `error: sentence` line for what a user can mend.
+"""The command line: one table of commands, and one `error: sentence` line for a mistake of the user.
 
-Exit codes: 0 done (also when there was nothing to do), 1 a batch in which some lines failed, 2 bad input or
-output, 130 interrupted. Heavy imports live inside the commands: `autodrag --help` answers at once.
+Exit codes: 0 done (also if there was nothing to do), 1 a batch in which some lines failed, 2 bad input or output,
+130 interrupted. A command is imported only when it runs, so `autodrag --help` answers at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
 
 from autodrag import __version__
-from autodrag.commands import app, batch, checkpoints, demo, drag, pictures
+from autodrag.arguments import ArgumentParser
 from autodrag.errors import AutodragError, NothingToDo
 from autodrag.memory import keep_memory
 
-Arguments = Callable[[argparse.ArgumentParser], None]
-Run = Callable[[argparse.Namespace], int]
-
-TRAINING = {
-    **{name: f"autodrag.train.{name}" for name in ("generator", "landmarks", "regularizer", "predictor")},
-    "userlt": "autodrag.eval.baselines.userlt_training",
+COMMANDS = {
+    "demo": "drag the nose of a shipped image and report how far it moved",
+    "app": "edit images in the browser and serve edits over HTTP",
+    "drag": "drag points of one image",
+    "batch": "run many edits from a JSONL file",
+    "sample": "draw a grid of images of a generator",
+    "render": "draw critters with their landmarks",
+    "convert": "convert a checkpoint of another program to safetensors",
+    "info": "print what a checkpoint contains",
+    "schema": "print the JSON Schema of an edit",
 }
-EVALUATIONS = {
-    name: f"autodrag.eval.{name}" for name in ("landmarks", "paired", "mdd", "ccsd", "masks", "speed", "samples")
+"""Command and its description; the module `autodrag.commands.NAME` has `arguments(parser)` and `run(args)`."""
+
+GROUPS = {
+    "train": {
+        "generator": "train a StyleGAN2 generator on critters or on a folder of pictures",
+        "landmarks": "train the landmark net on rendered critters",
+        "regularizer": "train the latent regularizer, stage 1 of the learned editor",
+        "predictor": "train the latent predictor, stage 2 of the learned editor",
+        "paper": "train both stages of the learned editor exactly as the paper describes them",
+        "userlt": "train the baseline UserControllableLT",
+    },
+    "eval": {
+        "landmarks": "drag landmarks to those of another image (DragGAN, table 1)",
+        "paired": "reconstruct an image from dragged pixels (DragGAN, table 2)",
+        "mdd": "measure how fast the distance to the target falls",
+        "ccsd": "drag there and back and compare the images (FreeDrag)",
+        "masks": "measure the change outside a mask",
+        "speed": "measure time and memory of edits",
+        "samples": "compare images of a generator with rendered critters",
+    },
 }
+"""Group and its sub-commands; the module `autodrag.GROUP.NAME` has `main(argv)` and parses its own options."""
+BASELINE_TRAININGS = {"userlt": "autodrag.eval.baselines.userlt_training"}
+"""Trainings whose module is in another place."""
+
+DESCRIPTIONS = {"train": "train a network", "eval": "measure methods by a protocol"}
 
 
-@dataclass(frozen=True)
-class Command:
-    """A sub-command: what it says about itself, its options, and the function that does it."""
-
-    help: str
-    arguments: Arguments
-    run: Run
-
-
-def delegate(modules: Mapping[str, str]) -> tuple[Arguments, Run]:
-    """A command whose first word names a module; the module reads the other words."""
-
-    def arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("what", choices=tuple(modules))
-        parser.add_argument("rest", nargs=argparse.REMAINDER, help="its own options; see --help after its name")
-
-    def run(args: argparse.Namespace) -> int:
-        module = importlib.import_module(modules[args.what])
-        return int(module.main(list(args.rest)) or 0)
-
-    return arguments, run
-
-
-COMMANDS: dict[str, Command] = {
-    "demo": Command("drag the nose of a shipped image and show how far it came", demo.arguments, demo.run),
-    "app": Command("edit in the browser, and serve edits over HTTP", app.arguments, app.run),
-    "drag": Command("drag points of one image", drag.arguments, drag.run),
-    "batch": Command("run many edits from a JSONL file", batch.arguments, batch.run),
-    "sample": Command("draw a grid of a generator's images", pictures.sample_arguments, pictures.sample),
-    "render": Command("draw critters with their landmarks", pictures.render_arguments, pictures.render),
-    "convert": Command(
-        "turn a foreign checkpoint into safetensors", checkpoints.convert_arguments, checkpoints.convert
-    ),
-    "info": Command("say what a checkpoint holds", checkpoints.info_arguments, checkpoints.info),
-    "schema": Command("print the JSON Schema of an edit", checkpoints.schema_arguments, checkpoints.schema),
-    "train": Command("train a network", *delegate(TRAINING)),
-    "eval": Command("measure methods by a protocol", *delegate(EVALUATIONS)),
-}
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(prog="autodrag", description="Drag points of StyleGAN2 images.")
+def build_parser(command: str | None = None) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The parser of all commands, and that of each; only `command` has its options."""
+    parser = ArgumentParser(prog="autodrag", description="Drag points of StyleGAN2 images.")
     parser.add_argument("--version", action="version", version=f"autodrag {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        command.arguments(subparsers.add_parser(name, help=command.help, description=command.help.capitalize() + "."))
-    return parser
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers: dict[str, ArgumentParser] = {}
+    for name, text in {**COMMANDS, **DESCRIPTIONS}.items():
+        parsers[name] = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    for group, members in GROUPS.items():
+        parts = parsers[group].add_subparsers(dest="part", metavar="NAME", required=True)
+        for name, text in members.items():
+            parts.add_parser(name, help=text)
+    if command in COMMANDS:
+        _module(command).arguments(parsers[command])
+    return parser, parsers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
-    keep_memory()
     try:
-        code = COMMANDS[args.command].run(args)
+        code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except NothingToDo as nothing:
@@ -93,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except AutodragError as error:
         return _fail(str(error))
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -103,10 +96,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _run(argv: list[str]) -> int:
+    if len(argv) > 1 and argv[1] in GROUPS.get(argv[0], ()):
+        keep_memory()
+        name = f"autodrag.{argv[0]}.{argv[1]}"
+        module = importlib.import_module(BASELINE_TRAININGS.get(argv[1], name))
+        return int(module.main(argv[2:]) or 0)
+    parser, parsers = build_parser(argv[0] if argv else None)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parsers[args.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    keep_memory()
+    return int(_module(args.command).run(args))
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"autodrag.commands.{command}")
+
+
 def _fail(sentence: str) -> int:
     print("error: " + " ".join(sentence.split()), file=sys.stderr)
     return 2
 
 
+def entry() -> None:
+    """The installed script. After Ctrl-C the process ends at once: threads that still compute are not awaited."""
+    signal.signal(signal.SIGINT, _interrupt)
+    code = main()
+    if code == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _interrupt(_: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; but end the process during an import, because some libraries catch it there."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os.write(2, b"interrupted\n")
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -1,114 +1,220 @@
-"""The one edit schema: command-line file, batch line, HTTP body, saved session.
+"""Edits as data: one format for command-line files, batch lines, HTTP bodies and saved sessions.
 
-`edit.schema.json` beside this file is the published form (JSON Schema, draft 2020-12); `parse_edits` is the
-only reader and `edit_document` the only writer. Documents are untrusted: size, depth and numbers are bounded,
-NaN, Infinity and repeated names are refused, and a path may not leave the folder of the document.
+The models below are the format. `schema` generates the JSON Schema from them, `parse_edits` reads documents and
+`edit_document` writes them. Documents are untrusted: their size, depth and numbers are bounded, NaN, Infinity and
+repeated keys are refused, and paths may not leave the folder of the document.
+
+Points are (x, y) in px of the output image, integers at pixel centres, y down.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from autodrag.errors import AutodragError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.json_schema import models_json_schema
+
+from autodrag.errors import AutodragError, place_of, quoted, unknown_field, validation_sentence
 from autodrag.files import read_bounded, write_json
 
-Point = tuple[float, float]
 Preset = Literal["default", "draggan"]
-Method = Literal["auto", "refine", "predict", "both"]
+Method = Literal["auto", "predict", "refine", "both"]
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 12
+MAX_ITEMS = 1000
+MAX_PATH = 1000  # characters
 DEFAULT_CHECKPOINT = "checkpoints/critters"
 
 
-@dataclass(frozen=True)
-class Drag:
-    """One handle and where it should go; (x, y) in px of the output image."""
+def _whole(value: object) -> object:
+    """2.0 becomes 2: JSON Schema calls both integers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _path(value: object, info: Any) -> object:
+    """A path of a document. With links followed, it must lie in the document's folder.
+
+    info: pydantic's ValidationInfo; its context names the folder. Paths that Python code gives have no context.
+    """
+    if not isinstance(value, str):
+        return value
+    if not 0 < len(value) <= MAX_PATH or "\0" in value:
+        raise ValueError(f"{info.field_name} {quoted(value)} is not a path; expected 1 to {MAX_PATH} characters")
+    if not info.context:
+        return Path(value)
+    folder = info.context["folder"].resolve()
+    path = (folder / value).resolve()
+    if Path(value).is_absolute() or not path.is_relative_to(folder):
+        name = f"{info.field_name} {quoted(value)}"
+        raise ValueError(f"{name} leaves its file's folder; expected a path relative to it")
+    return path
+
+
+WHOLE = BeforeValidator(_whole)
+Coordinate = Annotated[float, Field(strict=True, ge=-1e6, le=1e6)]
+Point = tuple[Coordinate, Coordinate]
+File = Annotated[Path, BeforeValidator(_path), Field(json_schema_extra={"minLength": 1, "maxLength": MAX_PATH})]
+Self = TypeVar("Self", bound="Model")
+
+
+class Model(BaseModel):
+    """Base of the models: immutable, with no unknown fields. `Model(...)` raises pydantic's error; use `of`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def of(cls: type[Self], **values: Any) -> Self:
+        """Build from values that come from a user; raises AutodragError with one sentence."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise AutodragError(_sentence(error)) from error
+
+    def replaced(self: Self, **values: Any) -> Self:
+        """A copy with other values, checked as `of` checks them."""
+        return self.of(**{**{name: getattr(self, name) for name in type(self).model_fields}, **values})
+
+
+class PointPair(Model):
+    """A handle and its target."""
 
     handle: Point
-    """Where the point is now."""
+    """Present position of the point."""
     target: Point
-    """Where it should be."""
+    """Desired position of the point."""
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """How to edit. None leaves the preset's own value."""
+class Parameters(Model):
+    """Settings of an edit. A value of null is taken from the preset."""
 
     preset: Preset = "default"
-    """Named settings of the refiner: ours, or the published ones."""
-    rounds: int | None = None
-    """Most predictions in a row; left out, 2 for one point and 6 for several."""
-    steps: int | None = None
-    """Most optimisation steps."""
-    budget_s: float | None = None
-    """Most seconds."""
-    lr: float | None = None
-    """Adam's learning rate."""
+    """Named settings of the refiner: ours, or those of DragGAN."""
+    rounds: Annotated[int, Field(strict=True, ge=1, le=100), WHOLE] | None = None
+    """Maximum number of predictions; null: 2 for one point, 6 for several."""
+    steps: Annotated[int, Field(strict=True, ge=0, le=100_000), WHOLE] | None = None
+    """Maximum number of optimisation steps."""
+    budget_s: Annotated[float, Field(strict=True, gt=0, le=86_400)] | None = None
+    """Maximum time in seconds."""
+    lr: Annotated[float, Field(strict=True, gt=0, le=10)] | None = None
+    """Learning rate of Adam. Only the preset draggan uses it."""
     space: Literal["w", "w+"] | None = None
-    """Whether the edited layers share one vector."""
-    edit_layers: int | None = None
-    """How many layers of W+, from the first, may change."""
-    feature_block: int | None = None
-    """Index of the block whose features are tracked."""
-    stop_px: float | None = None
-    """Distance at which a point has arrived, px of the output image."""
-    keep_references: bool = False
-    """Track the features of the edit before instead of those of the present image."""
+    """w: the edited layers share one vector; w+: each layer has its own."""
+    edit_layers: Annotated[int, Field(strict=True, ge=1, le=18), WHOLE] | None = None
+    """Number of layers of W+, counted from the first, that may change."""
+    feature_block: Annotated[int, Field(strict=True, ge=0, le=8), WHOLE] | None = None
+    """Index of the generator block whose features are tracked."""
+    stop_px: Annotated[float, Field(strict=True, gt=0, le=1000)] | None = None
+    """Distance in px at which a point has arrived."""
+    keep_references: Annotated[bool, Field(strict=True)] = False
+    """Track the features of the previous edit instead of those of the present image."""
+
+    @model_validator(mode="after")
+    def _refuse_unused(self) -> Parameters:
+        if self.lr is not None and self.preset == "default":
+            raise ValueError(f"lr {self.lr:g} has no effect with the preset default; leave it out or use draggan")
+        return self
 
     def overrides(self) -> dict[str, Any]:
-        """The settings that differ from the preset's."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {k: v for k, v in values.items() if k not in ("preset", "keep_references") and v is not None}
+        """The settings that replace values of the preset."""
+        return self.model_dump(exclude={"preset", "keep_references"}, exclude_none=True)
 
 
-@dataclass(frozen=True)
-class Edit:
-    """One edit of one image. With neither seed nor latent it goes on from the edit before it in a session."""
+class Source(Model):
+    """The image that an edit starts from."""
 
-    drags: tuple[Drag, ...]
-    """What to move, at least one."""
-    checkpoint: str = DEFAULT_CHECKPOINT
-    """Checkpoint folder."""
-    fingerprint: str | None = None
-    """Fingerprint of the generator that the edit was made for; None accepts any."""
-    seed: int | None = None
-    """Seed of the image."""
-    latent: Path | None = None
-    """Latent file to start from."""
-    psi: float = 0.7
-    """Truncation of a seed's latent."""
-    label: int | None = None
-    """Class of a conditional generator."""
-    anchors: tuple[Point, ...] = ()
-    """Points that must stay."""
-    mask: Path | None = None
-    """Mask image, True = may move."""
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**32 - 1), WHOLE] | None = None
+    """Seed of the image. An edit without seed and latent starts from the result of the previous edit."""
+    latent: File | None = None
+    """A latent.safetensors file to start from instead of a seed."""
+    psi: Annotated[float, Field(strict=True, ge=-2, le=2)] = 0.7
+    """Truncation of a seed's latent: 1 leaves the latent unchanged, 0 gives the average image."""
+    label: Annotated[int, Field(strict=True, ge=0, le=1_000_000), WHOLE] | None = None
+    """Class of a class-conditional generator."""
+
+    @model_validator(mode="after")
+    def _refuse_two(self) -> Source:
+        if self.seed is not None and self.latent is not None:
+            raise ValueError("seed and latent are both given; an edit starts from one of them")
+        return self
+
+
+class Edit(Source):
+    """One edit of one image. Paths are relative to the folder of the document."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "required": ["seed", "latent"],
+                "properties": {"seed": {"type": "integer"}, "latent": {"type": "string"}},
+            }
+        }
+    )
+
+    checkpoint: Annotated[str, Field(min_length=1, max_length=MAX_PATH)] = DEFAULT_CHECKPOINT
+    """Checkpoint folder, relative to the working directory or beside the package."""
+    fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{16}$")] | None = None
+    """Fingerprint of the generator. The edit is refused for any other generator; null accepts all."""
+    drags: Annotated[tuple[PointPair, ...], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    """Points to move and their targets."""
+    anchors: Annotated[tuple[Point, ...], Field(max_length=MAX_ITEMS, fail_fast=True)] = ()
+    """Points that must keep their place."""
+    mask: File | None = None
+    """Image of the output's size: pixels brighter than 127 may move. Null: all pixels may."""
     method: Method = "auto"
-    """Refiner, predictor, or both; auto takes both where there is a predictor and no mask, otherwise the refiner."""
-    parameters: Parameters = field(default_factory=Parameters)
-    """How to edit."""
+    """predict: the learned predictor; refine: the optimisation loop; both: first predict, then refine;
+    auto: both if the checkpoint has a predictor and there is no mask, otherwise refine."""
+    parameters: Parameters = Parameters()
+    """Settings of the method."""
+
+    @model_validator(mode="after")
+    def _refuse_unused(self) -> Edit:
+        if self.method == "predict":
+            if self.parameters.preset != "default":
+                raise ValueError("preset 'draggan' has no effect with the method predict; use refine or both")
+            for name in ("edit_layers", "feature_block"):
+                if getattr(self.parameters, name) is not None:
+                    raise ValueError(f"{name} has no effect with the method predict; leave it out")
+        if self.method == "refine" and self.parameters.rounds is not None:
+            raise ValueError("rounds has no effect with the method refine; use predict or both")
+        return self
 
     @property
     def handles(self) -> list[Point]:
         """The handles, in order."""
-        return [drag.handle for drag in self.drags]
+        return [pair.handle for pair in self.drags]
 
     @property
     def targets(self) -> list[Point]:
         """The targets, in order."""
-        return [drag.target for drag in self.drags]
+        return [pair.target for pair in self.drags]
+
+
+class SessionFile(Model):
+    """A list of edits. Each edit starts from the result of the previous one."""
+
+    autodrag_session: Literal[1]
+    """Version of this format."""
+    edits: Annotated[tuple[Edit, ...], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    """The edits, in order."""
 
 
 def schema() -> dict[str, Any]:
-    """The published JSON Schema of an edit document."""
-    return dict(_schema())
+    """The JSON Schema (draft 2020-12) of a document: an edit or a session."""
+    _, definitions = models_json_schema([(Edit, "validation"), (SessionFile, "validation")])
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "autodrag edit or session",
+        "description": (__doc__ or "").rpartition("\n\n")[2].strip(),
+        "if": {"required": ["autodrag_session"]},
+        "then": {"$ref": "#/$defs/SessionFile"},
+        "else": {"$ref": "#/$defs/Edit"},
+        "$defs": definitions["$defs"],
+    }
 
 
 def parse_edits(text: str | bytes, *, folder: str | Path, where: str) -> list[Edit]:
@@ -116,40 +222,34 @@ def parse_edits(text: str | bytes, *, folder: str | Path, where: str) -> list[Ed
 
     Args:
         text: the JSON document, at most 1 MiB.
-        folder: what its relative paths start from and may not leave.
-        where: what to call the document in an error, such as "edit file 'a.json'".
+        folder: relative paths start from this folder and may not leave it.
+        where: name of the document in errors, such as "edit file 'a.json'".
 
     Raises:
-        AutodragError: one sentence with the place in the document.
+        AutodragError: one sentence that names the place in the document.
     """
     document = _parse_json(text, where)
-    _validate(document, where)
-    items = document["edits"] if "autodrag_session" in document else [document]
-    return [_edit(item, Path(folder), where) for item in items]
+    context = {"folder": Path(folder)}
+    try:
+        if isinstance(document, dict) and "autodrag_session" in document:
+            return list(SessionFile.model_validate(document, context=context).edits)
+        return [Edit.model_validate(document, context=context)]
+    except ValidationError as error:
+        raise AutodragError(f"{where}: {_sentence(error)}") from error
 
 
 def read_edits(path: str | Path) -> list[Edit]:
-    """Read an edit file or a saved session; paths in it are relative to its own folder."""
+    """Read an edit file or a saved session; its paths are relative to its own folder."""
     path = Path(path)
     return parse_edits(read_bounded(path, MAX_BYTES, "edit file"), folder=path.parent, where=f"edit file {str(path)!r}")
 
 
 def edit_document(edit: Edit, folder: str | Path) -> dict[str, Any]:
-    """One edit as a JSON value; `latent` and `mask` are written relative to `folder`, and must lie in it."""
-    document: dict[str, Any] = {"checkpoint": edit.checkpoint}
-    for name in ("fingerprint", "seed", "label"):
-        if getattr(edit, name) is not None:
-            document[name] = getattr(edit, name)
+    """One edit as a JSON value; `latent` and `mask` must lie in `folder` and are written relative to it."""
+    document = edit.model_dump(mode="json", exclude_none=True)
     for name in ("latent", "mask"):
-        if getattr(edit, name) is not None:
+        if name in document:
             document[name] = _relative(getattr(edit, name), Path(folder))
-    document["psi"] = edit.psi
-    document["drags"] = [{"handle": list(drag.handle), "target": list(drag.target)} for drag in edit.drags]
-    if edit.anchors:
-        document["anchors"] = [list(anchor) for anchor in edit.anchors]
-    document["method"] = edit.method
-    keep = {"keep_references": True} if edit.parameters.keep_references else {}
-    document["parameters"] = {"preset": edit.parameters.preset, **edit.parameters.overrides(), **keep}
     return document
 
 
@@ -180,28 +280,15 @@ def parse_point(text: str) -> Point:
     return point[0], point[1]
 
 
-def parse_drag(text: str) -> Drag:
-    """Read `x,y:x,y`, handle and target."""
+def parse_pair(text: str) -> PointPair:
+    """Read `x,y:x,y`, a handle and its target."""
     parts = text.split(":")
     if len(parts) != 2:
         raise AutodragError(f"{text!r} is not a drag; expected handle:target as x,y:x,y, such as 60,70:80,66")
-    return Drag(parse_point(parts[0]), parse_point(parts[1]))
+    return PointPair.of(handle=parse_point(parts[0]), target=parse_point(parts[1]))
 
 
-# --- reading, step by step ----------------------------------------------------------------------------------
-
-
-@functools.cache
-def _schema() -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(Path(__file__).with_name("edit.schema.json").read_text(encoding="utf-8"))
-    return value
-
-
-@functools.cache
-def _validator() -> Any:
-    import jsonschema
-
-    return jsonschema.Draft202012Validator(_schema())
+# --- reading and writing, step by step ------------------------------------------------------------------------
 
 
 def _parse_json(text: str | bytes, where: str) -> Any:
@@ -209,7 +296,7 @@ def _parse_json(text: str | bytes, where: str) -> Any:
         raise AutodragError(f"{where} is larger than the limit of {MAX_BYTES} bytes")
 
     def constant(name: str) -> float:
-        raise AutodragError(f"{where}: {name} is not a number that JSON knows; expected a finite number")
+        raise AutodragError(f"{where}: {name} is not a JSON number; expected a finite number")
 
     def number(digits: str) -> float:
         value = float(digits)
@@ -218,17 +305,20 @@ def _parse_json(text: str | bytes, where: str) -> Any:
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            raise AutodragError(f"{where}: a name is given twice among {', '.join(k for k, _ in pairs)[:80]}")
+            raise AutodragError(f"{where}: a key is given twice among {', '.join(key for key, _ in pairs)[:80]}")
         return table
 
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         document = json.loads(text, parse_constant=constant, parse_float=number, object_pairs_hook=members)
+        json.dumps(document, ensure_ascii=False).encode()
     except AutodragError:
         raise
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise AutodragError(f"{where} is not JSON: {error.msg} at {place}") from error
+    except UnicodeEncodeError as error:  # "\\ud800" is valid JSON, but not text
+        raise AutodragError(f"{where} holds half of a surrogate pair; expected Unicode text") from error
     except RecursionError as error:
         raise AutodragError(f"{where} is nested deeper than {MAX_DEPTH} levels") from error
     except ValueError as error:  # text that is not UTF-8, or an integer of thousands of digits
@@ -246,63 +336,23 @@ def _parse_json(text: str | bytes, where: str) -> Any:
     return document
 
 
-def _validate(document: Any, where: str) -> None:
-    from jsonschema.exceptions import best_match
-
-    error = best_match(_validator().iter_errors(document))
-    if error is None:
-        return
-    message = error.message if len(error.message) <= 160 else error.message[:160] + "..."
-    if error.json_path == "$.drags" and error.validator == "minItems":
-        message = "there are no points; give at least one drag"
-    elif error.validator == "not":
-        message = "seed and latent are both given; an edit starts from one of them"
-    raise AutodragError(f"{where}: at {error.json_path}: {message}")
-
-
-def _edit(item: dict[str, Any], folder: Path, where: str) -> Edit:
-    values = dict(item)
-    values["drags"] = tuple(Drag(_point(drag["handle"]), _point(drag["target"])) for drag in item["drags"])
-    values["anchors"] = tuple(_point(anchor) for anchor in item.get("anchors", ()))
-    values["parameters"] = Parameters(**_numbers(item.get("parameters", {})))
-    for name in ("latent", "mask"):
-        if values.get(name) is not None:
-            values[name] = _inside(values[name], folder, f"{where}: {name}")
-    return Edit(**_numbers(values))
-
-
-def _numbers(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON Schema calls 7.0 an integer and 1 a number; Python's types are made to say the same."""
-    integers, floats = (
-        ("seed", "label", "steps", "edit_layers", "feature_block"),
-        ("psi", "budget_s", "lr", "stop_px"),
-    )
-    return {
-        name: int(value)
-        if name in integers and value is not None
-        else float(value)
-        if name in floats and value is not None
-        else value
-        for name, value in values.items()
-    }
-
-
-def _point(value: Sequence[float]) -> Point:
-    return float(value[0]), float(value[1])
-
-
-def _inside(text: str, folder: Path, what: str) -> Path:
-    """`text` as a path in `folder`; links are followed before the check."""
-    if "\0" in text:
-        raise AutodragError(f"{what} {text!r} is not a path")
-    path = (folder / text).resolve()
-    if Path(text).is_absolute() or not path.is_relative_to(folder.resolve()):
-        raise AutodragError(f"{what} {text!r} leaves its file's folder; expected a path relative to it")
-    return path
+def _sentence(error: ValidationError) -> str:
+    """`validation_sentence`, with hints that know the models."""
+    problem = error.errors(include_url=False)[0]
+    kind, keys = problem["type"], problem["loc"]
+    if kind == "extra_forbidden":
+        models: dict[object, type[Model]] = {"edits": Edit, "drags": PointPair, "parameters": Parameters}
+        models |= {model.__name__: model for model in (Edit, Parameters, PointPair, SessionFile, Source)}
+        parent = next((key for key in keys[-2::-1] if key in models), error.title)
+        return unknown_field(place_of(keys), str(keys[-1]), models[parent].model_fields)
+    if kind == "too_short" and keys[-1] == "drags":
+        return "there are no points to drag; give at least one drag"
+    number = f"{place_of(keys[:2])}: " if kind == "value_error" and keys[:1] == ("edits",) else ""
+    return number + validation_sentence(error)
 
 
 def _relative(path: Path, folder: Path) -> str:
     resolved, root = path.resolve(), folder.resolve()
     if not resolved.is_relative_to(root):
-        raise AutodragError(f"{str(path)!r} lies outside of {str(folder)!r}; copy it there to refer to it")
+        raise AutodragError(f"{str(path)!r} lies outside of {str(folder)!r}; copy it into that folder")
     return resolved.relative_to(root).as_posix()

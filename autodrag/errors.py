@@ -1,6 +1,14 @@
-"""Errors that a user can mend. Each is one sentence: the value, what was expected, the next step."""
+"""Errors that a user can correct. Each is one sentence: the value, what was expected, the next step."""
 
 from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class AutodragError(ValueError):
@@ -8,8 +16,65 @@ class AutodragError(ValueError):
 
 
 class CheckpointError(AutodragError):
-    """A checkpoint or latent file that is missing, broken, or made for something else."""
+    """A checkpoint or latent file that is missing, broken, or belongs to another generator."""
 
 
 class NothingToDo(AutodragError):
-    """Every handle already lies on its target. The command line says so and exits with code 0."""
+    """Every handle already lies on its target. The command line prints the message and exits with code 0."""
+
+
+PHRASES = {
+    r"^Input should be ": "",
+    r"^String should (have|match) ": "a string with ",
+    r"^Input is not a valid path.*": "a string",
+    r"^a valid dictionary.*": "an object",
+    r"^a valid tuple": "a list",
+    r"^a valid boolean": "true or false",
+    r"^a valid integer": "a whole number",
+    r"^a valid ": "a ",
+    r"^greater than or equal to": "at least",
+    r"^less than or equal to": "at most",
+    r", got a number with.*": "",
+}
+"""Phrases of pydantic, and ours for users of JSON."""
+
+
+def validation_sentence(error: ValidationError) -> str:
+    """The first problem that pydantic found, in one line: the field, its value, what was expected."""
+    problem = error.errors(include_url=False)[0]
+    kind, context = problem["type"], problem.get("ctx", {})
+    place = place_of(problem["loc"]) or "the document"
+    if kind == "value_error":  # already a sentence of ours
+        return str(context["error"])
+    if kind in ("missing", "missing_argument"):
+        return f"{place} is missing; add it"
+    if kind in ("too_short", "too_long"):
+        bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        return f"{place} has {len(problem['input'])} items; expected {bound}"
+    expected = problem["msg"]
+    for phrase, ours in PHRASES.items():
+        expected = re.sub(phrase, ours, expected)
+    return f"{place} is {quoted(problem['input'])}; expected {expected}"
+
+
+def place_of(keys: tuple[int | str, ...]) -> str:
+    """`drags[0].handle` for ("drags", 0, "handle")."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)[:120].lstrip(".")
+
+
+def quoted(value: object) -> str:
+    """A value for an error, shortened to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
+
+
+def unknown_field(place: str, name: str, names: Iterable[str]) -> str:
+    """The sentence for a field that does not exist."""
+    names = list(names)
+    return f"{place} is not a known field; {closest(name, names) or 'expected one of ' + ', '.join(names)}"
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """A question that suggests the closest of `names`; None if none is close."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"did you mean {close[0]}?" if close else None

@@ -1,8 +1,9 @@
-"""Files are written whole or not at all, and read only up to a stated size."""
+"""Files are written completely or not at all, and read only up to a stated size."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -12,25 +13,43 @@ from typing import Any
 
 from autodrag.errors import AutodragError
 
+FULL = ("No space left on device", "Disk quota exceeded", "StorageFull", "code: 28")
+"""How writers that raise no OSError (safetensors, torch) report a full disk."""
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
 
-    The temporary name keeps the suffix of `path`, because image and video writers choose the format by it.
+    The temporary name keeps the suffix of `path`, because writers of images and videos choose the format by it.
+
+    Raises:
+        AutodragError: the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        if is_disk_full(error):
+            raise AutodragError(f"{str(path)!r} cannot be written: the disk is full; free some space") from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a writer failed because the disk or the user's quota is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(text in str(error) for text in FULL)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all."""
+    """Write UTF-8 text completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -40,16 +59,16 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_bounded(path: str | Path, limit: int, what: str) -> bytes:
-    """Read a file of at most `limit` bytes; `what` names its kind in errors ("image", "mask")."""
+def read_bounded(path: str | Path, limit: int, kind: str) -> bytes:
+    """Read a file of at most `limit` bytes; `kind` names it in errors ("image", "mask")."""
     path = Path(path)
     if not path.is_file():
-        raise AutodragError(f"{what} {str(path)!r} does not exist; check the path")
+        raise AutodragError(f"{kind} {str(path)!r} does not exist; check the path")
     try:
         with path.open("rb") as stream:
             data = stream.read(limit + 1)
     except OSError as error:
-        raise AutodragError(f"{what} {str(path)!r} cannot be read: {error.strerror or error}") from error
+        raise AutodragError(f"{kind} {str(path)!r} cannot be read: {error.strerror or error}") from error
     if len(data) > limit:
-        raise AutodragError(f"{what} {str(path)!r} is larger than the limit of {limit / 2**20:.3g} MiB")
+        raise AutodragError(f"{kind} {str(path)!r} is larger than the limit of {limit / 2**20:.3g} MiB")
     return data

@@ -27,7 +27,7 @@ from autodrag.infer.measure import find_landmarks
 from autodrag.infer.predict import LearnedNets, PredictConfig, predict
 from autodrag.nets.landmarks import LandmarkNet
 from autodrag.nets.latent_space import LatentBasis, LatentFrame
-from autodrag.nets.predictor import Drags
+from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Generator
 
 DIRECTIONS = 20
@@ -81,7 +81,7 @@ def main() -> None:
         handles, targets = points.gather(1, chosen), wanted.gather(1, chosen)
         config, edits = PredictConfig(rounds=args.rounds, stop_px=1.0 if count <= 5 else 2.0), []
         for code, a, b in zip(start.split(BATCH), handles.split(BATCH), targets.split(BATCH), strict=True):
-            drags = Drags(a, b, torch.ones(a.shape[:2], dtype=torch.bool))
+            drags = DragBatch(a, b, torch.ones(a.shape[:2], dtype=torch.bool))
             edits.append(predict(nets, generator, code, drags, config=config).latent.clone())
         codes = torch.cat(edits)
         found, seen = see(generator, net, codes)

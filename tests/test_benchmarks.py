@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -17,24 +18,21 @@ import pytest
 import torch
 from learned import save_learned, tiny_nets
 
-from autodrag.checkpoint import fingerprint
 from autodrag.cli import main
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
-from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
 from autodrag.train import predictor as training
+from autodrag.train.base import parse_config
 from autodrag.train.heldout import held_out_drags
 from autodrag.train.predictor import PredictorTraining
-from autodrag.train.run import parse_config
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = """
 run: {accelerator: cpu, precision: 32-true}
 net: {feature_block: 2, track_block: 2, steps: 1, width: 16, heads: 2, encoder_layers: 1, decoder_layers: 1,
       mlp_ratio: 2, token_rows: 4}
-motion: {candidates: 6, points: 4}
-training: {batch: 4}
+motion: {n_candidates: 6, max_points: 4}
 """
 
 
@@ -52,40 +50,30 @@ def ablations() -> ModuleType:
     return script("ablations")
 
 
-def test_ablations_change_what_they_are_called_by(ablations: ModuleType) -> None:
+def test_every_ablation_is_another_training(ablations: ModuleType) -> None:
     config = BENCHMARKS.parent / "configs" / "critters" / "predictor.yaml"
-    trainings = {
-        name: parse_config(PredictorTraining, "predictor", ["--config", str(config), *options])
-        for name, options in ablations.VARIANTS.items()
-    }
-    assert all(trainings[name] != trainings["as configured"] for name in trainings if name != "as configured")
-    hps = {name: config.training for name, config in trainings.items()}
-    weights = {
-        n: (hp.l1_weight, hp.drag_weight, hp.position_weight, hp.prior_weight + hp.moments_weight)
-        for n, hp in hps.items()
-    }
-    assert weights["0.1 L1 + position loss"] == (0.1, 0.0, 5.0, 0.0)
-    for paper in ("0.1 L1 + drag loss, the paper's", "teacher forcing, n = 5"):
-        assert weights[paper] == (0.1, 1.0, 0.0, 0.0)
-    alone = [weights[f"{name} alone"] for name in ("L1", "drag loss", "position loss")]
-    assert alone == [(1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 5.0, 0.0)]
+    args = argparse.Namespace(steps=3, lr=1e-3)
+    trainings = [
+        parse_config(
+            PredictorTraining,
+            "predictor",
+            ["--config", str(config), "--training.stages", ablations.stage(args, changes), *options],
+        )
+        for changes, options in ablations.VARIANTS.values()
+    ]
+    assert all(one != other for k, one in enumerate(trainings) for other in trainings[:k])
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
 def test_ablations_end_with_a_table(
     ablations: ModuleType,
-    tiny_generator: Generator,
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two steps of two variants; the trainings run here instead of in processes of their own, which start slowly."""
+    """Two steps of two variants. The trainings run in this process, because a new one starts slowly."""
     (tmp_path / "tiny.yaml").write_text(TINY)
-    sizes = RegularizerConfig(layers=8, w_dim=32, width=16, heads=2, encoder_layers=1, decoder_layers=1, mlp_ratio=2.0)
-    regularizer, extra = tmp_path / "regularizer.safetensors", {"generator": fingerprint(tiny_generator.state_dict())}
-    net = Regularizer(sizes)
-    save_tensors(regularizer, net.state_dict(), kind="regularizer", config=asdict(sizes), extra=extra)
     trained: list[str] = []
 
     def process(command: list[str], **_: Any) -> None:
@@ -98,16 +86,16 @@ def test_ablations_end_with_a_table(
     monkeypatch.setattr(training, "held_out_drags", few)
     monkeypatch.setattr(ablations, "held_out_drags", lambda *args, count: few(*args))
     words = ["--config", str(tmp_path / "tiny.yaml"), "--checkpoint", str(tiny_checkpoint), "--steps", "2"]
-    words += ["--regularizer", str(regularizer), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--only", "without regularizer", "no positions"])
-    for _ in range(2):  # again, it only reads
+    words += ["--batch", "4", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--only", "as configured", "n = 2"])
+    for _ in range(2):  # the second time it only reads
         ablations.main()
         *_, head, line, first, second = capsys.readouterr().out.splitlines()
         assert head.startswith("| variant | 1-points, open loop | ") and line.count("---") == head.count("|") - 1
-        assert first.startswith("| without regularizer | ") and second.startswith("| no positions | ")
+        assert first.startswith("| as configured | ") and second.startswith("| n = 2 | ")
         assert first.count("%") == second.count("%") == 6
-    assert [Path(folder).name for folder in trained] == ["without-regularizer", "no-positions"]
-    left = json.loads((tmp_path / "out" / "no-positions" / "left.json").read_text())
+    assert [Path(folder).name for folder in trained] == ["as-configured", "n---2"]
+    left = json.loads((tmp_path / "out" / "n---2" / "left.json").read_text())
     assert set(left) == {"open", "closed"} and all(share > 0 for shares in left.values() for share in shares.values())
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from autodrag.infer.refine import RefineResult
 from fakes import FakeRefiner
 from learned import save_learned, tiny_nets
 
@@ -23,9 +28,10 @@ from autodrag.checkpoint import load_latent
 from autodrag.cli import main
 from autodrag.commands import batch as batch_command
 from autodrag.commands.outcome import write_outcome
-from autodrag.edits import parse_edits, schema
+from autodrag.edits import schema
 from autodrag.errors import AutodragError
 from autodrag.images import read_image, write_png
+from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
 
@@ -109,11 +115,39 @@ def test_a_session_of_several_edits(drag: Callable[..., int], tmp_path: Path) ->
 
 
 def test_options_override_the_edit_file(drag: Callable[..., int], tmp_path: Path, fake_refiner: FakeRefiner) -> None:
-    (tmp_path / "e.json").write_text(edit(parameters={"steps": 2, "lr": 0.5}))
+    (tmp_path / "e.json").write_text(edit(parameters={"preset": "draggan", "steps": 2, "lr": 0.5}))
     assert drag("--edit", str(tmp_path / "e.json"), "--steps", "3", "--drag", "1,1:2,2", "--budget", "9") == 0
     call = fake_refiner.calls[-1]
     assert (call["config"].steps, call["config"].lr, call["config"].budget_s) == (3, 0.5, 9.0)
     assert call["handles"].tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (["--steps", "1"], "1 point ended far from the target; try more --steps or --space w+ or a nearer target"),
+        (["--steps", "1", "--space", "w+"], "1 point ended far from the target; try more --steps or a nearer target"),
+        (["--budget", "1e-6"], "try a larger --budget or --space w+ or a nearer target"),
+    ],
+)
+def test_a_drag_that_ends_far_away_says_what_to_try(
+    drag: Callable[..., int],
+    fake_refiner: FakeRefiner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    advice: str,
+) -> None:
+    def fall_short(*args: Any, **settings: Any) -> RefineResult:
+        result = fake_refiner(*args, **settings)
+        reason: Any = "budget" if settings["config"].budget_s else "steps"
+        return dataclasses.replace(result, distances=result.distances + 7, reason=reason)
+
+    assert drag(*DRAG) == 0
+    assert "try" not in capsys.readouterr().out
+    monkeypatch.setattr("autodrag.infer.drag.refine", fall_short)
+    assert drag(*DRAG, *options) == 0
+    assert advice in capsys.readouterr().out
 
 
 def test_latents_start_an_edit(drag: Callable[..., int], tmp_path: Path) -> None:
@@ -130,7 +164,7 @@ def test_latents_start_an_edit(drag: Callable[..., int], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--seed", "7"], "there are no points to drag; give at least one as --drag 60,70:80,66"),
+        (["--seed", "7"], "there are no points to drag; give at least one drag"),
         (["--drag", "32,5:1,1"], "handle 32,5 lies outside the image; x goes from 0 to 31, y from 0 to 31"),
         (["--drag", "5,5:-9,1"], "target -9,1 lies outside the image"),
         (["--drag", "nan,5:1,1"], "point 'nan,5' is not finite"),
@@ -157,15 +191,28 @@ def test_latents_start_an_edit(drag: Callable[..., int], tmp_path: Path) -> None
             "was trained on generator '0000000000000000'",
         ),
         (["--drag", "5,5:1,1", "--out", "{tmp}/black.png/out"], "Not a directory"),
-        (["--drag", "5,5:1,1", "--seed", "-1"], "seed -1 is not usable; expected a whole number from 0"),
+        (["--drag", "5,5:1,1", "--seed", "-1"], "seed is -1; expected at least 0"),
         (["--drag", "5,5:1,1", "--seed", "1", "--latent", "x"], "--seed and --latent are both given"),
         (["--drag", "5,5:1,1", "--latent", "{tmp}/none.safetensors"], "none.safetensors' does not exist"),
-        (["--drag", "5,5:1,1", "--psi", "nan"], "psi nan is not finite"),
+        (["--drag", "5,5:1,1", "--psi", "nan"], "psi is nan; expected a finite number"),
+        (["--drag", "5,5:1,1", "--psi", "1e9"], "psi is 1000000000.0; expected at most 2"),
+        (["--drag", "5,5:1,1", "--latent", "x", "--psi", "0.5"], "--psi has no effect with --latent; leave it out"),
+        (["--drag", "5,5:1,1", "--feature-block", "99"], "feature_block is 99; expected at most 8"),
+        (["--drag", "5,5:1,1", "--lr", "1"], "lr 1 has no effect with the preset default; leave it out"),
+        (
+            ["--drag", "5,5:1,1", "--preset", "draggan", "--method", "predict"],
+            "preset 'draggan' has no effect with the method predict; use refine or both",
+        ),
+        (["--drag", "-5,4:3,4"], "handle -5,4 lies outside the image; x goes from 0 to 31"),
+        (["--anchor", "-5,4", "--drag", "5,5:1,1"], "anchor -5,4 lies outside the image"),
+        (["--landmark", "nose"], "'nose' is not a landmark and its displacement; expected such as nose:+10,0"),
+        (["--landmark", "nose:+5"], "'+5' is not a point; expected x,y in pixels"),
+        (["--landmark", "nose:+5,0"], "has no landmark net; give pixels with --drag"),
         (["--drag", "5,5:1,1", "--label", "1"], "label 1 is given, but this generator has no classes"),
-        (["--drag", "5,5:1,1", "--lr", "-1"], "the settings cannot be used"),
+        (["--drag", "5,5:1,1", "--lr", "-1"], "lr is -1.0; expected greater than 0"),
         (["--drag", "5,5:1,1", "--device", "warp"], "device 'warp' cannot be used here; try --device cpu"),
         (["--edit", "{tmp}/none.json"], "none.json' does not exist"),
-        (["--edit", "{tmp}/bad.json"], r"bad.json': at $.drags[0]: 'target' is a required property"),
+        (["--edit", "{tmp}/bad.json"], "bad.json': drags[0].target is missing; add it"),
         (["--edit", "{tmp}/predict.json"], "method 'predict' needs a predictor"),
     ],
 )
@@ -225,12 +272,25 @@ def test_the_disk_is_full(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device", "after.png")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     assert drag(*DRAG) == 2
-    assert said(capsys).startswith("error: 'after.png': No space left on device")
+    assert said(capsys) == f"error: '{tmp_path}/out/before.png' cannot be written: the disk is full; free some space"
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_run_replaces_the_files_of_an_earlier_one(drag: Callable[..., int], tmp_path: Path) -> None:
+    mask = np.full((32, 32, 3), 255, dtype=np.uint8)
+    mask[:4] = 0
+    write_png(tmp_path / "m.png", mask)
+    assert drag(*DRAG, "--mask", str(tmp_path / "m.png")) == 0
+    (tmp_path / "out" / "animation.gif").write_bytes(b"of an earlier run")
+    (tmp_path / "out" / "notes.txt").write_text("of the user")
+    assert (tmp_path / "out" / "edit.mask-1.png").is_file()
+    assert drag(*DRAG) == 0
+    written = {item.name for item in (tmp_path / "out").iterdir()}
+    assert written == {*FILES, "notes.txt"} - {"animation.gif", "animation.mp4"}
 
 
 def test_interruption(
@@ -248,12 +308,45 @@ def test_interruption(
     assert not list((tmp_path / "out").glob("*"))
 
 
-def test_unknown_words_are_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in ([], ["fly"], ["drag", "--seed", "x"], ["drag", "--preset", "magic"], ["train", "nothing"]):
-        with pytest.raises(SystemExit) as caught:
-            main(words)
-        assert caught.value.code == 2
-        assert "error:" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "the following arguments are required: COMMAND; see autodrag --help"),
+        (["darg"], "'darg' is not known; did you mean drag?"),
+        (["fly"], "'fly' is not known; expected one of demo, app, drag, batch, sample"),
+        (["drag", "--sede", "1"], "--sede is not an option of autodrag drag; did you mean --seed?"),
+        (["drag", "--sede=1"], "--sede is not an option of autodrag drag; did you mean --seed?"),
+        (["drag", "--xyzzy"], "--xyzzy is not an option of autodrag drag; see autodrag drag --help"),
+        (["drag", "stray"], "'stray' is one word too many; see autodrag drag --help"),
+        (["drag", "--seed"], "--seed: expected one argument; see autodrag drag --help"),
+        (["drag", "--seed", "x"], "--seed: invalid int value: 'x'; see autodrag drag --help"),
+        (["drag", "--preset", "magic"], "--preset 'magic' is not known; expected one of default, draggan"),
+        (["drag", "--method", "predct"], "--method 'predct' is not known; did you mean predict?"),
+        (["convert", "x.pkl"], "the following arguments are required: --out; see autodrag convert --help"),
+        (["train", "predicter"], "'predicter' is not known; did you mean predictor?"),
+        (["eval", "--pairs", "3"], "'3' is not known; expected one of landmarks, paired"),
+    ],
+)
+def test_mistakes_give_one_sentence_with_a_hint(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert sentence in said(capsys)
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["eval"]])
+def test_help_describes_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    names = {**cli.COMMANDS, **cli.DESCRIPTIONS} if not words else cli.GROUPS[words[0]]
+    for name, description in names.items():
+        assert name in text and description.split()[0] in text
+    if not words:
+        return
+    parts = Path(importlib.import_module(f"autodrag.{words[0]}").__file__ or "").parent
+    assert all((parts / f"{name}.py").is_file() for name in names)
 
 
 # --- batch ----------------------------------------------------------------------------------------
@@ -397,9 +490,6 @@ def test_methods_and_rounds_that_cannot_be(
     assert "method 'predict' needs a predictor, which" in said(capsys)
     assert main(["drag", "--checkpoint", learned, *DRAG, "--rounds", "0", "--device", "cpu"]) == 2
     assert "rounds" in said(capsys)
-    with pytest.raises(SystemExit) as ended:
-        drag(*DRAG, "--method", "magic")
-    assert ended.value.code == 2
 
 
 def test_a_batch_with_a_predictor(batch: Callable[..., int], learned: str, tmp_path: Path) -> None:
@@ -423,7 +513,11 @@ def test_the_method_of_a_batch_goes_before_its_lines(batch: Callable[..., int], 
 def test_sample(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sample", "--checkpoint", str(tiny_checkpoint), "--columns", "2"]
     assert main([*words, "--seeds", "0-2,9", "--out", str(tmp_path / "s.png")]) == 0
-    assert read_image(tmp_path / "s.png").shape == (66, 66, 3)
+    assert read_image(tmp_path / "s.png").shape == (94, 66, 3)  # two rows of 32 px and a caption
+    sheet = read_image(tmp_path / "s.png")
+    captions = [sheet[top : top + 14, left : left + 32] for top in (32, 80) for left in (0, 34)]
+    assert all(caption.min() < 128 and caption[0].min() == 255 for caption in captions)  # black on white
+    assert not np.array_equal(captions[0], captions[1])
     capsys.readouterr()
     for seeds in ("", "a", "3-1", "0-99999", "1-", "-1"):
         assert main([*words, f"--seeds={seeds}", "--out", str(tmp_path / "s.png")]) == 2
@@ -446,6 +540,8 @@ def test_render(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main([*words, "--count", "0", "--out", str(tmp_path / "grid.png")]) == 2
     assert "count 0 is not usable" in said(capsys)
+    assert main([*words, "--count", "2", "--out", str(tmp_path / "samples")]) == 2
+    assert "is not empty, and samples of two runs must not mix; name a new one" in said(capsys)
 
 
 def test_info(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -462,7 +558,7 @@ def test_info(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "checkpoint 'nope' does not exist" in said(capsys)
 
 
-def test_schema_is_what_edits_are_checked_against(capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out) == schema()
 
@@ -494,48 +590,68 @@ def test_delegation(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
 
 def test_demo_needs_a_landmark_net(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--checkpoint", str(tiny_checkpoint), "--out", str(tmp_path)]) == 2
-    assert "has no landmark net, which the demo needs; use autodrag drag" in said(capsys)
+    assert "has no landmark net; give pixels with --drag" in said(capsys)
 
 
-def test_demo(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import dataclasses
-
-    from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
-
+@pytest.fixture
+def with_landmarks(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint folder with a landmark net of random weights."""
     net = LandmarkNet(LandmarkConfig(resolution=32, width=8, depth=2, names=("nose", "chin")))
     folder = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint, folder)
     config = dataclasses.asdict(net.config)
     save_tensors(folder / "landmarks.safetensors", net.state_dict(), kind="landmarks", config=config)
-    assert main(["demo", "--checkpoint", str(folder), "--out", str(tmp_path / "out")]) == 0
+    return folder
+
+
+def test_demo(with_landmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["demo", "--checkpoint", str(with_landmarks), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == sorted(FILES)
     assert "by the landmark net" in capsys.readouterr().out
     (point,) = json.loads((tmp_path / "out" / "result.json").read_text())["edits"][0]["points"]
     assert point["landmark_distance"] is not None
-    assert main(["demo", "--checkpoint", str(folder), "--landmark", "tail", "--out", str(tmp_path / "out")]) == 2
+    assert main([*words, "--landmark", "tail"]) == 2
     assert "landmark 'tail' is not known; expected one of nose, chin" in said(capsys)
 
 
-def test_help_is_fast_and_pipes_may_close() -> None:
+def test_a_landmark_is_dragged_by_its_name(with_landmarks: Path, drag: Callable[..., int], tmp_path: Path) -> None:
+    words = ["--checkpoint", str(with_landmarks), "--seed", "7", "--drag", "1,1:2,2"]
+    assert drag(*words, "--landmark", "chin:-3,+2") == 0
+    first, second = json.loads((tmp_path / "out" / "result.json").read_text())["edits"][0]["points"]
+    assert first["handle"] == [1, 1]
+    moved = np.subtract(second["target"], second["handle"])
+    assert np.allclose(moved, [-3, 2], atol=1e-4)
+
+
+def test_help_imports_neither_torch_nor_pydantic_and_pipes_may_close() -> None:
     listing = subprocess.run(
-        [sys.executable, "-m", "autodrag.cli", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "autodrag.cli", "--help"], capture_output=True, text=True, check=True
     )
     assert all(name in listing.stdout for name in cli.COMMANDS)
+    assert "torch" not in listing.stderr and "pydantic" not in listing.stderr
     piped = f"{sys.executable} -m autodrag.cli schema | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", piped], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("{\n", "")
 
 
+def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "autodrag.cli", "render", "--count", "100000", "--out", str(tmp_path / "samples")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("samples/*.png")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (130, "interrupted\n")
+
+
 def test_an_error_is_one_line_whatever_its_text(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(args: object) -> int:
+    def fail(*_: object) -> int:
         raise AutodragError("two\nlines")
 
-    monkeypatch.setitem(cli.COMMANDS, "schema", cli.Command("x", lambda parser: None, fail))
+    monkeypatch.setattr("autodrag.commands.schema.run", fail)
     assert main(["schema"]) == 2
     assert said(capsys) == "error: two lines"
-
-
-def test_the_edits_of_the_help_are_edits() -> None:
-    assert parse_edits(edit(), folder=".", where="the edit")

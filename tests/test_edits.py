@@ -1,4 +1,4 @@
-"""The edit schema: round trips, refusals with their place, and nothing else for any input at all."""
+"""The edit format: documents come back as they were written, and any other input gives one clear sentence."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from autodrag.edits import (
     MAX_BYTES,
-    Drag,
     Edit,
     Parameters,
+    PointPair,
     edit_document,
-    parse_drag,
     parse_edits,
+    parse_pair,
     parse_point,
     read_edits,
     schema,
@@ -40,14 +40,15 @@ edits = st.fixed_dictionaries(
         "checkpoint": st.text("abc/", min_size=1),
         "fingerprint": st.none() | st.text("0123456789abcdef", min_size=16, max_size=16),
         "seed": st.none() | st.integers(0, 2**32 - 1),
-        "psi": st.floats(-4, 4),
+        "psi": st.floats(-2, 2),
         "label": st.none() | st.integers(0, 1000),
         "anchors": st.lists(points, max_size=3).map(tuple),
         "mask": st.none() | st.just(FOLDER / "masks" / "m.png"),
-        "method": st.sampled_from(["refine", "predict", "both"]),
+        "method": st.sampled_from(["auto", "both"]),
         "parameters": st.fixed_dictionaries(
             {
-                "preset": st.sampled_from(["default", "draggan"]),
+                "preset": st.just("draggan"),
+                "rounds": st.none() | st.integers(1, 100),
                 "steps": st.none() | st.integers(0, 1000),
                 "budget_s": optional_float,
                 "lr": optional_float,
@@ -75,8 +76,8 @@ def parse(document: Any) -> list[Edit]:
 
 def build(arguments: dict[str, Any]) -> Edit:
     """An edit from what `edits` draws."""
-    drags = tuple(Drag(handle, target) for handle, target in arguments["drags"])
-    return Edit(**{**arguments, "drags": drags, "parameters": Parameters(**arguments["parameters"])})
+    drags = [{"handle": handle, "target": target} for handle, target in arguments["drags"]]
+    return Edit.of(**{**arguments, "drags": drags})
 
 
 @given(st.lists(edits, min_size=1, max_size=3))
@@ -108,16 +109,16 @@ def test_any_bytes_are_an_edit_or_a_clear_error(text: str | bytes) -> None:
 
 
 @given(points, points)
-def test_drag_arguments_come_back(handle: tuple[float, float], target: tuple[float, float]) -> None:
-    assert parse_drag(f"{handle[0]},{handle[1]}:{target[0]},{target[1]}") == Drag(handle, target)
+def test_pair_arguments_come_back(handle: tuple[float, float], target: tuple[float, float]) -> None:
+    assert parse_pair(f"{handle[0]},{handle[1]}:{target[0]},{target[1]}") == PointPair(handle=handle, target=target)
 
 
 @given(st.text(max_size=30))
-def test_any_drag_argument_is_a_drag_or_a_clear_error(text: str) -> None:
+def test_any_pair_argument_is_a_pair_or_a_clear_error(text: str) -> None:
     try:
-        parse_drag(text)
+        parse_pair(text)
     except AutodragError as error:
-        assert "drag" in str(error) or "point" in str(error)
+        assert any(word in str(error) for word in ("drag", "point", "handle", "target"))
 
 
 @pytest.mark.parametrize("text", ["", "1", "1,2,3", "a,b", "1;2", "1_0,2"])
@@ -135,29 +136,54 @@ def test_points_that_are_not_finite(text: str) -> None:
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({}, r"at \$: 'drags' is a required property"),
-        ({"drags": []}, r"at \$\.drags: there are no points"),
-        ({"drags": [{"handle": [1, 2]}]}, r"at \$\.drags\[0\]: 'target' is a required property"),
+        ({}, "drags is missing; add it"),
+        ({"drags": []}, "there are no points to drag; give at least one drag"),
+        ({"drags": [{"handle": [1, 2]}]}, r"drags\[0\]\.target is missing; add it"),
+        ({"drags": [{"handle": [1, "2"], "target": [1, 2]}]}, r"drags\[0\]\.handle\[1\] is '2'; expected a number"),
+        ({"drags": [{"handle": [1, 2, 3], "target": [1, 2]}]}, r"handle has 3 items; expected at most 2"),
+        ({"drags": [{"handle": [1, 2e6], "target": [1, 2]}]}, r"handle\[1\] is 2000000.0; expected at most 1000000"),
+        ({"drags": [DRAG] * 1001}, "drags has 1001 items; expected at most 1000"),
+        ({"drags": [1] * 100_000}, r"drags\[0\] is 1; expected an object"),
+        ({"drags": [DRAG], "seed": -1}, "seed is -1; expected at least 0"),
+        ({"drags": [DRAG], "seed": 2.5}, "seed is 2.5; expected a whole number"),
+        ({"drags": [DRAG], "seed": True}, "seed is True; expected a whole number"),
+        ({"drags": [DRAG], "psi": 1e9}, "psi is 1000000000.0; expected at most 2"),
+        ({"drags": [DRAG], "seed": 1, "latent": "a"}, "seed and latent are both given"),
+        ({"drags": [DRAG], "method": "magic"}, "method is 'magic'; expected 'auto', 'predict', 'refine' or 'both'"),
+        ({"drags": [DRAG], "mehtod": "both"}, "mehtod is not a known field; did you mean method"),
+        ({"drags": [DRAG], "xyz": 1}, "xyz is not a known field; expected one of seed, latent"),
+        ({"drags": [DRAG], "fingerprint": "xyz"}, "fingerprint is 'xyz'; expected a string with pattern"),
+        ({"drags": [DRAG], "checkpoint": ""}, "checkpoint is ''; expected a string with at least 1 character"),
+        ({"drags": [DRAG], "mask": 3}, "mask is 3; expected a string"),
+        ({"drags": [DRAG], "mask": ""}, "mask '' is not a path; expected 1 to 1000 characters"),
+        ({"drags": [DRAG], "mask": "\ud800"}, "holds half of a surrogate pair"),
+        ({"drags": [DRAG], "parameters": {"steps": -1}}, r"parameters\.steps is -1; expected at least 0"),
+        ({"drags": [DRAG], "parameters": {"keep_references": 1}}, "keep_references is 1; expected true or false"),
+        ({"drags": [DRAG], "parameters": {"lr": 1}}, "lr 1 has no effect with the preset default"),
         (
-            {"drags": [{"handle": [1, "2"], "target": [1, 2]}]},
-            r"at \$\.drags\[0\]\.handle\[1\]: '2' is not of type",
+            {"drags": [DRAG], "method": "predict", "parameters": {"preset": "draggan"}},
+            "preset 'draggan' has no effect with the method predict; use refine or both",
         ),
-        ({"drags": [{"handle": [1, 2, 3], "target": [1, 2]}]}, r"at \$\.drags\[0\]\.handle: .*is too long"),
-        ({"drags": [DRAG] * 1001}, r"at \$\.drags: "),
-        ({"drags": [DRAG], "seed": -1}, r"at \$\.seed: -1 is less than the minimum"),
-        ({"drags": [DRAG], "seed": 1, "latent": "a"}, r"at \$: seed and latent are both given"),
-        ({"drags": [DRAG], "method": "magic"}, r"at \$\.method: 'magic' is not one of"),
-        ({"drags": [DRAG], "typo": 1}, r"at \$: .*'typo' was unexpected"),
-        ({"drags": [DRAG], "parameters": {"steps": -1}}, r"at \$\.parameters\.steps: -1 is less than"),
-        ({"drags": [DRAG], "fingerprint": "xyz"}, r"at \$\.fingerprint: 'xyz' does not match"),
-        ({"autodrag_session": 1, "edits": []}, r"at \$\.edits: "),
-        ({"autodrag_session": 2, "edits": [{"drags": [DRAG]}]}, r"at \$\.autodrag_session: 1 was expected"),
-        ([1], r"at \$: \[1\] is not of type 'object'"),
-        ('{"drags": [{"handle": [NaN, 1], "target": [1, 2]}]}', "NaN is not a number that JSON knows"),
-        ('{"psi": -Infinity}', "-Infinity is not a number that JSON knows"),
-        ('{"psi": 1e999}', "1e999 is not a number that JSON knows"),
+        (
+            {"drags": [DRAG], "method": "predict", "parameters": {"feature_block": 3}},
+            "feature_block has no effect with the method predict; leave it out",
+        ),
+        (
+            {"drags": [DRAG], "method": "refine", "parameters": {"rounds": 3}},
+            "rounds has no effect with the method refine; use predict or both",
+        ),
+        ({"autodrag_session": 1, "edits": []}, "edits has 0 items; expected at least 1"),
+        ({"autodrag_session": 2, "edits": [{"drags": [DRAG]}]}, "autodrag_session is 2; expected 1"),
+        (
+            {"autodrag_session": 1, "edits": [{"drags": [DRAG]}, {"drags": [DRAG], "seed": 1, "latent": "a"}]},
+            r"edits\[1\]: seed and latent are both given",
+        ),
+        ([1], r"the document is \[1\]; expected an object"),
+        ('{"drags": [{"handle": [NaN, 1], "target": [1, 2]}]}', "NaN is not a JSON number"),
+        ('{"psi": -Infinity}', "-Infinity is not a JSON number"),
+        ('{"psi": 1e999}', "1e999 is not a JSON number"),
         ('{"seed": ' + "1" * 5000 + "}", "is not JSON"),
-        ('{"seed": 1, "seed": 2}', "a name is given twice among seed, seed"),
+        ('{"seed": 1, "seed": 2}', "a key is given twice among seed, seed"),
         ("[" * 100_000, "is nested deeper than 12 levels"),
         ("[" * 20 + "]" * 20, "is nested deeper than 12 levels"),
         ("{", "is not JSON: .* at line 1, column 2"),
@@ -182,27 +208,52 @@ def test_paths_stay_in_the_folder(tmp_path: Path, name: str, path: str) -> None:
         parse_edits(text, folder=tmp_path / "edits", where="the edit")
 
 
-def test_whole_numbers_are_integers_whatever_json_says() -> None:
-    (edit,) = parse('{"seed": 7.0, "psi": 1, "drags": [{"handle": [1, 2], "target": [3, 4]}]}')
-    assert (type(edit.seed), type(edit.psi), type(edit.drags[0].handle[0])) == (int, float, float)
+def test_whole_numbers_may_be_written_as_decimals() -> None:
+    (edit,) = parse({"seed": 7.0, "psi": 1, "drags": [DRAG], "parameters": {"rounds": 2.0, "steps": 3.0}})
+    values = (edit.seed, edit.psi, edit.drags[0].handle[0], edit.parameters.rounds, edit.parameters.steps)
+    assert [(type(value), value) for value in values] == [(int, 7), (float, 1), (float, 1), (int, 2), (int, 3)]
 
 
 def test_session_files(tmp_path: Path) -> None:
-    session = [Edit((Drag((1.0, 2.0), (3.0, 4.0)),), seed=1), Edit((Drag((0.0, 0.0), (1.0, 1.0)),))]
+    (pair,) = parse({"drags": [DRAG]})[0].drags
+    session = [Edit(drags=(pair,), seed=1), Edit(drags=(pair,))]
     write_session(tmp_path / "s.json", session)
     assert read_edits(tmp_path / "s.json") == session
     with pytest.raises(AutodragError, match="would be empty"):
         write_session(tmp_path / "t.json", [])
     with pytest.raises(AutodragError, match="lies outside of"):
-        write_session(tmp_path / "t.json", [Edit(session[0].drags, mask=tmp_path.parent / "m.png")])
+        write_session(tmp_path / "t.json", [session[1].replaced(mask=tmp_path.parent / "m.png")])
     with pytest.raises(AutodragError, match=r"edit file '.*missing\.json' does not exist"):
         read_edits(tmp_path / "missing.json")
 
 
-def test_the_schema_is_one() -> None:
+def test_values_of_users_are_checked_in_python_too() -> None:
+    with pytest.raises(AutodragError, match=r"^steps is -1; expected at least 0$"):
+        Parameters.of(steps=-1)
+    with pytest.raises(AutodragError, match=r"^edit_layer is not a known field; did you mean edit_layers\?$"):
+        Parameters.of(edit_layer=3)
+    edit = Edit.of(drags=[DRAG], method="both", parameters={"preset": "draggan"})
+    with pytest.raises(AutodragError, match="preset 'draggan' has no effect"):
+        edit.replaced(method="predict")
+    assert edit.replaced(seed=3).seed == 3
+
+
+def test_the_schema_agrees_with_the_reader() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
-    defaults = schema()["$defs"]["edit"]["properties"]
-    assert defaults["psi"]["default"] == Edit.psi
-    assert defaults["checkpoint"]["default"] == Edit.checkpoint
-    assert set(schema()["$defs"]["parameters"]["properties"]) == set(Parameters.__dataclass_fields__)
-    assert set(defaults) == set(Edit.__dataclass_fields__)
+    validator = jsonschema.Draft202012Validator(schema())
+    for document in ({"drags": [DRAG], "parameters": {"rounds": 2.0}}, {"drags": [DRAG], "seed": 1, "latent": None}):
+        assert validator.is_valid(document) and parse(document)
+    changes: list[dict[str, Any]] = [
+        {"seed": 1, "latent": "a"},
+        {"psi": 3},
+        {"typo": 1},
+        {"drags": []},
+        {"parameters": {"steps": True}},
+    ]
+    for change in changes:
+        document = {"drags": [DRAG], **change}
+        assert not validator.is_valid(document)
+        with pytest.raises(AutodragError):
+            parse(document)
+    fields = schema()["$defs"]["Edit"]["properties"] | schema()["$defs"]["Parameters"]["properties"]
+    assert all(field.get("description") for field in fields.values())

@@ -6,7 +6,6 @@ holds the latents of its history and what lay on each image, so that it comes ba
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import re
@@ -26,7 +25,7 @@ from autodrag.errors import AutodragError
 from autodrag.files import replacing, write_json
 from autodrag.images import read_mask, write_png
 from autodrag.infer.editor import DragEditor
-from autodrag.infer.refine import StepState
+from autodrag.infer.task import DragResult
 from autodrag.release import load_tensors, save_tensors
 
 SESSION, PAST, STATE = "session.json", "past.safetensors", "state.json"
@@ -110,7 +109,7 @@ def replay(
     editor = choose(Path(first.checkpoint).name)
     clock = Stopwatch(session.config.replay_s)
 
-    def step(state: StepState) -> None:
+    def step(state: DragResult) -> None:
         if stop.is_set():
             raise Stopped
         if clock.spent():
@@ -129,7 +128,7 @@ def replay(
             if edit.mask is not None:
                 name = f"mask-{number}.png"
                 masks[name] = read_mask(edit.mask, editor.image_size)
-            follow = dataclasses.replace(edit, seed=None, latent=None, label=None)
+            follow = edit.replaced(seed=None, latent=None, label=None)
             result = editor.apply(follow, callback=step)
             asked = _scene(edit, name)
             scenes[-1] = (asked, scenes[-1][1])

@@ -33,9 +33,7 @@ from autodrag.app.frames import moving, pack
 from autodrag.app.gate import Stopped
 from autodrag.app.service import CLOSE, LOG, Mailbox, Seat, Service, state_message
 from autodrag.errors import AutodragError, NothingToDo
-from autodrag.images import to_uint8
-from autodrag.infer.refine import StepState
-from autodrag.infer.result import Preview
+from autodrag.infer.task import DragResult
 
 T = TypeVar("T")
 
@@ -67,7 +65,7 @@ class Live:
         self._pull: deque[_Order] = deque(maxlen=1)
         self._drag: deque[_Order] = deque(maxlen=1)
         self._task: asyncio.Task[None] | None = None
-        self._last: tuple[_Order, Preview] | None = None
+        self._last: tuple[_Order, DragResult] | None = None
         self._stopped = False
 
     def pull(self, order: _Order) -> None:
@@ -175,15 +173,13 @@ class Live:
         drawn = 0.0
         shown = float("inf") if self._last is None else float(self._last[1].distances.mean())
 
-        def watch(state: StepState) -> None:
+        def watch(state: DragResult) -> None:
             nonlocal drawn
             now = time.monotonic()
             if now - drawn < FRAME_S or not self._seat.hungry or float(state.distances.mean()) > shown + NEARLY_PX:
                 return
             drawn = now
-            frame = pack(
-                {**_header("step", order.pull, state), "step": state.step}, moving(to_uint8(state.render())[0])
-            )
+            frame = pack({**_header("step", order.pull, state), "step": state.steps}, moving(state.image))
             self._loop.call_soon_threadsafe(self._show, frame)
 
         session.drag(session.read(order.document), stop, watch)
@@ -289,7 +285,7 @@ def _obey(live: Live, text: str | None, most: int) -> str | None:
     return None
 
 
-def _header(kind: str, pull: int, state: StepState | Preview) -> dict[str, Any]:
+def _header(kind: str, pull: int, state: DragResult | DragResult) -> dict[str, Any]:
     return {
         "type": kind,
         "pull": pull,

@@ -1,4 +1,4 @@
-"""What goes over HTTP, besides the edit itself, whose schema is `autodrag/edit.schema.json`."""
+"""What goes over HTTP, besides the edit itself, whose schema is that of `autodrag.edits`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from autodrag.app.models import About, CheckpointInfo, OpenImage, Problem, Sessi
 from autodrag.app.service import LOG, NotFound, Seat, Service
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
-from autodrag.infer.refine import StepState
+from autodrag.infer.task import DragResult
 
 Key = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="The session's key.")]
 MaskName = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\.png$", description="What an edit calls the mask.")]
@@ -57,10 +57,10 @@ def edit_schema() -> dict[str, Any]:
     """The schema of one edit, as a component of the OpenAPI document."""
     text = json.dumps(schema()["$defs"]).replace("#/$defs/", "#/components/schemas/edit-")
     parts: dict[str, Any] = json.loads(text)
-    return {f"edit-{name}": part for name, part in parts.items() if name != "session"}
+    return {f"edit-{name}": part for name, part in parts.items() if name != "SessionFile"}
 
 
-EDIT = _body("An edit in the common schema.", {"application/json": {"$ref": "#/components/schemas/edit-edit"}})
+EDIT = _body("An edit in the common schema.", {"application/json": {"$ref": "#/components/schemas/edit-Edit"}})
 BINARY = {"type": "string", "format": "binary"}
 
 
@@ -321,11 +321,11 @@ async def _events(service: Service, seat: Seat, document: bytes, changed: Any) -
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[tuple[str, Any]](maxsize=0)
     gone = threading.Event()
 
-    def watch(state: StepState) -> None:
+    def watch(state: DragResult) -> None:
         if gone.is_set():
             seat.session.interrupt()
         step = {
-            "step": state.step,
+            "step": state.steps,
             "distances": [round(value, 3) for value in state.distances.tolist()],
             "confidences": [round(value, 3) for value in state.confidences.tolist()],
             "lost": state.lost.tolist(),

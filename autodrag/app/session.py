@@ -27,10 +27,8 @@ from autodrag.app.models import Outcome, PointState, Scene, SessionState
 from autodrag.edits import Edit, parse_edits
 from autodrag.errors import AutodragError
 from autodrag.images import decode_image
-from autodrag.infer.drag import REFINE
 from autodrag.infer.editor import DragEditor
-from autodrag.infer.refine import StepState
-from autodrag.infer.result import DragResult, Preview
+from autodrag.infer.task import DragResult
 
 FOLDER = Path("session").resolve()
 """Paths in an edit are names of what was uploaded to the session; this stands for the folder they would be in."""
@@ -183,7 +181,7 @@ class Session:
             )
         return edit
 
-    def preview(self, edit: Edit, start: Preview | None) -> Preview:
+    def preview(self, edit: Edit, start: DragResult | None) -> DragResult:
         """What a drag would give; call it inside of a turn."""
         mask = self.mask(_mask_name(edit))
         return self.editor.preview(edit.handles, edit.targets, mask, edit.anchors or None, start)
@@ -204,7 +202,7 @@ class Session:
             stop.set()
         self._gate.wake()
 
-    def drag(self, edit: Edit, stop: threading.Event, watch: Callable[[StepState], None] | None = None) -> DragResult:
+    def drag(self, edit: Edit, stop: threading.Event, watch: Callable[[DragResult], None] | None = None) -> DragResult:
         """Drag, and remember; `watch` sees the steps. Takes its own turn and gives way between steps.
 
         Raises:
@@ -219,7 +217,7 @@ class Session:
         with self._gate.turn(stop):
             clock = Stopwatch(self.config.edit_s)
 
-            def step(state: StepState) -> None:
+            def step(state: DragResult) -> None:
                 if stop.is_set() and torch.equal(state.latent.cpu(), before):
                     raise Stopped
                 if watch is not None:
@@ -234,7 +232,7 @@ class Session:
                 edit.targets,
                 mask=mask,
                 anchors=edit.anchors or None,
-                refine=REFINE[edit.method],
+                method=edit.method,
                 preset=edit.parameters.preset,
                 keep_references=edit.parameters.keep_references,
                 callback=step,

@@ -1,1 +1,1 @@
-"""The sub-commands. Each module has `arguments(parser)` and `run(args)`; importing one imports no torch."""
+"""The commands, one module each, with `arguments(parser)` and `run(args)`; importing one does not import torch."""

@@ -13,23 +13,26 @@ from autodrag.errors import AutodragError
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag app`."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; other than 127.0.0.1 needs a token")
-    parser.add_argument("--port", type=int, default=8765, help="0 takes a free one (default: 8765)")
-    parser.add_argument("--token", help="what clients must know; made up and printed where one is needed")
+    parser.add_argument("--port", type=int, default=8765, help="0 chooses a free port (default: 8765)")
+    parser.add_argument("--token", help="secret of the clients; generated and printed if one is needed")
     parser.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="a name that the server is reached under"
-    )
-    parser.add_argument("--checkpoints", default="checkpoints", metavar="FOLDER", help="whose sub-folders are offered")
-    parser.add_argument(
-        "--data", metavar="FOLDER", help="where saved sessions are kept (default: ~/.local/share/autodrag)"
-    )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: CUDA where there is one)")
-    parser.add_argument("--workers", type=int, help="computations at the same time (default: the cores, at most 4)")
-    parser.add_argument("--sessions", type=int, default=64, help="most sessions at the same time (default: 64)")
-    parser.add_argument(
-        "--idle", type=float, default=1800.0, metavar="SECONDS", help="drop a session unused for so long"
+        "--allow-host", action="append", default=[], metavar="NAME", help="host name of the server; may be repeated"
     )
     parser.add_argument(
-        "--edit-seconds", type=float, default=30.0, metavar="SECONDS", help="most computing for an edit"
+        "--checkpoints",
+        default="checkpoints",
+        metavar="FOLDER",
+        help="their folder (default: checkpoints)",
+    )
+    parser.add_argument("--data", metavar="FOLDER", help="folder of saved sessions (default: ~/.local/share/autodrag)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
+    parser.add_argument("--workers", type=int, help="parallel computations (default: number of cores, at most 4)")
+    parser.add_argument("--sessions", type=int, default=64, help="maximum number of open sessions (default: 64)")
+    parser.add_argument(
+        "--idle", type=float, default=1800.0, metavar="SECONDS", help="close a session that is unused for this time"
+    )
+    parser.add_argument(
+        "--edit-seconds", type=float, default=30.0, metavar="SECONDS", help="maximum computing time of an edit"
     )
     parser.add_argument("--open", action="store_true", help="open a browser window")
 
@@ -49,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if token is None and args.host != "localhost" and not is_loopback(args.host):
         token = secrets.token_urlsafe(18)
     if token is not None and not re.fullmatch(r"[A-Za-z0-9_-]{8,200}", token):
-        raise AutodragError("the token must be 8 to 200 letters, digits, - and _; leave it out to have one made up")
+        raise AutodragError("the token must be 8 to 200 letters, digits, - and _; leave it out to generate one")
     if not 0 <= args.port < 65536:
-        raise AutodragError(f"port {args.port} is not one; expected 0 to 65535")
+        raise AutodragError(f"port {args.port} is not usable; expected 0 to 65535")
     if args.idle <= 0 or args.edit_seconds <= 0:
         raise AutodragError("--idle and --edit-seconds must be positive numbers of seconds")
     given = {"data": args.data and Path(args.data), "workers": args.workers}
@@ -70,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
             **{name: value for name, value in given.items() if value is not None},
         )
     except ValueError as error:
-        raise AutodragError(f"the server cannot run like this: {error}") from error
-    torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))  # the workers share the cores
+        raise AutodragError(f"the server cannot start: {error}") from error
+    torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))  # workers share the cores
 
     def announce(address: str) -> None:
         print(f"autodrag is at {address}  (Ctrl+C ends it)", flush=True)

@@ -1,8 +1,10 @@
-"""Edits run for the command line, and the files that they leave: pictures, animation, latent, JSON result."""
+"""Edits run for the command line, and the files they produce: pictures, animation, latent, JSON result.
+
+An output folder holds the files of one run: before writing, `write_outcome` removes those of an earlier run by name.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -19,17 +21,24 @@ if TYPE_CHECKING:
     import torch
 
     from autodrag.infer.editor import DragEditor
-    from autodrag.infer.refine import StepState
-    from autodrag.infer.result import DragResult
+    from autodrag.infer.task import DragResult
 
 MAX_FRAMES = 48
-LEAP_FRAMES = 16  # of an animation, for what a predictor does at once
-GIF_PX = 320  # least side: a GIF grows with its area far more than an MP4
+LEAP_FRAMES = 16  # frames between the start and the result of a predictor
+GIF_PX = 320  # minimum side; smaller than in the MP4, because the size of a GIF grows faster with its area
+FAR = 0.25
+"""A point is far from its target if more than this share of its drag is left, and more than FAR_PX px (at 512 px)."""
+FAR_PX = 8.0
+FILES = [
+    *("result.json", "before.png", "after.png", "annotated.png", "animation.mp4", "animation.gif"),
+    *("latent.safetensors", "edit.json", "edit.latent.safetensors", "edit.mask-*.png"),
+]
+"""Files that a run may leave; result.json is removed first and written last, so it confirms all others."""
 
 
 @dataclass
 class Outcome:
-    """What a list of edits did, in order."""
+    """Result of a list of edits, in order."""
 
     edits: list[Edit]
     """The edits as they were run."""
@@ -40,7 +49,7 @@ class Outcome:
     masks: list[np.ndarray | None]
     """One per edit, None: everything may move."""
     path: list[tuple[int, torch.Tensor, list[list[float]]]] = field(default_factory=list)
-    """Every step, and ways between where a predictor leapt: number of the edit, latent (1, L, D), points."""
+    """Every step, with interpolated frames for predictions: number of the edit, latent (1, L, D), points."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds by part."""
 
@@ -50,12 +59,12 @@ def run_edits(
     edits: Sequence[Edit],
     *,
     record: bool = True,
-    callback: Callable[[StepState], None] | None = None,
+    callback: Callable[[DragResult], None] | None = None,
 ) -> Outcome:
     """Apply edits one after another.
 
-    `record` keeps the latent of each step, from which the animation is drawn afterwards, so that drawing
-    does not slow the drag. `callback` sees each step, for a progress bar.
+    `record` keeps the latent of each step. The animation is drawn from them afterwards, so that drawing does not
+    slow the drag down. `callback` gets each step, for a progress bar.
     """
     start = time.perf_counter()
     before = _open(editor, edits[0])
@@ -63,22 +72,22 @@ def run_edits(
     outcome.timing["open"] = time.perf_counter() - start
     for number, edit in enumerate(edits):
 
-        def step(state: StepState, number: int = number) -> None:
+        def step(state: DragResult, number: int = number) -> None:
             if record:
                 outcome.path.append((number, state.latent.detach().clone(), state.points.tolist()))
             if callback is not None:
                 callback(state)
 
         outcome.masks.append(_mask(editor, edit))
-        follow = dataclasses.replace(edit, seed=None, latent=None) if number == 0 else edit
-        origin, made = editor.latent, len(outcome.path)
+        follow = edit.replaced(seed=None, latent=None) if number == 0 else edit
+        origin, first = editor.latent, len(outcome.path)
         result = editor.apply(follow, callback=step)
         outcome.results.append(result)
         if record and result.rounds:
-            refined = outcome.path[made:]
+            refined = outcome.path[first:]
             latent, points = refined[0][1:] if refined else (result.latent, result.points.tolist())
             leap = _between(number, origin, latent.cpu(), result.handles.tolist(), points)
-            outcome.path[made:] = [*leap, *refined]
+            outcome.path[first:] = [*leap, *refined]
     outcome.timing["drag"] = sum(result.seconds for result in outcome.results)
     outcome.timing["total"] = time.perf_counter() - start
     return outcome
@@ -87,11 +96,14 @@ def run_edits(
 def write_outcome(
     editor: DragEditor, outcome: Outcome, folder: Path, *, animation: bool, extra: dict[str, Any]
 ) -> None:
-    """Write everything that a drag leaves; result.json comes last, so that it vouches for the rest."""
+    """Write all files of a drag in place of those of an earlier run; other files in the folder stay."""
     from autodrag.checkpoint import save_latent
     from autodrag.images import write_animation, write_png
     from autodrag.infer.draw import annotate, contact_sheet
 
+    for pattern in FILES:
+        for stale in folder.glob(pattern):
+            stale.unlink()
     first, last, edit, mask = outcome.edits[0], outcome.results[-1], outcome.edits[-1], outcome.masks[-1]
     origin = outcome.before if len(outcome.results) == 1 else outcome.results[-2].image
     write_png(folder / "before.png", outcome.before)
@@ -131,7 +143,7 @@ def write_outcome(
 
 
 def describe(outcome: Outcome) -> list[str]:
-    """Lines for a person: what became of each point, and how long it took."""
+    """Lines for a person: the distance left for each point, the time, and what to try if a point is far away."""
     lines = []
     for number, result in enumerate(outcome.results, start=1):
         lead = "" if len(outcome.results) == 1 else f"edit {number}: "
@@ -147,11 +159,31 @@ def describe(outcome: Outcome) -> list[str]:
         work = [_count(result.rounds, "prediction")] if result.rounds else []
         work += [_count(result.steps, "step")] if result.steps or not work else []
         lines.append(f"{lead}{result.reason} after {' and '.join(work)}, {result.seconds:.3f} s")
+        lines += [lead + line for line in _advice(outcome.edits[number - 1], result)]
     return lines
 
 
+def _advice(edit: Edit, result: DragResult) -> list[str]:
+    """What to try if a point ended far from its target; the settings of the edit decide what can help."""
+    import numpy as np
+
+    asked = np.hypot(*(result.targets - result.handles).T)
+    limits = np.maximum(FAR * asked, FAR_PX * len(result.image) / 512)
+    far = int((result.lost | (result.distances > limits)).sum())
+    if not far:
+        return []
+    tries = []
+    if result.method == "predict":
+        tries.append("--method both")
+    elif result.reason in ("steps", "budget"):
+        tries.append("more --steps" if result.reason == "steps" else "a larger --budget")
+    if result.method != "predict" and edit.parameters.space != "w+":
+        tries.append("--space w+")
+    return [f"{_count(far, 'point')} ended far from the target; try {' or '.join([*tries, 'a nearer target'])}"]
+
+
 def versions() -> dict[str, str]:
-    """What made a result."""
+    """Versions of the programs that made a result."""
     import torch
 
     return {"autodrag": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
@@ -178,7 +210,7 @@ def _mask(editor: DragEditor, edit: Edit) -> np.ndarray | None:
 def _between(
     number: int, start: torch.Tensor, end: torch.Tensor, handles: list[list[float]], points: list[list[float]]
 ) -> list[tuple[int, torch.Tensor, list[list[float]]]]:
-    """A predictor's leap as an animation shows it: codes on the straight way, points moving in step."""
+    """Frames of a prediction: latents interpolated between start and end, points along with them."""
     frames = []
     for k in range(1, LEAP_FRAMES + 1):
         share = k / LEAP_FRAMES
@@ -194,7 +226,7 @@ def _between(
 
 
 def _frames(editor: DragEditor, outcome: Outcome) -> list[dict[str, Any]]:
-    """What `annotate` needs for about MAX_FRAMES frames and a rest on the first and on the last."""
+    """Arguments of `annotate` for about MAX_FRAMES frames, with a pause on the first and on the last."""
     stride = -(-len(outcome.path) // MAX_FRAMES) or 1
     first, last = outcome.results[0], outcome.results[-1]
     moving = [

@@ -1,7 +1,7 @@
 """Latent codes to learn from, drawn on the fly: plausible codes, noised codes, motion sequences.
 
-Every draw takes a `torch.Generator` on the CPU, so that a sample depends on its seed alone, whatever the device and
-however many processes share a batch.
+Every draw takes a `torch.Generator` on the CPU. A sample therefore depends on its seed alone, not on the device or on
+the number of processes that share a batch.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def map_codes(generator: Generator, count: int, psi: Float[Tensor, " B"], rng: R
 def mixed_codes(generator: Generator, count: int, *, psi: tuple[float, float], rng: Rng) -> Float[Tensor, "B L D"]:
     """W+ codes whose layers differ: style mixing at a random layer, then every layer moved toward a third code.
 
-    The mapping network gives all layers the same vector. From such codes the first layers could be read off the
-    others, and a regularizer trained on them would undo every edit.
+    The mapping network gives all layers the same vector. From such codes, the first layers can be read off the others,
+    and a regularizer trained on them would undo every edit.
     """
     layers = generator.config.latent_layers
     strength = uniform((count,), *psi, rng)
@@ -53,17 +53,18 @@ def mixed_codes(generator: Generator, count: int, *, psi: tuple[float, float], r
 
 
 def noised_codes(
-    latent: Float[Tensor, "B L D"], frame: LatentFrame, *, edit_layers: int, masked: float, sigma: float, rng: Rng
+    latent: Float[Tensor, "B L D"], frame: LatentFrame, *, edit_layers: int, zeroed_share: float, sigma: float, rng: Rng
 ) -> Float[Tensor, "B L D"]:
-    """Eq. 1 of Auto DragGAN: vectors of the first layers set to zero with probability `masked`, then Gaussian noise.
+    """Eq. 1 of Auto DragGAN: vectors of the first layers set to zero with probability `zeroed_share`, then Gaussian
+    noise.
 
-    Zero and the noise are meant in standard coordinates, where a unit is one standard deviation of the mapped codes
-    and zero their mean; sigma is drawn for each code between 0 and the given one. The paper names no sigma.
+    Both happen in standard coordinates, where zero is the mean of the mapped codes and one their standard deviation.
+    The deviation of each code's noise is drawn between 0 and `sigma`. The paper gives no sigma.
     """
     count, _, w_dim = latent.shape
-    kept = (torch.rand(count, edit_layers, 1, generator=rng) >= masked).to(latent.device)
+    nonzero = (torch.rand(count, edit_layers, 1, generator=rng) >= zeroed_share).to(latent.device)
     noise = torch.randn(count, edit_layers, w_dim, generator=rng) * uniform((count, 1, 1), 0.0, sigma, rng)
-    codes = frame.coordinates(latent[:, :edit_layers]) * kept + noise.to(latent.device)
+    codes = frame.coordinates(latent[:, :edit_layers]) * nonzero + noise.to(latent.device)
     return torch.cat([frame.mean + frame.offset(codes), latent[:, edit_layers:]], dim=1)
 
 
@@ -77,8 +78,8 @@ def motion_sequence(
 ) -> Float[Tensor, "B T L D"]:
     """Eq. 7 of Auto DragGAN: w_0 ... w_n (T = `steps` + 1), w_i = w_(i-1) + rate * (w* - w_(i-1)) in the first layers.
 
-    As printed the paper has a minus sign, which moves away from w*; a negative `rate` does that. UserControllableLT,
-    which the paper follows, moves toward it.
+    The paper prints a minus sign, which moves away from w*. UserControllableLT, which the paper follows, moves toward
+    it, and so does this function.
     """
     codes = [start]
     for _ in range(steps):

@@ -20,9 +20,9 @@ from autodrag.checkpoint import find_checkpoint, load_generator, load_landmarks
 from autodrag.edits import DEFAULT_CHECKPOINT
 from autodrag.errors import AutodragError
 from autodrag.eval.log import Record
-from autodrag.eval.methods import METHODS, Drag, Limits, Method, Trace, check_names, identities, make_methods
+from autodrag.eval.methods import METHODS, Limits, Method, Trace, check_names, identities, make_methods
 from autodrag.images import to_uint8
-from autodrag.infer.checks import check_device
+from autodrag.infer.task import Drag, check_device
 from autodrag.nets.landmarks import LandmarkNet
 from autodrag.nets.stylegan2 import Features, Generator, seed_z
 

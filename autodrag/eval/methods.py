@@ -12,18 +12,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from autodrag.checkpoint import PREDICTOR_FILE, REGULARIZER_FILE, fingerprint, has_predictor, load_learned
+from autodrag.acceleration import accelerate
+from autodrag.checkpoint import PREDICTOR_FILE, REGULARIZER_FILE, fingerprint, load_editor
 from autodrag.errors import AutodragError
 from autodrag.eval.baselines.freedrag import FreeDragConfig, FreeDragState, freedrag
 from autodrag.eval.baselines.userlt import FILE as USERLT_FILE
 from autodrag.eval.baselines.userlt import load_userlt, userlt
-from autodrag.infer.drag import drag as run_drag
-from autodrag.infer.drag import warm_up
-from autodrag.infer.predict import LearnedNets, PredictConfig
-from autodrag.infer.refine import RefineConfig, StepState, refine
+from autodrag.infer.drag import DragSettings, RefinerConfig, run_drag, warm_up
+from autodrag.infer.draggan import DragganConfig
+from autodrag.infer.locate import LocateConfig
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.predict import PredictConfig
+from autodrag.infer.task import Control, Drag, DragResult
+from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.points import Size
@@ -61,17 +65,8 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Drag:
-    """A drag of `handles` to `targets` (px); mask: True = may move."""
-
-    handles: Float[Tensor, "N 2"]
-    targets: Float[Tensor, "N 2"]
-    mask: Bool[Tensor, "H W"] | None = None
-
-
-@dataclass(frozen=True)
-class DragResult:
-    """The end of a drag."""
+class MethodResult:
+    """The end of a drag, as far as every method knows it."""
 
     latent: Float[Tensor, "1 L D"]
     steps: int
@@ -90,7 +85,7 @@ Trace = Callable[[float, Tensor], None]
 class Method(Protocol):
     """Edits `latent` so that the handles of `drag` move to their targets."""
 
-    def __call__(self, latent: Float[Tensor, "1 L D"], drag: Drag, trace: Trace | None = None) -> DragResult: ...
+    def __call__(self, latent: Float[Tensor, "1 L D"], drag: Drag, trace: Trace | None = None) -> MethodResult: ...
 
 
 Factory = Callable[[Generator, Path, Limits], Method]
@@ -98,36 +93,20 @@ Factory = Callable[[Generator, Path, Limits], Method]
 
 
 def _none(generator: Generator, folder: Path, limits: Limits) -> Method:
-    return lambda latent, drag, trace=None: DragResult(latent, 0, "none")
+    return lambda latent, drag, trace=None: MethodResult(latent, 0, "none")
 
 
 def _draggan(generator: Generator, folder: Path, limits: Limits) -> Method:
-    return refiner_method(generator, RefineConfig.preset("draggan", generator.config.image_size), limits)
+    return refiner_method(generator, DragganConfig.for_image(generator.config.image_size), limits)
 
 
 def _refine(generator: Generator, folder: Path, limits: Limits) -> Method:
-    return refiner_method(generator, RefineConfig.preset("default", generator.config.image_size), limits)
+    return refiner_method(generator, LocateConfig.for_image(generator.config.image_size), limits)
 
 
-def refiner_method(generator: Generator, config: RefineConfig, limits: Limits) -> Method:
-    """The refiner with a config of its own."""
-    basis = LatentBasis.of(generator) if config.objective == "locate" else None
-
-    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> DragResult:
-        held = replace(config, **limits.overrides(len(drag.handles)))
-        result = refine(
-            generator,
-            latent,
-            drag.handles,
-            drag.targets,
-            config=held,
-            mask=drag.mask,
-            basis=basis,
-            callback=_callback(trace),
-        )
-        return DragResult(result.latent, result.steps, result.reason)
-
-    return run
+def refiner_method(generator: Generator, config: RefinerConfig, limits: Limits) -> Method:
+    """A refiner with a config of its own."""
+    return _ours(generator, None, DragSettings("refine", config, PredictConfig()), limits)
 
 
 def _predict(generator: Generator, folder: Path, limits: Limits) -> Method:
@@ -139,22 +118,27 @@ def _both(generator: Generator, folder: Path, limits: Limits) -> Method:
 
 
 def _learned(generator: Generator, folder: Path, limits: Limits, name: Literal["predict", "both"]) -> Method:
-    identity = fingerprint(generator.state_dict())
-    if not has_predictor(folder, identity):
+    editor = load_editor(folder, fingerprint(generator.state_dict()))
+    if editor is None:
         raise AutodragError(f"methods predict and both need a predictor, which {str(folder)!r} does not have")
-    nets = LearnedNets(*load_learned(folder, identity)).to(generator.mapping.w_avg.device)
-    warm_up(generator, nets)
-    config, basis = RefineConfig.preset("default", generator.config.image_size), LatentBasis.of(generator)
+    editor = accelerate(editor.to(generator.mapping.w_avg.device))
+    warm_up(OpenImage(generator, generator.mapping.w_avg.expand(1, generator.config.latent_layers, -1), editor))
+    config = LocateConfig.for_image(generator.config.image_size)
+    return _ours(generator, editor, DragSettings(name, config, PredictConfig()), limits)
 
-    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> DragResult:
-        held = replace(config, **limits.overrides(len(drag.handles)))
-        loop = replace(PredictConfig(), stop_px=held.stop_px)
-        options: dict[str, Any] = {"method": name, "refiner": held, "predictor": loop, "mask": drag.mask}
-        options |= {"basis": basis, "callback": _callback(trace)}
-        result = run_drag(generator, nets, latent, drag.handles, drag.targets, **options)
+
+def _ours(generator: Generator, editor: LearnedEditor | None, settings: DragSettings, limits: Limits) -> Method:
+    """Our own methods, held to the limits. Every drag opens its image anew, so that times include that."""
+    basis = LatentBasis.of(generator)
+
+    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> MethodResult:
+        refiner = replace(settings.refiner, **limits.overrides(len(drag.handles)))
+        predictor = replace(settings.predictor, stop_px=refiner.stop_px)
+        held = replace(settings, refiner=refiner, predictor=predictor)
+        result = run_drag(OpenImage(generator, latent, editor), drag, held, Control(callback=_callback(trace)), basis)
         if trace is not None:
             trace(result.seconds, result.latent)
-        return DragResult(result.latent, result.rounds + result.steps, result.reason, result.features)
+        return MethodResult(result.latent, result.rounds + result.steps, result.reason, result.features)
 
     return run
 
@@ -162,7 +146,7 @@ def _learned(generator: Generator, folder: Path, limits: Limits, name: Literal["
 def _freedrag(generator: Generator, folder: Path, limits: Limits) -> Method:
     config = FreeDragConfig.fitted(generator)
 
-    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> DragResult:
+    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> MethodResult:
         held = replace(config, **limits.overrides(len(drag.handles)))
         result = freedrag(
             generator,
@@ -173,7 +157,7 @@ def _freedrag(generator: Generator, folder: Path, limits: Limits) -> Method:
             mask=drag.mask,
             callback=_callback(trace),
         )
-        return DragResult(result.latent, result.steps, result.reason)
+        return MethodResult(result.latent, result.steps, result.reason)
 
     return run
 
@@ -181,14 +165,14 @@ def _freedrag(generator: Generator, folder: Path, limits: Limits) -> Method:
 def _userlt(generator: Generator, folder: Path, limits: Limits) -> Method:
     net = load_userlt(folder, fingerprint(generator.state_dict())).to(generator.mapping.w_avg.device)
 
-    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> DragResult:
+    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> MethodResult:
         edited = userlt(net, generator, latent, drag.handles, drag.targets, mask=drag.mask)
-        return DragResult(edited, 1, "one pass")
+        return MethodResult(edited, 1, "one pass")
 
     return run
 
 
-def _callback(trace: Trace | None) -> Callable[[StepState | FreeDragState], None] | None:
+def _callback(trace: Trace | None) -> Callable[[DragResult | FreeDragState], None] | None:
     return None if trace is None else lambda state: trace(state.seconds, state.latent)
 
 
@@ -238,11 +222,11 @@ def identities(folder: Path, image_size: Size) -> dict[str, str]:
     Rows with different digests of a method do not belong in one table. The generator, the step limit and the
     stop rule belong to the run (`run.evaluate`). A change in the code alone is not detected.
     """
-    refiner = RefineConfig.preset("default", image_size).in_use()
+    refiner = LocateConfig.for_image(image_size)
     learned = (PredictConfig(), folder / PREDICTOR_FILE, folder / REGULARIZER_FILE)
     return {
         "none": digest(),
-        "draggan": digest(RefineConfig.preset("draggan", image_size).in_use()),
+        "draggan": digest(DragganConfig.for_image(image_size)),
         "refine": digest(refiner),
         "predict": digest(*learned),
         "both": digest(*learned, refiner),

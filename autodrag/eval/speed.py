@@ -25,21 +25,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from autodrag.checkpoint import find_checkpoint, fingerprint, load_generator, load_learned
+from autodrag.acceleration import accelerate
+from autodrag.checkpoint import find_checkpoint, fingerprint, load_editor, load_generator
 from autodrag.errors import AutodragError
 from autodrag.eval import log, results
 from autodrag.eval.log import Record
-from autodrag.eval.methods import Drag, Limits, make_methods
+from autodrag.eval.methods import Limits, make_methods
 from autodrag.eval.run import finish
 from autodrag.eval.tables import Columns, optional, quartiles, spread
-from autodrag.infer.checks import check_device
-from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predict
-from autodrag.infer.refine import RefineConfig, StepState, refine
+from autodrag.infer.draggan import DragganConfig, draggan
+from autodrag.infer.locate import LocateConfig, Problem, take_step
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.predict import PredictConfig, batch_of, predict
+from autodrag.infer.task import Control, Drag, check_device
+from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.predictor import Predictor, PredictorConfig
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig
-from autodrag.train.predictor import fit
+from autodrag.train.editor import fit_predictor
 
 STEPWISE = ("draggan", "refine")
 """Methods that are measured by the step."""
@@ -141,18 +145,25 @@ def _steps(method: str, generator: Generator, steps: int, wait: Callable[[], obj
 
     The first step is left out, because it includes the references.
     """
-    preset = RefineConfig.preset("draggan" if method == "draggan" else "default", generator.config.image_size)
-    config = replace(preset, steps=steps, patience=10**6, lost_confidence=0.0, stop_px=1e-3)
-    basis = LatentBasis.of(generator, samples=1024)
+    size, basis = generator.config.image_size, LatentBasis.of(generator, samples=1024)
+    published = replace(DragganConfig.for_image(size), steps=steps, stop_px=1e-3)
 
     def work(latent: Tensor, drag: Drag) -> float:
         marks: list[float] = []
 
-        def on_step(state: StepState) -> None:
+        def mark(_: object) -> None:
             wait()
             marks.append(time.perf_counter())
 
-        refine(generator, latent, drag.handles, drag.targets, config=config, basis=basis, callback=on_step)
+        image = OpenImage(generator, latent)
+        if method == "draggan":
+            draggan(image, drag, published, Control(callback=mark))
+        else:  # without the stop rules, which random weights would trigger at once
+            problem = Problem(image, drag, LocateConfig.for_image(size), basis, None)
+            state = problem.first_state()
+            for _ in range(steps + 1):
+                mark(state)
+                state = take_step(problem, state)
         if len(marks) < 3:
             raise AutodragError(f"{method} ended after {len(marks) - 1} steps; two are needed to measure one")
         return (marks[-1] - marks[1]) / (len(marks) - 2)
@@ -171,20 +182,19 @@ def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], ob
 
     As in an open editor, the features of the present image are available, and nothing else of the image.
     """
-    if folder is None:
-        nets = random_nets(generator)
-    else:
-        nets = LearnedNets(*load_learned(folder, fingerprint(generator.state_dict())))
-    nets.to(generator.mapping.w_avg.device)
-    config = PredictConfig(stop_px=0.0, gain=0.0)
+    editor = None if folder is None else load_editor(folder, fingerprint(generator.state_dict()))
+    if editor is None:
+        editor = random_editor(generator)
+    accelerate(editor.to(generator.mapping.w_avg.device))
+    config = PredictConfig(stop_px=0.0)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def work(latent: Tensor, drag: Drag) -> float:
-        drags = make_drags(nets.predictor, drag.handles, drag.targets)
-        known = generator.features(latent, block=nets.predictor.config.track_block)
+        drags = batch_of(drag, editor)
+        features = OpenImage(generator, latent, editor).features
 
         def edit() -> None:
-            found = predict(nets, generator, latent, drags, config=config, features=known)
+            found = predict(OpenImage(generator, latent, editor, features), drags, config)
             generator.image(found.latent, found.features)
 
         return _seconds(edit, wait)
@@ -192,11 +202,11 @@ def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], ob
     return work
 
 
-def random_nets(generator: Generator) -> LearnedNets:
-    """A learned editor of random weights, of the paper's depth and width 512."""
+def random_editor(generator: Generator) -> LearnedEditor:
+    """A learned editor with random weights, of the paper's depth and width 512."""
     g = generator.config
-    net = fit(PredictorConfig(), generator)
-    return LearnedNets(Predictor(net), Regularizer(RegularizerConfig(layers=g.latent_layers, w_dim=g.w_dim)))
+    net = fit_predictor(PredictorConfig(), generator)
+    return LearnedEditor(Predictor(net), Regularizer(RegularizerConfig(layers=g.latent_layers, w_dim=g.w_dim)))
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from autodrag.eval.bench import Bench, read_points
 from autodrag.eval.detectors import Detector
 from autodrag.eval.flow import Flow, RaftFlow, dis_flow
 from autodrag.eval.log import Record
-from autodrag.eval.methods import Drag
 from autodrag.images import to_uint8
+from autodrag.infer.task import Drag
 
 MOVING = 0.05
 """Smallest flow of a pixel that is dragged, as a share of the image's height."""

@@ -1,181 +1,221 @@
-"""One drag by any method: the predictor, the refiner, or both, the refiner from where the predictor came to.
+"""One drag by any method: the predictor, a refiner, or both.
 
-By both, the refiner starts only where a point has not arrived, from halfway to the prediction, follows what the handles
-looked like in the image before it, and has what is left of the time. Should it end farther away, the prediction stays.
+With both, the refiner starts only if a point has not arrived, halfway between the open image and the prediction; it
+tracks the appearance of the open image and has the rest of the time budget. If it ends farther away than the
+prediction, the prediction is returned.
 """
 
 from __future__ import annotations
 
-import threading
-import time
+import dataclasses
 from dataclasses import dataclass, replace
-from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.edits import Method
+from autodrag.edits import Method, Parameters
 from autodrag.errors import AutodragError
-from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction, make_drags, predict
-from autodrag.infer.refine import Callback, Origin, RefineConfig, RefineResult, refine
+from autodrag.infer.draggan import DragganConfig, draggan
+from autodrag.infer.locate import LOST_CONFIDENCE, LocateConfig, Start, locate
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.predict import PredictConfig, Prediction, batch_of, predict
+from autodrag.infer.task import Control, Drag, DragResult, Reason, References, renderer
 from autodrag.nets.latent_space import LatentBasis
-from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.nets.stylegan2 import GeneratorConfig
 
-Refine = bool | Literal["auto", "both"]
-"""False: the predictor alone; True: the refiner alone; "both"; "auto": see `choose_method`."""
-REFINE: dict[Method, Refine] = {"refine": True, "predict": False, "both": "both", "auto": "auto"}
-"""An edit's method as the argument `refine` of `DragEditor.drag`."""
+RefinerConfig = LocateConfig | DragganConfig
 
-
-BACK = 0.5
-"""The refiner begins at this share of the way to the prediction. It ends as soon as points arrive, and would hardly
-take back what a prediction moved more than was needed: from halfway the edited images' spread stays nearer to that of
-unedited ones (Fréchet distance of 1000 one-point drags 0.004, from the prediction 0.006), and points end as near."""
+HALFWAY = 0.5
+"""With both methods, the refiner starts at this share of the predicted edit. It stops as soon as the points arrive and
+would hardly undo a prediction that changed more than necessary. Starting halfway, points end as near, and edited images
+stay closer to the distribution of unedited ones."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Where a drag ended; `points` were found in `latent`. Distances in px."""
+class DragSettings:
+    """Which method drags, with the settings of its parts."""
 
-    latent: Float[Tensor, "1 L D"]
-    points: Float[Tensor, "N 2"]
-    distances: Float[Tensor, "N"]
-    confidences: Float[Tensor, "N"]
-    lost: Bool[Tensor, "N"]
-    rounds: int
-    """Predictions made."""
-    steps: int
-    """Optimisation steps made."""
-    seconds: float
-    reason: str
-    """Why it ended: arrived, steps, budget, stopped, stalled, lost; or rounds, of the predictor alone."""
-    references: Origin | None
-    """What the handles first looked like; None where the refiner had nothing to do."""
-    features: Features | None = None
-    """Of `latent`, where the predictor made it: the image costs only the blocks that are left."""
+    method: Method
+    """predict, refine or both."""
+    refiner: RefinerConfig
+    predictor: PredictConfig
 
 
-def choose_method(refine: object, *, can_predict: bool, masked: bool, checkpoint: str) -> Method:
-    """What the argument `refine` of `DragEditor.drag` asks for: refine, predict or both.
+def choose_method(method: str, *, can_predict: bool, masked: bool, checkpoint: str) -> Method:
+    """`predict`, `refine` or `both`; decides `auto`.
 
     Args:
-        can_predict: whether there is a predictor.
-        masked: whether a mask holds something.
-        checkpoint: what errors call the checkpoint.
+        can_predict: whether the checkpoint has a predictor.
+        masked: whether a mask fixes part of the image. The predictor preserves masks loosely, so that `auto` refines.
+        checkpoint: its name in error messages.
 
     Raises:
-        AutodragError: a predictor is asked for that is not there, or `refine` is none of `Refine`.
+        AutodragError: an unknown method, or one that needs a missing predictor.
     """
-    if refine == "auto":
-        # A predictor holds a mask loosely, so that with one the refiner does the whole drag.
+    if method == "auto":
         return "both" if can_predict and not masked else "refine"
-    if refine is True:
-        return "refine"
-    if refine is not False and refine != "both":
-        raise AutodragError(f"refine={refine!r} is not known; expected True, False, 'auto' or 'both'")
-    if not can_predict:
-        raise AutodragError(no_predictor(f"refine={refine!r}", checkpoint))
-    return "both" if refine == "both" else "predict"
-
-
-def no_predictor(what: str, checkpoint: str) -> str:
-    """The sentence for `what` that needs a predictor where the checkpoint has none."""
-    return f"{what} needs a predictor, which {checkpoint!r} does not have yet; use the refiner (method 'refine')"
-
-
-def drag(
-    generator: Generator,
-    nets: LearnedNets | None,
-    latent: Float[Tensor, "1 L D"],
-    handles: Float[Tensor, "N 2"],
-    targets: Float[Tensor, "N 2"],
-    *,
-    method: Method,
-    refiner: RefineConfig,
-    predictor: PredictConfig | None = None,
-    mask: Bool[Tensor, "H W"] | None = None,
-    anchors: Float[Tensor, "M 2"] | None = None,
-    references: Origin | None = None,
-    features: Features | None = None,
-    basis: LatentBasis | None = None,
-    stop: threading.Event | None = None,
-    callback: Callback | None = None,
-) -> Outcome:
-    """Moves `handles` to `targets` (px); see `refine` and `predict` for the arguments.
-
-    features: of `latent`, which a predictor needs, where they are known.
-
-    Raises ValueError where a method needs a predictor and `nets` is None.
-    """
-    started = time.monotonic()
-
-    def refined(start: Tensor, points: Tensor, known: Origin | None, config: RefineConfig) -> RefineResult:
-        return refine(
-            generator,
-            start,
-            points,
-            targets,
-            config=config,
-            mask=mask,
-            anchors=anchors,
-            references=known,
-            before=latent,
-            basis=basis,
-            stop=stop,
-            callback=callback,
-        )
-
     if method == "refine":
-        result = refined(latent, handles, references, refiner)
-        return _from_refiner(result, 0, result.seconds)
-    if nets is None:
-        raise ValueError(f"method {method!r} needs a predictor.")
-    settings = predictor or PredictConfig()
-    if refiner.budget_s is not None:
-        settings = replace(settings, budget_s=refiner.budget_s)
-    drags = make_drags(nets.predictor, handles, targets, mask=mask, anchors=anchors)
-    guess = predict(nets, generator, latent, drags, config=settings, features=features, stop=stop)
-    count = len(handles)
-    points, distances = guess.points[0, :count], guess.distances[0, :count]
-    arrived = bool((distances <= refiner.stop_px).all())
-    stopped = stop is not None and stop.is_set()
-    left = None if refiner.budget_s is None else refiner.budget_s - (time.monotonic() - started)
-    if method == "predict" or arrived or stopped or (left is not None and left <= 0):
-        reason = "arrived" if arrived else "stopped" if stopped else "rounds" if method == "predict" else "budget"
-        return _from_predictor(guess, count, 0, time.monotonic() - started, reason, references)
-    known = references or Origin(latent, handles)
-    halfway = latent + BACK * (guess.latent - latent), handles + BACK * (points - handles)
-    result = refined(*halfway, known, replace(refiner, budget_s=left))
-    free = mask is None and anchors is None  # else the prediction holds more loosely what must stay
-    if free and float(result.distances.sum()) > float(distances.sum()):  # it had no time, or stalled on the way
-        return _from_predictor(guess, count, result.steps, time.monotonic() - started, result.reason, known)
-    return _from_refiner(result, guess.rounds, time.monotonic() - started)
+        return "refine"
+    if method not in ("predict", "both"):
+        raise AutodragError(f"method {method!r} is not known; expected auto, predict, refine or both")
+    if not can_predict:
+        raise AutodragError(
+            f"method {method!r} needs a predictor, and {checkpoint!r} has none; train one with "
+            "`autodrag train predictor`, or use method 'refine'"
+        )
+    return "predict" if method == "predict" else "both"
 
 
-def _from_predictor(
-    guess: Prediction, count: int, steps: int, seconds: float, reason: str, references: Origin | None
-) -> Outcome:
-    """A prediction of one image without its anchors, which come after `count` points."""
-    points, distances = guess.points[0, :count], guess.distances[0, :count]
-    sure, lost = guess.confidences[0, :count], guess.lost[0, :count]
-    how = (guess.rounds, steps, seconds, reason, references, guess.features)
-    return Outcome(guess.latent.clone(), points, distances, sure, lost, *how)
+_READ_BY = {
+    "predict": {"rounds", "stop_px", "steps", "space"},
+    "default": {"steps", "space", "edit_layers", "feature_block", "stop_px"},
+    "draggan": {"steps", "lr", "space", "edit_layers", "feature_block", "stop_px"},
+}
+"""Fields of `Parameters` that each part reads. The predictor ignores `steps` and `space`, the refiner's most common
+settings, so that one form of an interface can serve all methods."""
 
 
-def _from_refiner(result: RefineResult, rounds: int, seconds: float) -> Outcome:
-    r = result
-    fields = (r.latent, r.points, r.distances, r.confidences, r.lost, rounds, r.steps, seconds, r.reason, r.references)
-    return Outcome(*fields)
+def choose_settings(parameters: Parameters, method: Method, generator: GeneratorConfig) -> DragSettings:
+    """The configs for the parameters of an edit.
+
+    Raises:
+        AutodragError: a value that is out of range, or a setting that the chosen method and preset do not read.
+    """
+    given, preset = parameters.overrides(), parameters.preset
+    given.pop("budget_s", None)
+    if preset == "draggan" and method == "predict":
+        raise AutodragError("preset 'draggan' is a refiner, and method 'predict' does not refine; use method 'refine'")
+    read = set()
+    if method != "refine":
+        read |= _READ_BY["predict"]
+    if method != "predict":
+        read |= _READ_BY[preset]
+    for name, value in given.items():
+        if name not in read:
+            raise AutodragError(
+                f"{name} {value!r} has no effect with method {method!r} and preset {preset!r}; leave it out"
+            )
+    last = len(generator.block_resolutions) - 1
+    if given.get("feature_block", 0) > last:
+        raise AutodragError(
+            f"feature_block {given['feature_block']} does not exist; this generator has blocks 0 to {last}"
+        )
+    if given.get("edit_layers", 1) > generator.latent_layers:
+        raise AutodragError(
+            f"edit_layers {given['edit_layers']} is too large; this generator has {generator.latent_layers} layers"
+        )
+    rounds = given.pop("rounds", None)
+    config: RefinerConfig
+    try:
+        if preset == "draggan":
+            config = DragganConfig.for_image(generator.image_size)
+        else:
+            config = LocateConfig.for_image(generator.image_size)
+        known = {field.name for field in dataclasses.fields(config)}
+        config = replace(config, **{name: value for name, value in given.items() if name in known})
+        stop_px = given.get("stop_px", LocateConfig.for_image(generator.image_size).stop_px)
+        predictor = PredictConfig(rounds=rounds, stop_px=stop_px)
+    except ValueError as error:
+        raise AutodragError(f"the settings cannot be used: {str(error).rstrip('.')}") from None
+    return DragSettings(method, config, predictor)
 
 
-def warm_up(generator: Generator, nets: LearnedNets) -> None:
-    """Throw-away predictions, so that the first real one is not the slow one; on a GPU the second records graphs."""
-    latent = generator.mapping.w_avg.expand(1, generator.config.latent_layers, -1)
-    height, width = generator.config.image_size
-    handle = torch.tensor([[width / 2, height / 2]], device=latent.device)
-    drags = make_drags(nets.predictor, handle, handle + 2)
-    for _ in range(2 if latent.is_cuda else 1):
-        guess = predict(nets, generator, latent, drags, config=PredictConfig(rounds=2, stop_px=0.0))
+def run_drag(
+    image: OpenImage,
+    drag: Drag,
+    settings: DragSettings,
+    control: Control | None = None,
+    basis: LatentBasis | None = None,
+) -> DragResult:
+    """Drags an open image (B = 1). `basis` is needed by the default refiner and made if it is not given."""
+    control = control or Control()
+    if settings.method == "refine":
+        return _refine(image, drag, settings, control, basis)
+    if image.editor is None:
+        raise ValueError(f"method {settings.method!r} needs a predictor.")
+    guess = predict(image, batch_of(drag, image.editor), settings.predictor, control)
+    arrived = bool((guess.distances[0, : len(drag.handles)] <= settings.refiner.stop_px).all())
+    reason: Reason | None = None
+    if arrived:
+        reason = "arrived"
+    elif control.stopped:
+        reason = "stopped"
+    elif settings.method == "predict":
+        reason = "rounds"
+    elif control.expired:
+        reason = "budget"
+    if reason is not None:
+        return _predicted(image, drag, guess, settings, control, reason)
+
+    count = len(drag.handles)
+    drag = drag if drag.references is not None else replace(drag, references=References(image.latent, drag.handles))
+    start = Start(
+        image.latent + HALFWAY * (guess.latent - image.latent),
+        drag.handles + HALFWAY * (guess.points[0, :count] - drag.handles),
+    )
+    result = _refine(image, drag, settings, control, basis, start)
+    free = drag.mask is None and drag.anchors is None  # otherwise the refiner preserves the fixed parts better
+    if free and result.distances.sum() > float(guess.distances[0, :count].sum()):
+        return replace(
+            _predicted(image, drag, guess, settings, control, result.reason), steps=result.steps, method="both"
+        )
+    return replace(result, method="both", rounds=guess.rounds)
+
+
+def _refine(
+    image: OpenImage,
+    drag: Drag,
+    settings: DragSettings,
+    control: Control,
+    basis: LatentBasis | None,
+    start: Start | None = None,
+) -> DragResult:
+    if isinstance(settings.refiner, DragganConfig):
+        if start is not None:
+            image = OpenImage(image.generator, start.latent)
+            drag = replace(drag, handles=start.points)
+        return draggan(image, drag, settings.refiner, control)
+    basis = basis or LatentBasis.of(image.generator)
+    return locate(image, drag, settings.refiner, basis, control, start)
+
+
+def _predicted(
+    image: OpenImage, drag: Drag, guess: Prediction, settings: DragSettings, control: Control, reason: Reason
+) -> DragResult:
+    """A prediction for one image as a result, without its anchors."""
+    count = len(drag.handles)
+
+    def numbers(values: Tensor) -> np.ndarray:
+        array: np.ndarray = values[0, :count].double().cpu().numpy()
+        return array
+
+    confidences = numbers(guess.confidences)
+    return DragResult(
+        latent=guess.latent,
+        handles=drag.handles.double().cpu().numpy(),
+        targets=drag.targets.double().cpu().numpy(),
+        points=numbers(guess.points),
+        distances=numbers(guess.distances),
+        confidences=confidences,
+        lost=confidences < LOST_CONFIDENCE,
+        method=settings.method,
+        rounds=guess.rounds,
+        seconds=control.seconds,
+        reason=reason,
+        references=drag.references,
+        features=guess.features,
+        render=renderer(image.generator, guess.latent, guess.features),
+    )
+
+
+def warm_up(image: OpenImage) -> None:
+    """Discarded predictions, so that the first real one is not slow; on a GPU the second one records CUDA graphs."""
+    height, width = image.generator.config.image_size
+    handle = torch.tensor([[width / 2, height / 2]], device=image.latent.device)
+    assert image.editor is not None
+    drags = batch_of(Drag(handle, handle + 2), image.editor)
+    for _ in range(2 if image.latent.is_cuda else 1):
+        guess = predict(image, drags, PredictConfig(rounds=2, stop_px=0.0))
         with torch.inference_mode():
-            generator.image(guess.latent, guess.features)
+            image.generator.image(guess.latent, guess.features)

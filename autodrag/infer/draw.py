@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, UInt8
 
 from autodrag.errors import AutodragError
-from autodrag.infer.checks import PointsLike
+from autodrag.infer.task import PointsLike
 from autodrag.points import rescale
 
 RED, BLUE, GREEN, WHITE = (230, 40, 40), (40, 90, 240), (40, 200, 90), (255, 255, 255)

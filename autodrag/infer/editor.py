@@ -1,12 +1,11 @@
-"""The editor object: a checkpoint loaded once, images opened and dragged many times.
+"""The editor object: load a checkpoint once, then open images and drag them many times.
 
     editor = DragEditor.load("checkpoints/critters")
     image = editor.open(seed=7)                                   # HWC uint8 RGB
     result = editor.drag(handles=[[60, 70]], targets=[[80, 66]])
     result.image, result.latent, result.distances, result.seconds
 
-It owns the state that an algorithm should not have: the open image, and the history of the edits made to it. The work
-is done by `autodrag.infer.drag.drag`, a plain function.
+It owns the state: the open image and the history of its edits. The work is done by `autodrag.infer.drag.run_drag`.
 """
 
 from __future__ import annotations
@@ -25,21 +24,19 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from autodrag.checkpoint import fingerprint, has_predictor, load_generator, load_landmarks, load_learned
-from autodrag.edits import DEFAULT_CHECKPOINT, Drag, Edit, Method, Parameters, Preset, read_edits
+from autodrag.acceleration import accelerate
+from autodrag.checkpoint import fingerprint, load_editor, load_generator, load_landmarks
+from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Parameters, PointPair, Preset, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8
-from autodrag.infer.checks import PointsLike, check_anchors, check_drags, check_mask, check_names, check_parameters
-from autodrag.infer.drag import REFINE, Outcome, Refine, choose_method, no_predictor, warm_up
-from autodrag.infer.drag import drag as run_drag
+from autodrag.infer.drag import DragSettings, choose_method, choose_settings, run_drag, warm_up
 from autodrag.infer.history import History, State
 from autodrag.infer.measure import measure_drag
-from autodrag.infer.opening import opened_latent
-from autodrag.infer.predict import LearnedNets
-from autodrag.infer.refine import RefineConfig, StepState, feature_block
-from autodrag.infer.result import DragResult, Preview
+from autodrag.infer.open_image import OpenImage, opened_latent
+from autodrag.infer.task import Control, Drag, DragResult, PointsLike
+from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
-from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.nets.stylegan2 import Generator
 from autodrag.points import Size
 
 if TYPE_CHECKING:
@@ -47,50 +44,52 @@ if TYPE_CHECKING:
 
 
 PREVIEW_S = 0.1
-"""Time that the refiner has for a preview where there is no predictor."""
+"""Time budget of a preview by the refiner, where there is no predictor."""
 
 
 class DragEditor:
     """Opens images of one generator and drags their points, with undo, redo and sessions.
 
-    Not thread-safe, except that another thread may set the `stop` event of a running drag.
+    Not thread-safe, except that another thread may set the `stop` event of a running drag. Siblings (`sibling`) share
+    the networks and may run in different threads.
     """
 
     def __init__(
         self,
         generator: Generator,
         *,
-        learned: LearnedNets | None = None,
+        learned: LearnedEditor | None = None,
         landmarks: LandmarkNet | None = None,
         checkpoint: str = DEFAULT_CHECKPOINT,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Take ownership of a generator (it is moved and frozen); `load` is the usual way in.
+        """Takes ownership of a generator, which is moved to the device and frozen. Usually called by `load`.
 
         Args:
-            learned: predictor and regularizer that were trained on this generator; None: the refiner does all edits.
-            landmarks: net that measures a drag independently; None leaves landmark distances out.
-            checkpoint: what saved edits call the checkpoint.
-            device: None takes CUDA where it is available.
-            dtype: None or float32, or bfloat16 to run convolutions in it.
+            learned: predictor and regularizer trained on this generator; None: the refiner makes all edits.
+            landmarks: net that measures drags independently; None: no landmark distances.
+            checkpoint: the name of the checkpoint in saved edits.
+            device: None: CUDA where it is available.
+            dtype: None or float32; bfloat16 runs convolutions in bf16.
         """
         if dtype not in (None, torch.float32, torch.bfloat16):
             raise AutodragError(f"dtype {dtype} is not supported; expected torch.float32 or torch.bfloat16")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.fingerprint = fingerprint(generator.state_dict())
         self.generator = generator.to(self.device).freeze()
-        self.learned = None if learned is None else learned.to(self.device)
+        self.learned = None if learned is None else accelerate(learned.to(self.device))
         self.landmarks = None if landmarks is None else landmarks.to(self.device).eval()
         self.checkpoint = checkpoint
         self._dtype = dtype
         self._latent_basis: LatentBasis | None = None
         self._history = History()
         self._image: np.ndarray | None = None
-        self._features: Features | None = None
+        self._open: OpenImage | None = None
         if self.learned is not None:
+            average = self.generator.mapping.w_avg.expand(1, self.generator.config.latent_layers, -1)
             with self._precision():
-                warm_up(self.generator, self.learned)
+                warm_up(OpenImage(self.generator, average, self.learned))
 
     @classmethod
     def load(
@@ -99,16 +98,21 @@ class DragEditor:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> DragEditor:
-        """Load a checkpoint folder; only its generator is needed. A predictor is warmed up by a first prediction.
+        """Load a checkpoint folder; only its generator is required.
 
         Raises:
-            CheckpointError: unknown, broken, or with a predictor that belongs to another generator or lacks the
-                regularizer that it was trained with.
+            CheckpointError: unknown or broken, or with a predictor that belongs to another generator or lacks its
+                regularizer.
         """
         generator, identity = load_generator(folder)
-        learned = LearnedNets(*load_learned(folder, identity)) if has_predictor(folder, identity) else None
-        nets = {"learned": learned, "landmarks": load_landmarks(folder)}
-        return cls(generator, **nets, checkpoint=str(folder), device=device, dtype=dtype)  # type: ignore[arg-type]
+        return cls(
+            generator,
+            learned=load_editor(folder, identity),
+            landmarks=load_landmarks(folder),
+            checkpoint=str(folder),
+            device=device,
+            dtype=dtype,
+        )
 
     @property
     def image_size(self) -> Size:
@@ -117,7 +121,7 @@ class DragEditor:
 
     @property
     def can_predict(self) -> bool:
-        """Whether the checkpoint brought a predictor."""
+        """Whether the checkpoint has a predictor."""
         return self.learned is not None
 
     @property
@@ -130,7 +134,8 @@ class DragEditor:
         """The present image, HWC uint8 RGB."""
         if self._image is None:
             with torch.inference_mode(), self._precision():
-                self._image = to_uint8(self.generator.image(self._history.present.latent, self._present()))[0]
+                opened = self._opened()
+                self._image = to_uint8(self.generator.image(opened.latent, opened.features))[0]
         return self._image
 
     def open(
@@ -140,11 +145,11 @@ class DragEditor:
         label: int | None = None,
         latent: Tensor | str | Path | None = None,
     ) -> UInt8[np.ndarray, "H W 3"]:
-        """Open an image and forget the one before, with its history.
+        """Open an image; the previous image and its history are discarded.
 
         Args:
-            seed: 0 to 2**32 - 1; the same image as NVIDIA's code gives for it.
-            psi: truncation, 1 = none, 0 = the average image. Unused with `latent`.
+            seed: 0 to 2**32 - 1; gives the same image as NVIDIA's code.
+            psi: truncation; 1: none, 0: the average image. Unused with `latent`.
             label: class of a conditional generator.
             latent: W+ (1, L, D), or a `latent.safetensors` file, instead of a seed.
         """
@@ -152,9 +157,8 @@ class DragEditor:
             self.generator, seed=seed, psi=psi, label=label, latent=latent, fingerprint=self.fingerprint
         )
         path = Path(latent) if isinstance(latent, (str, Path)) else None
-        source = Edit(drags=(), seed=seed, psi=psi, label=label, latent=path)
-        self._history.open(start.to(self.device), source)
-        self._image = self._features = None
+        self._history.open(start.to(self.device), Source.of(seed=seed, psi=psi, label=label, latent=path))
+        self._image = self._open = None
         return self.image
 
     def drag(
@@ -163,11 +167,10 @@ class DragEditor:
         targets: PointsLike,
         mask: Bool[np.ndarray, "H W"] | None = None,
         anchors: PointsLike | None = None,
-        refine: Refine = "auto",
+        method: str = "auto",
         preset: Preset = "default",
         budget_s: float | None = None,
-        steps: int | None = None,
-        callback: Callable[[StepState], None] | None = None,
+        callback: Callable[[DragResult], None] | None = None,
         stop: threading.Event | None = None,
         keep_references: bool = False,
         **settings: Any,
@@ -176,68 +179,40 @@ class DragEditor:
 
         Args:
             handles, targets: N points (x, y) in px of the image, integers at pixel centres, y down.
-            mask: (H, W), True = may move; None: everything may.
+            mask: (H, W), True where the image may change; None: everywhere.
             anchors: M points that must stay.
-            refine: False is the predictor alone, True the refiner alone; "both" predicts, and refines where that left a
-                point short of its target; "auto" is "both" where there is a predictor and no mask, and otherwise True.
-            preset: "default" or "draggan", the published method.
-            budget_s, steps: most seconds, and most steps of the refiner; None takes the preset's.
-            callback: called after each step, in this thread.
-            stop: set it from another thread to end the loop after the current step.
-            keep_references: go on tracking what the drag before tracked, instead of the present image.
-            settings: further fields of `Parameters`: rounds, lr, space, edit_layers, feature_block, stop_px.
+            method: `predict`: the predictor. `refine`: the refiner. `both`: the predictor, then the refiner for points
+                that have not arrived. `auto`: `both` with a predictor and without a mask, otherwise `refine`.
+            preset: settings of the refiner: `default`, or `draggan`, the published loop.
+            budget_s: time limit, seconds.
+            callback: called with each intermediate result of the refiner, in this thread.
+            stop: set it from another thread to end the drag after the current step.
+            keep_references: track the appearance from the previous drag instead of the present image.
+            settings: other fields of `Parameters`: steps, rounds, lr, space, edit_layers, feature_block, stop_px.
 
         Raises:
             NothingToDo: every handle already lies on its target.
-            AutodragError: points, mask, anchors or settings that cannot be used; the image stays as it is.
+            AutodragError: points, mask, anchors or settings that cannot be used; the image is not changed.
         """
-        state, size, masked = self._history.present, self.image_size, mask is not None and not np.all(mask)
-        method = choose_method(refine, can_predict=self.can_predict, masked=masked, checkpoint=self.checkpoint)
-        start, end = check_drags(handles, targets, size)
-        fixed, free = check_anchors(anchors, start, size), check_mask(mask, size)
-        parameters = Parameters(
-            preset=preset, steps=steps, budget_s=budget_s, keep_references=keep_references, **check_names(settings)
-        )
-        config, rounds = check_parameters(parameters, size)
-        references = state.references if keep_references else None
-        if keep_references and references is None:
+        parameters = Parameters.of(preset=preset, budget_s=budget_s, keep_references=keep_references, **settings)
+        state = self._history.present
+        if keep_references and state.references is None:
             raise AutodragError("keep_references needs a drag before this one; drag once without it")
-        outcome = self._run(
-            state.latent,
-            (start, end),
-            (free, fixed),
-            method=method,
-            refiner=config,
-            predictor=rounds,
-            references=references,
-            stop=stop,
-            callback=callback,
-        )
+        references = state.references if keep_references else None
+        task = self._task(handles, targets, mask, anchors)
+        task = dataclasses.replace(task, references=references)
+        chosen = self._settings(parameters, method, task)
+        control = Control(budget_s, stop, callback)
         before = self.image
-        edit = Edit(
-            drags=tuple(Drag((a[0], a[1]), (b[0], b[1])) for a, b in zip(start.tolist(), end.tolist(), strict=True)),
-            anchors=() if fixed is None else tuple((x, y) for x, y in fixed.tolist()),
-            method=method,
-            # A clock cannot be replayed, numbers of rounds and steps can.
-            parameters=dataclasses.replace(
-                parameters, steps=outcome.steps, rounds=outcome.rounds or None, budget_s=None
-            ),
+        with self._precision():
+            result = run_drag(self._opened(), task, chosen, control, self._basis())
+        result = dataclasses.replace(
+            result,
+            latent=result.latent.detach().cpu(),
+            landmark_distances=measure_drag(self.landmarks, before, result.image, result.handles, result.targets),
         )
-        self._history.push(State(outcome.latent.detach(), edit, free, outcome.references))
-        self._image, self._features = None, outcome.features
-        return DragResult(
-            image=self.image,
-            latent=self.latent,
-            handles=start,
-            targets=end,
-            **_found(outcome),
-            landmark_distances=measure_drag(self.landmarks, before, self.image, start, end),
-            method=method,
-            rounds=outcome.rounds,
-            steps=outcome.steps,
-            reason=outcome.reason,
-            feature_block=feature_block(self.generator, config),
-        )
+        self._commit(task, parameters, result, mask)
+        return result
 
     def preview(
         self,
@@ -245,49 +220,37 @@ class DragEditor:
         targets: PointsLike,
         mask: Bool[np.ndarray, "H W"] | None = None,
         anchors: PointsLike | None = None,
-        start: Preview | None = None,
-    ) -> Preview:
-        """What a drag of the present image would give, as fast as can be; the image and its history stay.
+        start: DragResult | None = None,
+    ) -> DragResult:
+        """The fast result of a drag of the present image, for a moving pointer; image and history are not changed.
 
-        Made for a pointer in motion. A predictor answers from the present image; without one the refiner works for
-        `PREVIEW_S` seconds and goes on from `start`, the preview before of the same handles.
+        With a predictor, the prediction from the present image. Otherwise the refiner works for `PREVIEW_S` seconds
+        and continues from `start`, the previous preview of the same handles.
 
         Raises:
-            NothingToDo, AutodragError: as `drag` does.
+            NothingToDo, AutodragError: as `drag`.
         """
-        size = self.image_size
-        first, last = check_drags(handles, targets, size)
-        fixed, free = check_anchors(anchors, first, size), check_mask(mask, size)
-        config, _ = check_parameters(Parameters(budget_s=None if self.can_predict else PREVIEW_S), size)
-        if self.can_predict:
-            start = None
-        outcome = self._run(
-            self._history.present.latent if start is None else start.latent.to(self.device),
-            (first if start is None else start.points, last),
-            (free, fixed),
-            method="predict" if self.can_predict else "refine",
-            refiner=config,
-            references=None if start is None else start.references,
-        )
-        with torch.inference_mode(), self._precision():
-            image = self.generator.image(outcome.latent, outcome.features or Features(()))
-        return Preview(
-            image=to_uint8(image)[0],
-            latent=outcome.latent.detach().cpu(),
-            **_found(outcome),
-            references=outcome.references,
-        )
+        opened = self._opened()
+        if self.can_predict or start is None:
+            task = self._task(handles, targets, mask, anchors)
+        else:
+            opened = OpenImage(self.generator, start.latent.to(self.device))
+            task = self._task(start.points, targets, mask, anchors)
+            task = dataclasses.replace(task, references=start.references)
+        settings = self._settings(Parameters(), "predict" if self.can_predict else "refine", task)
+        control = Control(None if self.can_predict else PREVIEW_S)
+        with self._precision():
+            return run_drag(opened, task, settings, control, self._basis())
 
     def apply(
         self,
         edit: Edit,
         *,
-        callback: Callable[[StepState], None] | None = None,
+        callback: Callable[[DragResult], None] | None = None,
         stop: threading.Event | None = None,
     ) -> DragResult:
         """Open the image that an edit names, if it names one, and drag."""
-        if edit.method in ("predict", "both") and not self.can_predict:
-            raise AutodragError(no_predictor(f"method {edit.method!r}", self.checkpoint))
+        choose_method(edit.method, can_predict=self.can_predict, masked=False, checkpoint=self.checkpoint)
         if edit.fingerprint not in (None, self.fingerprint):
             raise AutodragError(
                 f"the edit was made for generator {edit.fingerprint!r}, and {self.checkpoint!r} is "
@@ -303,7 +266,7 @@ class DragEditor:
             edit.targets,
             mask=None if edit.mask is None else read_mask(edit.mask, self.image_size),
             anchors=edit.anchors or None,
-            refine=REFINE[edit.method],
+            method=edit.method,
             preset=parameters.preset,
             callback=callback,
             stop=stop,
@@ -314,13 +277,13 @@ class DragEditor:
     def undo(self) -> UInt8[np.ndarray, "H W 3"]:
         """Go back to the image before the last drag."""
         self._history.undo()
-        self._image = self._features = None
+        self._image = self._open = None
         return self.image
 
     def redo(self) -> UInt8[np.ndarray, "H W 3"]:
         """Take back the last undo."""
         self._history.redo()
-        self._image = self._features = None
+        self._image = self._open = None
         return self.image
 
     def save_session(self, path: str | Path) -> None:
@@ -341,7 +304,7 @@ class DragEditor:
         Siblings may work in different threads at once, since frozen networks are only read.
         """
         other = copy.copy(self)
-        other._history, other._image, other._features = History(), None, None
+        other._history, other._image, other._open = History(), None, None
         return other
 
     @property
@@ -374,75 +337,59 @@ class DragEditor:
             raise AutodragError(f"latents of shape {tuple(latents.shape)} do not belong to {len(edits)} edits")
         masks = [None if edit.mask is None else read_mask(edit.mask, self.image_size) for edit in edits]
         self._history.restore(edits, [latent[None].to(self.device) for latent in latents], masks)
-        self._image = self._features = None
+        self._image = self._open = None
         return self.image
-
-    # --- inside ---------------------------------------------------------------------------------------------
-
-    def _run(
-        self,
-        latent: Tensor,
-        way: tuple[np.ndarray, np.ndarray],
-        held: tuple[np.ndarray | None, np.ndarray | None],
-        *,
-        method: Method,
-        refiner: RefineConfig,
-        **options: Any,
-    ) -> Outcome:
-        """`run_drag` by the editor's networks, on its device and in its precision.
-
-        Args:
-            way: where the points are, and where they should be, (N, 2) px.
-            held: mask (H, W) and anchors (M, 2) px.
-        """
-        mask, anchors = held
-        with self._precision():
-            return run_drag(
-                self.generator,
-                self.learned,
-                latent,
-                *map(self._points, way),
-                method=method,
-                refiner=refiner,
-                mask=None if mask is None else torch.from_numpy(mask).to(self.device),
-                anchors=None if anchors is None else self._points(anchors),
-                features=self._present() if method != "refine" else None,
-                basis=self._basis(refiner),
-                **options,
-            )
-
-    def _present(self) -> Features:
-        """Features of the present image, up to the block that a predictor reads; kept until the image changes."""
-        if self._features is None:
-            block = self.learned.predictor.config.track_block if self.learned else 0
-            with torch.inference_mode(), self._precision():
-                self._features = self.generator.features(self._history.present.latent, block=block)
-        return self._features
-
-    def _points(self, values: np.ndarray) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self.device)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self._dtype in (None, torch.float32):
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self._dtype)
 
     def render(self, latent: Float[Tensor, "1 L D"]) -> UInt8[np.ndarray, "H W 3"]:
         """The image of any latent of this generator; the open image stays."""
         with torch.no_grad(), self._precision():
             return to_uint8(self.generator(latent.to(self.device)))[0]
 
-    def _basis(self, config: RefineConfig) -> LatentBasis | None:
-        """Standard coordinates of the generator's latents, found at the first drag that needs them."""
-        if config.objective != "locate":
-            return None
+    # --- inside ---------------------------------------------------------------------------------------------
+
+    def _opened(self) -> OpenImage:
+        """The present image with everything that is computed once for it."""
+        latent = self._history.present.latent
+        if self._open is None or self._open.latent is not latent:
+            self._open = OpenImage(self.generator, latent, self.learned)
+        return self._open
+
+    def _task(self, handles: PointsLike, targets: PointsLike, mask: np.ndarray | None, anchors: Any) -> Drag:
+        return Drag.of(handles, targets, self.image_size, mask=mask, anchors=anchors, device=self.device)
+
+    def _settings(self, parameters: Parameters, method: str, task: Drag) -> DragSettings:
+        chosen = choose_method(
+            method, can_predict=self.can_predict, masked=task.mask is not None, checkpoint=self.checkpoint
+        )
+        if method == "auto" and parameters.preset == "draggan":
+            chosen = "refine"
+        return choose_settings(parameters, chosen, self.generator.config)
+
+    def _commit(self, task: Drag, parameters: Parameters, result: DragResult, mask: np.ndarray | None) -> None:
+        """Append a result to the history, with the numbers of rounds and steps: a clock cannot be replayed."""
+        pairs = zip(result.handles.tolist(), result.targets.tolist(), strict=True)
+        edit = Edit.of(
+            drags=tuple(PointPair(handle=a, target=b) for a, b in pairs),
+            anchors=() if task.anchors is None else tuple(task.anchors.double().tolist()),
+            method=result.method,
+            parameters=parameters.replaced(
+                budget_s=None,
+                steps=None if result.method == "predict" else result.steps,
+                rounds=result.rounds or None,
+            ),
+        )
+        latent = result.latent.to(self.device)
+        kept = None if mask is None else np.array(mask)
+        self._history.push(State(latent, edit, kept, result.references))
+        self._image, self._open = result.image, OpenImage(self.generator, latent, self.learned, result.features)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._dtype in (None, torch.float32):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+    def _basis(self) -> LatentBasis:
+        """Standard coordinates of the generator's latents, computed at the first drag."""
         if self._latent_basis is None:
             self._latent_basis = LatentBasis.of(self.generator)
         return self._latent_basis
-
-
-def _found(outcome: Outcome) -> dict[str, Any]:
-    """What results say of an outcome's points, on the CPU; and its time."""
-    numbers = {name: getattr(outcome, name) for name in ("points", "distances", "confidences")}
-    found: dict[str, Any] = {name: value.detach().double().cpu().numpy() for name, value in numbers.items()}
-    return found | {"lost": outcome.lost.cpu().numpy(), "seconds": outcome.seconds}

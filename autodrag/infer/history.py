@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.checkpoint import save_latent
-from autodrag.edits import Edit, write_session
+from autodrag.edits import Edit, Source, write_session
 from autodrag.errors import AutodragError
 from autodrag.images import write_png
-from autodrag.infer.refine import Origin
+from autodrag.infer.task import References
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class State:
     """None for the opened image."""
     mask: Bool[np.ndarray, "H W"] | None = None
     """The edit's mask, True = may move."""
-    references: Origin | None = None
+    references: References | None = None
     """What the edit's handles looked like, for an edit that goes on with them."""
 
 
@@ -42,7 +42,7 @@ class History:
     def __init__(self) -> None:
         self._states: list[State] = []
         self._cursor = 0
-        self._source = Edit(drags=())
+        self._source = Source()
 
     def __bool__(self) -> bool:
         """Whether an image is open."""
@@ -65,8 +65,8 @@ class History:
         """How many edits `redo` can still bring back."""
         return max(0, len(self._states) - 1 - self._cursor)
 
-    def open(self, latent: Float[Tensor, "1 L D"], source: Edit) -> None:
-        """Forget everything and begin with an image; `source` names it, and its drags mean nothing."""
+    def open(self, latent: Float[Tensor, "1 L D"], source: Source) -> None:
+        """Forget everything and begin with the image that `source` names."""
         self._states, self._cursor, self._source = [State(latent)], 0, source
 
     def push(self, state: State) -> None:
@@ -94,7 +94,7 @@ class History:
             first = self._states[surplus]
             self._states = [State(first.latent), *self._states[surplus + 1 :]]
             self._cursor -= surplus
-            self._source = Edit(drags=(), psi=self._source.psi)
+            self._source = Source(psi=self._source.psi)
         for index in range(max(0, self._cursor - references + 1)):
             self._states[index] = dataclasses.replace(self._states[index], references=None)
         return surplus
@@ -111,8 +111,8 @@ class History:
         """
         states = [State(latents[0])]
         for edit, latent, mask in zip(edits, latents[1:], masks, strict=True):
-            states.append(State(latent, dataclasses.replace(edit, seed=None, latent=None, label=None, mask=None), mask))
-        source = dataclasses.replace(edits[0], drags=()) if edits else Edit(drags=())
+            states.append(State(latent, edit.replaced(seed=None, latent=None, label=None, mask=None), mask))
+        source = Source(**{name: getattr(edits[0], name) for name in Source.model_fields}) if edits else Source()
         self._states, self._cursor, self._source = states, len(edits), source
 
     def save(self, path: Path, *, checkpoint: str, fingerprint: str) -> None:
@@ -129,13 +129,13 @@ class History:
             if state.mask is not None:
                 mask = path.with_name(f"{path.stem}.mask-{number}.png")
                 write_png(mask, np.repeat(state.mask[:, :, None], 3, axis=2).astype(np.uint8) * 255)
-            edits.append(dataclasses.replace(state.edit, checkpoint=checkpoint, mask=mask, psi=self._source.psi))
+            edits.append(state.edit.replaced(checkpoint=checkpoint, mask=mask, psi=self._source.psi))
         if edits:
             seed, label, latent = self._source.seed, self._source.label, None
             if seed is None:
                 latent = path.with_name(f"{path.stem}.latent.safetensors")
                 save_latent(latent, first.latent, {"generator": fingerprint})
-            edits[0] = dataclasses.replace(edits[0], fingerprint=fingerprint, seed=seed, label=label, latent=latent)
+            edits[0] = edits[0].replaced(fingerprint=fingerprint, seed=seed, label=label, latent=latent)
         write_session(path, edits)
 
     def _up_to_present(self) -> list[State]:

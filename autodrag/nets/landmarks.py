@@ -1,8 +1,8 @@
-"""Landmark detector: images to (x, y) of named points; for critters it plays the part that dlib plays for faces.
+"""Landmark detector: images to (x, y) of named points. It does for critters what dlib does for faces.
 
-A small U-Net predicts one heat map per landmark; the coordinate is the expectation over its softmax (DSNT, Nibali et
+A small U-Net predicts one heat map per landmark. The coordinate is the expectation over its softmax (DSNT, Nibali et
 al. 2018; "soft-argmax"), which is differentiable and finer than a cell. Heat maps reach beyond the frame by a margin,
-so that an ear tip that is cut off can still be placed where it must be.
+so that landmarks outside of the image can be placed too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from kornia.geometry.subpix import spatial_expectation2d, spatial_softmax2d
 from torch import Tensor, nn
 
 from autodrag.points import rescale
@@ -24,7 +25,7 @@ class LandmarkConfig:
     resolution: int = 64
     """Side of the square input in pixels."""
     width: int = 24
-    """Channels at full resolution; they double at each of the first two halvings."""
+    """Channels at full resolution. They double at each of the first two halvings."""
     depth: int = 4
     """Halvings from the input to the coarsest map."""
     margin: int = 4
@@ -45,7 +46,7 @@ class LandmarkConfig:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Where the landmarks are, and how sure the net is."""
+    """Positions of the landmarks, with confidences."""
 
     points: Float[Tensor, "B N 2"]
     """(x, y) px of the input image; may lie outside of it."""
@@ -100,18 +101,14 @@ class LandmarkNet(nn.Module):
         for level in range(self.config.depth - 1, 0, -1):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = self.up[level - 1](torch.cat([x, maps[level]], dim=1))
-        heat = self.heat(x).float().flatten(2).softmax(dim=2)  # (B, N, h * w)
-
-        cells = side // 2
-        axis = torch.arange(-self.config.margin, cells + self.config.margin, device=heat.device, dtype=heat.dtype)
+        heat = spatial_softmax2d(self.heat(x).float())  # (B, N, h, w)
+        points = spatial_expectation2d(heat, normalized_coordinates=False)  # (B, N, 2) in cells, as (x, y)
+        axis = torch.arange(heat.shape[2], device=heat.device, dtype=heat.dtype)
         grid = torch.cartesian_prod(axis, axis).flip(1)  # (h * w, 2) as (x, y), row by row
-        points = heat @ grid  # (B, N, 2) in cells
         near = torch.cdist(points.detach(), grid.expand(len(points), -1, -1)) <= 2.0
-        confidence = (heat * near).sum(dim=2)
-        height = len(axis)
         return Landmarks(
-            points=rescale(points, (cells, cells), (side, side)),
-            confidence=confidence,
-            heat=heat.unflatten(2, (height, height)),
+            points=rescale(points - self.config.margin, (side // 2, side // 2), (side, side)),
+            confidence=(heat.flatten(2) * near).sum(dim=2),
+            heat=heat,
             features=features,
         )

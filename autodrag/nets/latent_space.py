@@ -1,8 +1,8 @@
-"""Standard coordinates of a generator's latents: directions along which W varies a lot are cheap, others dear.
+"""Standard coordinates of a generator's latent codes: the principal components of W, each with unit variance.
 
-A principal component analysis of mapped codes (GANSpace, Härkönen et al. 2020; used to keep drags plausible by
-Stable-DragGAN). A step of equal length in these coordinates stays equally likely whatever its direction, which plain W
-does not give: there an optimiser is as glad to leave the distribution as to follow it.
+A principal component analysis of mapped codes (GANSpace, Härkönen et al. 2020; Stable-DragGAN keeps drags plausible
+with it). A step of a given length in these coordinates is equally likely in every direction. In plain W it is not, and
+an optimiser leaves the distribution as easily as it follows it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class LatentBasis:
     @staticmethod
     @torch.no_grad()
     def of(generator: Generator, *, samples: int = 4096, seed: int = 0) -> LatentBasis:
-        """The basis of a generator, from `samples` random codes (and random labels where it is conditional)."""
+        """The basis of a generator, from `samples` random codes (with random labels if it is conditional)."""
         config = generator.config
         device = generator.mapping.w_avg.device
         rng = torch.Generator().manual_seed(seed)
@@ -46,26 +46,26 @@ class LatentBasis:
         return LatentBasis(mean, (vectors * deviation).flip(1))
 
     def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """A displacement of W in standard coordinates, as one in W."""
+        """A displacement in standard coordinates, converted to W."""
         return F.linear(coordinates, self.directions)
 
     def coordinates(self, offset: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """A displacement of W in standard coordinates: what `offset` takes back."""
+        """A displacement in W, converted to standard coordinates: the inverse of `offset`."""
         return F.linear(offset, _inverse(self.directions))
 
 
 def _inverse(directions: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
-    """Of orthogonal directions of any length."""
+    """The inverse of a matrix whose columns are orthogonal."""
     return (directions / directions.square().sum(dim=0)).t()
 
 
 class LatentFrame(nn.Module):
-    """A basis as part of a network, stored with its weights: the sign of a principal direction is an accident."""
+    """A basis as part of a network. It is stored with the weights, because the signs of directions are arbitrary."""
 
     mean: Tensor
     directions: Tensor
     inverse: Tensor
-    """Of `directions`."""
+    """Inverse of `directions`."""
 
     def __init__(self, w_dim: int) -> None:
         super().__init__()
@@ -82,13 +82,13 @@ class LatentFrame(nn.Module):
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Makes the inverse that belongs to the directions; needed after they were written to by hand."""
+        """Computes the inverse of the directions; call it after writing to them."""
         self.inverse = _inverse(self.directions)
 
     def coordinates(self, w: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """Codes in standard coordinates: zero mean and unit variance in every direction."""
+        """Codes of W in standard coordinates: zero mean and unit variance in every direction."""
         return F.linear(w - self.mean, self.inverse)
 
     def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """A displacement in standard coordinates, as one in W."""
+        """A displacement in standard coordinates, converted to W."""
         return F.linear(coordinates, self.directions)

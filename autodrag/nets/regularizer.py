@@ -1,14 +1,16 @@
-"""The Latent Regularizer of Auto DragGAN (2024, section 3.1): brings an outlying W+ code back into the distribution.
+"""The Latent Regularizer of Auto DragGAN (2024, section 3.1): moves an outlying W+ code back into the distribution.
 
-The clean layers, which an edit leaves alone, go through encoder layers and are keys and values; the first, edited
-layers are the queries of the decoder layers, with a position embedding (Eq. 2-5). The paper joins the result to the
-predictor by a skip connection; here the network itself adds its correction to what it is given, so that an untrained
-one changes nothing.
+The clean layers, which an edit does not change, pass encoder layers and become keys and values. The first layers, which
+an edit changes, are the queries of decoder layers, with a position embedding (Eq. 2-5).
+
+With the variant `default` the network adds a correction to its input, so that an untrained network changes nothing.
+With `paper` its output replaces the first layers, as Eq. 5 is printed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,14 +22,14 @@ from autodrag.nets.transformer import DecoderLayer, EncoderLayer, KeysValues
 
 @dataclass(frozen=True)
 class RegularizerConfig:
-    """Sizes of the regularizer; depths are the paper's, width and heads are our choice."""
+    """Sizes of the regularizer. The depths are the paper's; width and heads are our choice."""
 
     layers: int = 16
     """Latent vectors of the generator's W+."""
     w_dim: int = 512
     """Their width."""
     edit_layers: int = 6
-    """The first so many are restored."""
+    """Number of first layers that are restored."""
     width: int = 512
     """Width of the tokens."""
     heads: int = 8
@@ -38,6 +40,8 @@ class RegularizerConfig:
     """Cross-attention layers on the vectors to restore."""
     mlp_ratio: float = 4.0
     """Width of the feed-forward nets relative to `width`."""
+    variant: Literal["default", "paper"] = "default"
+    """`default` adds a correction to the first layers; `paper` replaces them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.edit_layers < self.layers:
@@ -49,7 +53,7 @@ class RegularizerConfig:
 
 
 class Regularizer(nn.Module):
-    """W+ codes whose first layers may be off, to codes whose first layers are plausible beside the others."""
+    """Restores the first layers of W+ codes from those layers and the clean ones."""
 
     def __init__(self, config: RegularizerConfig) -> None:
         super().__init__()
@@ -64,11 +68,12 @@ class Regularizer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(*block) for _ in range(config.decoder_layers))
         self.norm_clean, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.head = nn.Linear(width, config.w_dim)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        if config.variant == "default":
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def read(self, latent: Float[Tensor, "B L D"]) -> list[KeysValues]:
-        """What the decoder attends to: of the clean layers alone, so that it holds for every edit of one image."""
+        """Keys and values of the clean layers. They are the same for every edit of one image."""
         edited = self.config.edit_layers
         clean = self.embed_clean(self.frame.coordinates(latent[:, edited:])) + self.layer_positions[edited:]
         for encode in self.encoder:
@@ -77,11 +82,12 @@ class Regularizer(nn.Module):
         return [decode.cross.project(clean) for decode in self.decoder]  # type: ignore[union-attr, operator]
 
     def forward(self, latent: Float[Tensor, "B L D"], memory: list[KeysValues] | None = None) -> Float[Tensor, "B L D"]:
-        """The code with its first layers restored. memory: of `read`, where it is known."""
+        """The code with its first layers restored. memory: the result of `read`; None computes it."""
         edited = self.config.edit_layers
         memory = self.read(latent) if memory is None else memory
         x = self.embed_edited(self.frame.coordinates(latent[:, :edited])) + self.layer_positions[:edited]
         for decode, keys_values in zip(self.decoder, memory, strict=True):
             x, _ = decode(x, keys_values)
-        correction = self.frame.offset(self.head(self.norm(x)).to(latent.dtype))
-        return torch.cat([latent[:, :edited] + correction, latent[:, edited:]], dim=1)
+        offset = self.frame.offset(self.head(self.norm(x)).to(latent.dtype))
+        origin = self.frame.mean if self.config.variant == "paper" else latent[:, :edited]
+        return torch.cat([origin + offset, latent[:, edited:]], dim=1)

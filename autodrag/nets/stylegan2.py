@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from autodrag.acceleration import Precomputing, Replayable, accelerate
 from autodrag.constant import constant
-from autodrag.replay import Replays
 
 NoiseMode = Literal["const", "random", "none"]
 
@@ -144,7 +144,7 @@ def _in_fp32(device: str) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-class FullyConnected(nn.Module):
+class FullyConnected(Precomputing):
     """Linear layer with an equalised learning rate (Karras et al. 2018): weights are stored as N(0, 1/lr)."""
 
     frozen_weight: Tensor | None
@@ -157,8 +157,8 @@ class FullyConnected(nn.Module):
         self.bias_gain = lr_multiplier
         self.register_buffer("frozen_weight", None, persistent=False)
 
-    def freeze(self) -> None:
-        """Keeps the weight as it is used."""
+    def precompute(self) -> None:
+        """Keeps the scaled weight."""
         self.frozen_weight = self.weight.detach() * self.weight_gain
 
     def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
@@ -204,7 +204,7 @@ class Mapping(nn.Module):
         return x
 
 
-class SynthesisLayer(nn.Module):
+class SynthesisLayer(Precomputing):
     """Modulated and demodulated 3x3 convolution, noise, bias, leaky ReLU; `up` doubles the size.
 
     A leaky ReLU is positively homogeneous, so its gain, and `gain`, go into the small factors and summands before it.
@@ -230,8 +230,8 @@ class SynthesisLayer(nn.Module):
         for kept in ("energy", "transposed", "bias", "noise"):
             self.register_buffer(f"frozen_{kept}", None, persistent=False)
 
-    def freeze(self) -> None:
-        """Keeps what depends on the weights alone, on a CPU in the order in which it is a fifth faster."""
+    def precompute(self) -> None:
+        """Keeps what depends on the weights alone, on a CPU in the memory order that is a fifth faster there."""
         order = torch.channels_last if self.weight.device.type == "cpu" else torch.contiguous_format
         self.frozen_energy, self.frozen_bias, self.frozen_noise = None, None, None  # of the weights before
         with torch.no_grad():
@@ -385,7 +385,7 @@ class Synthesis(nn.Module):
         return 0 if index == 0 else 2 * index - 1
 
 
-class Generator(nn.Module):
+class Generator(Replayable):
     """Mapping and synthesis. Latents are W+ (B, L, D), images (B, 3, H, W) in about [-1, 1]."""
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -393,25 +393,10 @@ class Generator(nn.Module):
         self.config = config
         self.mapping = Mapping(config)
         self.synthesis = Synthesis(config)
-        self._replays: Replays | None = None  # of a frozen generator
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        if self._replays is not None:  # tensors are about to be moved
-            self._replays.clear()
-        return super()._apply(fn, recurse)
 
     def freeze(self) -> Generator:
-        """Ready for editing: evaluation mode, no parameter gradients, and what depends on weights alone computed once.
-
-        Weights must not change afterwards. On a GPU, without gradients, synthesis is then replayed as a CUDA graph.
-        Returns itself.
-        """
-        self.eval().requires_grad_(False)
-        for layer in self.modules():
-            if isinstance(layer, (FullyConnected, SynthesisLayer)):
-                layer.freeze()
-        self._replays = Replays()
-        return self
+        """Ready for editing: evaluation mode, no parameter gradients, accelerated. Returns itself."""
+        return accelerate(self)
 
     def map(
         self,
@@ -439,8 +424,7 @@ class Generator(nn.Module):
         def run(latent: Tensor) -> tuple[Tensor, ...]:
             return self._run(latent, (), block, noise)
 
-        replays = self._graphs(latent, noise)
-        return Features(run(latent) if replays is None else replays.call(("features", block), run, latent))
+        return Features(self._synthesise(("features", block), run, latent, noise=noise))
 
     def image(
         self, latent: Float[Tensor, "B L D"], features: Features, *, noise: NoiseMode = "const"
@@ -457,19 +441,20 @@ class Generator(nn.Module):
             assert image is not None
             return (image,)
 
-        replays, known = self._graphs(latent, noise), features.outputs
-        return (run(latent, *known) if replays is None else replays.call("image", run, latent, *known))[0]
+        return self._synthesise("image", run, latent, *features.outputs, noise=noise)[0]
 
     def forward(self, latent: Float[Tensor, "B L D"], *, noise: NoiseMode = "const") -> Float[Tensor, "B 3 H W"]:
         """W+ to image. noise: `const` is part of an image's identity, `random` is for training, `none` for tests."""
         return self.image(latent, Features(()), noise=noise)
 
-    def _graphs(self, latent: Tensor, noise: NoiseMode) -> Replays | None:
-        """Where to replay a synthesis; None where it is to be computed as ever."""
-        if not latent.is_cuda or noise != "const" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
+    def _synthesise(
+        self, name: Hashable, run: Callable[..., tuple[Tensor, ...]], latent: Tensor, *known: Tensor, noise: NoiseMode
+    ) -> tuple[Tensor, ...]:
+        """Outputs of `run`, replayed where that pays: fixed noise, and an image small enough to leave a GPU idle."""
         height, width = self.config.image_size
-        return self._replays if len(latent) * height * width <= _REPLAYED else None
+        if noise != "const" or len(latent) * height * width > _REPLAYED:
+            return run(latent, *known)
+        return self.replay(name, run, latent, *known)
 
     def _run(self, latent: Tensor, done: tuple[Tensor, ...], last: int, noise: NoiseMode) -> tuple[Tensor, ...]:
         if latent.shape[1:] != (self.config.latent_layers, self.config.w_dim):

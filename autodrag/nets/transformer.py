@@ -1,20 +1,16 @@
-"""Transformer blocks of the learned editor: attention that can cache keys and values, encoder and decoder layers.
+"""Transformer blocks of the learned editor: attention with reusable keys and values, encoder and decoder layers.
 
-Pre-normalised layers (Xiong et al. 2020), which train without a long warm-up; otherwise Vaswani et al. 2017.
+Layers as in Vaswani et al. 2017, but with the norms first (Xiong et al. 2020): these train without a long warm-up.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-
-from autodrag.constant import constant
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, each (B, heads, tokens, D / heads)."""
@@ -22,17 +18,13 @@ KeysValues = tuple[Tensor, Tensor]
 
 def fourier_positions(points: Float[Tensor, "*N 2"], bands: int) -> Float[Tensor, "*N 4*{bands}"]:
     """Sines and cosines of positions in [-1, 1] at frequencies pi, 2 pi, ... 2^(bands - 1) pi (Tancik et al. 2020)."""
-    angles = (points[..., None] * _frequencies(bands, points.device, points.dtype)).flatten(-2)
+    frequencies = math.pi * 2.0 ** torch.arange(bands, device=points.device, dtype=points.dtype)
+    angles = (points[..., None] * frequencies).flatten(-2)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-@constant
-def _frequencies(bands: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return math.pi * 2.0 ** torch.arange(bands, device=device, dtype=dtype)
-
-
 class Attention(nn.Module):
-    """Multi-head attention; keys and values come from `project`, so that they can be kept."""
+    """Multi-head attention. `project` computes keys and values, so that they can be reused."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -58,7 +50,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     """Softmax attention, (B, heads, tokens, D / heads)."""
     if query.is_cuda or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # On a CPU the backward pass of torch's fused kernel took 12 times as long in bf16 (70 tokens).
+    # On a CPU, the backward pass of torch's fused kernel took 12 times as long in bf16 (70 tokens).
     scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -66,7 +58,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
 
 
 def feed_forward(width: int, ratio: float) -> nn.Sequential:
-    """Two linear layers with a GELU, the first `ratio` times as wide."""
+    """Two linear layers with a GELU between them; the hidden width is `ratio` times `width`."""
     return nn.Sequential(nn.Linear(width, round(width * ratio)), nn.GELU(), nn.Linear(round(width * ratio), width))
 
 
@@ -104,9 +96,13 @@ class DecoderLayer(nn.Module):
         memory_mask: Tensor | None = None,
         past: KeysValues | None = None,
     ) -> tuple[Float[Tensor, "B M D"], KeysValues]:
-        """Also returns the keys and values of the self-attention so far: `past` of the next call.
+        """The layer's output, and the keys and values of all tokens so far, which are `past` of the next call.
 
-        memory: keys and values of the cross-attention, from `self.cross.project`. past: those of earlier tokens.
+        Args:
+            memory: keys and values of the cross-attention, from `self.cross.project`.
+            mask: True = may attend, for the self-attention.
+            memory_mask: True = may attend, for the cross-attention.
+            past: keys and values of the self-attention of earlier tokens.
         """
         y = self.norm1(x)
         keys_values = self.attention.project(y)
@@ -115,33 +111,3 @@ class DecoderLayer(nn.Module):
         x = x + self.attention(y, keys_values, mask)
         x = x + self.cross(self.norm2(x), memory, memory_mask)
         return x + self.mlp(self.norm3(x)), keys_values
-
-
-def lighten(net: nn.Module) -> None:
-    """Lets a net that is trained no more call its linear layers, norms and GELUs as functions of their weights.
-
-    A module takes some microseconds to be found and called; on the few tokens of one drag that is as long as what it
-    computes. Weights may still be moved, loaded and saved; but what is found under the name of such a layer is a
-    function, no module, and hooks are passed over. To be called again where a parameter is replaced by another object.
-    """
-    for module in net.modules():
-        for name, child in module.named_children():
-            module.__dict__[name] = _bare(child)  # is found first; parameters are still those of the module
-
-
-def _bare(layer: nn.Module) -> Callable[..., Tensor]:
-    """A layer as a function of its input; of other kinds than those of the blocks here the layer itself."""
-    if isinstance(layer, nn.Linear):
-        return partial(F.linear, weight=layer.weight, bias=layer.bias)
-    if isinstance(layer, nn.LayerNorm):
-        shape = layer.normalized_shape
-        return partial(torch.layer_norm, normalized_shape=shape, weight=layer.weight, bias=layer.bias, eps=layer.eps)
-    if isinstance(layer, nn.GELU):
-        return partial(F.gelu, approximate=layer.approximate)
-    if isinstance(layer, nn.Sequential):
-        return partial(_through, [_bare(part) for part in layer])
-    return layer
-
-
-def _through(functions: list[Callable[..., Tensor]], x: Tensor) -> Tensor:
-    return reduce(lambda y, function: function(y), functions, x)

@@ -1,8 +1,8 @@
 """Adversarial training of a StyleGAN2 generator, on rendered critters or on a folder of pictures.
 
 Karras et al. (CVPR 2020) with the settings that NVIDIA's stylegan2-ada-pytorch uses for small images: non-saturating
-loss, lazy R1, style mixing, an exponential moving average of the generator, path-length regularisation where asked
-for. The exported generator is the average.
+loss, lazy R1, style mixing, an exponential moving average of the generator, optional path-length regularisation. The
+exported generator is the average.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -29,32 +28,31 @@ from autodrag.images import write_png
 from autodrag.nets.discriminator import Discriminator, DiscriminatorConfig
 from autodrag.nets.growing import grow_generator
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig, upsample
-from autodrag.train.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty
-from autodrag.train.run import (
+from autodrag.train.base import (
     RunConfig,
-    SaveState,
-    make_trainer,
+    TrainingModule,
     parse_config,
     prepare_torch,
     print_progress,
-    run_trainer,
+    run_training,
 )
+from autodrag.train.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty
 
 
 @dataclass(frozen=True)
 class GeneratorDataConfig:
-    """What the discriminator sees as real."""
+    """The real pictures."""
 
     folder: Path | None = None
     """A folder of pictures; none renders critters."""
     cache: Path = Path("runs/data/critters.npy")
-    """Where the pictures lie as one uint8 array; made when missing."""
+    """The pictures as one uint8 array; made if it is missing."""
     count: int = 15000
-    """Critters to render (the number of files decides for a folder)."""
+    """Critters to render. A folder gives all of its pictures."""
     seed: int = 1
     """Seed of the rendered critters."""
     mirror: bool = True
-    """Show every second picture mirrored."""
+    """Mirror every second picture."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class AdversarialConfig:
     """The optimisation."""
 
     images: int = 300_000
-    """Real images shown in all; training ends there."""
+    """Real images in all; training ends there."""
     batch: int = 16
     """Images per step."""
     generator_lr: float = 2.5e-3
@@ -70,11 +68,10 @@ class AdversarialConfig:
     discriminator_lr: float = 2.5e-3
     """Adam's learning rate of the discriminator."""
     warmup_images: int = 20_000
-    """With `start`: images for which the new discriminator trains alone. Where the generator grows, the real images
-    are reduced to the old resolution meanwhile: otherwise blur alone would tell them apart, and the discriminator would
-    learn nothing else."""
+    """With `start`: images for which the new discriminator trains alone. If the generator grows, the real images are
+    reduced to the old resolution in this time. Otherwise the discriminator would learn to detect blur alone."""
     fade_images: int = 20_000
-    """With `start`, where the generator grows: images after the warm-up over which the real images become sharp."""
+    """With `start`, if the generator grows: images after the warm-up over which the real images become sharp."""
     r1_gamma: float = 0.1
     """Weight of R1; NVIDIA's rule of thumb is 2e-4 * pixels / batch."""
     r1_interval: int = 16
@@ -116,15 +113,15 @@ class GeneratorTraining:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The network; the discriminator takes its sizes from it."""
     start: Path | None = None
-    """A checkpoint folder or `generator.safetensors` to go on from. `generator` may have a higher resolution or more
-    channels than it: new blocks and channels are added, and the first images are the old ones, upsampled."""
+    """A checkpoint folder or `generator.safetensors` to continue from. `generator` may have a higher resolution or more
+    channels: new blocks and channels are added, and the first images are the old ones, upsampled."""
     data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
     """The real pictures."""
     training: AdversarialConfig = field(default_factory=AdversarialConfig)
     """The optimisation."""
 
 
-class AdversarialModule(L.LightningModule):
+class AdversarialModule(TrainingModule):
     """Generator, its average, and discriminator; one step trains both on one batch of real images."""
 
     mean_length: Tensor
@@ -132,7 +129,6 @@ class AdversarialModule(L.LightningModule):
     def __init__(self, config: GeneratorTraining) -> None:
         super().__init__()
         self.config, self.hp = config, config.training
-        self.automatic_optimization = False
         net = config.generator
         self.start_size = (0, 0)
         generator = Generator(net) if config.start is None else self.load_start(config.start)
@@ -144,10 +140,9 @@ class AdversarialModule(L.LightningModule):
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.register_buffer("mean_length", torch.zeros([]))
         self.grid_z = torch.randn(48, net.z_dim, generator=torch.Generator().manual_seed(config.run.seed))
-        self.step = 0
 
     def load_start(self, path: Path) -> Generator:
-        """The generator to go on from, grown to the configured sizes."""
+        """The generator to continue from, grown to the configured sizes."""
         old, _ = load_generator(path)
         self.start_size = old.config.image_size
         try:
@@ -161,7 +156,7 @@ class AdversarialModule(L.LightningModule):
         return 0 if self.config.start is None else math.ceil(self.hp.warmup_images / self.hp.batch)
 
     def fade(self, real: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """Real images as sharp as the grown generator should be at this step."""
+        """Real images, as sharp as the grown generator should be at this step."""
         if self.config.start is None or self.start_size == self.config.generator.image_size:
             return real
         after = (self.step - self.warmup_steps) * self.hp.batch
@@ -174,7 +169,7 @@ class AdversarialModule(L.LightningModule):
         return blurred.lerp(real, max(0.0, after / self.hp.fade_images))
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for both; a lazily regularised network takes more steps in all, so its lr and betas shrink with it."""
+        """Adam for both. Lazy regularisation adds steps, so the lr and betas of that network shrink with it."""
 
         def adam(parameters: Any, lr: float, interval: int | None) -> torch.optim.Adam:
             ratio = 1.0 if interval is None else interval / (interval + 1)
@@ -218,10 +213,10 @@ class AdversarialModule(L.LightningModule):
     def training_step(self, batch: Float[Tensor, "B 3 H W"], batch_idx: int) -> None:
         optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
         real = self.fade(batch).contiguous(memory_format=torch.channels_last)
-        # Codes and noise depend on (seed, step) alone, so that a resumed run repeats an unbroken one.
+        # Codes and noise depend on (seed, step) alone, so that a resumed run repeats an uninterrupted one.
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)
 
-        # One pass of the generator serves both players: the discriminator sees the images detached first.
+        # One pass of the generator serves both networks: the discriminator sees the images detached first.
         moves = self.step >= self.warmup_steps
         with torch.set_grad_enabled(moves):
             latent = self.latents(len(real), move_average=moves)
@@ -256,11 +251,11 @@ class AdversarialModule(L.LightningModule):
         self.log_dict(losses)
 
     def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of real and of fake images, each in a batch of its own (the minibatch statistic must not mix them)."""
+        """Logits of real and of fake images, in separate batches: the minibatch statistic must not mix them."""
         return self.discriminator(real), self.discriminator(fake)
 
     def regularise_discriminator(self, real: Tensor, optimizer: Any) -> None:
-        """Lazy R1, its weight multiplied by the interval that it stands for. In fp32: second derivatives are small."""
+        """Lazy R1, its weight multiplied by its interval. In fp32, because second derivatives are small."""
         real = real.detach().requires_grad_()
         with torch.autocast(self.device.type, enabled=False):
             penalty = r1_penalty(self.discriminator(real), real)
@@ -299,7 +294,7 @@ class AdversarialModule(L.LightningModule):
 
     @torch.no_grad()
     def write_grid(self) -> None:
-        """48 images of the average at psi 0.8: to TensorBoard, and as a PNG into the run's folder."""
+        """48 images of the average at psi 0.8, to TensorBoard and to a PNG in the run's folder."""
         images = self.average(self.average.map(self.grid_z.to(self.device), psi=0.8))
         rows = images.float().clamp(-1, 1).unflatten(0, (6, 8))
         grid = rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)  # (3, 6 H, 8 W)
@@ -308,12 +303,6 @@ class AdversarialModule(L.LightningModule):
         pixels = ((grid + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         write_png(self.config.run.folder / "grids" / f"{self.step * self.hp.batch:08d}.png", pixels)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["step"] = self.step
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.step = int(checkpoint["step"])
-
     def export(self, path: Path) -> None:
         """Writes the average as a release file, fp16, with the images it has seen in its metadata."""
         extra = {"images_seen": self.step * self.hp.batch, "training": asdict(self.hp)}
@@ -321,7 +310,7 @@ class AdversarialModule(L.LightningModule):
 
 
 def prepare_data(config: GeneratorTraining) -> Any:
-    """The real pictures as an array, made when missing. Raises AutodragError before any training."""
+    """The real pictures as an array, made if it is missing. Raises AutodragError before any training."""
     data = config.data
     if data.folder is not None:
         return folder_array(data.cache, data.folder, size=config.generator.image_size, progress=print_progress)
@@ -343,15 +332,9 @@ def train(config: GeneratorTraining) -> Path:
     prepare_torch(config.run)
     prepare_data(config)
     module = AdversarialModule(config)
-    state = SaveState(config.run)
-    trainer = make_trainer(
-        config.run,
-        [state],
-        batch=config.training.batch,
-        total_steps=math.ceil(config.training.images / config.training.batch),
-    )
+    batch = config.training.batch
     with contextlib.suppress(KeyboardInterrupt):
-        run_trainer(trainer, module, state)
+        run_training(module, config.run, batch=batch, total_steps=math.ceil(config.training.images / batch))
     module.write_grid()
     out = config.run.folder / "generator.safetensors"
     module.export(out)

@@ -1,110 +1,136 @@
-"""Held-out drags for the curves of predictor training: how far from their targets are points after a closed loop?
+"""Held-out drags for the curves of predictor training: the distance left after a closed loop.
 
-The protocol of the landmark evaluation, small and batched: the landmarks of one image are to go where another image
-has them, and are detected again. Where a checkpoint has no landmark net, matched points of the two images take the
-place of landmarks, and the tracker says where they went.
+The protocol of the landmark evaluation, small and batched: the landmarks of one image are dragged to their positions in
+another image, and detected again. Without a landmark net, points that match mutually between the two images take the
+place of landmarks, and the tracker looks for them near their handles, so that it does not expect them at the targets.
+
+Results are shares of the distance that the same detector measures without an edit, so that no edit is 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.data.latents import map_codes
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.predict import PredictConfig, predict
+from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.landmarks import LandmarkNet
-from autodrag.nets.predictor import Drags, PredictorConfig
+from autodrag.nets.predictor import DragBatch, PredictorConfig
 from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.points import Size
 from autodrag.tracking import PULL, appearance, follow, match_features
 
-if TYPE_CHECKING:
-    from autodrag.train.predictor import LearnedEditor
-
 COUNT = 64
-ROUNDS = 3
+"""Drags of a measurement."""
+N_POINTS, N_CANDIDATES = 11, 64
+"""Matched points of an image, and the random points they are chosen from."""
+CHUNK_PX = 2**21
+"""Pixels that are synthesised at a time: 8 images of 512 px."""
+SHOWN = 8
+"""Edits on the sheet."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The drags: their images' codes, points and targets."""
+    """Images and their drags."""
 
     latent: Float[Tensor, "B L D"]
-    """Codes of the images to drag, psi 0.7."""
-    points: Float[Tensor, "B N 2"]
-    """Where the points are."""
+    """Codes of the images, psi 0.7."""
+    handles: Float[Tensor, "B N 2"]
+    """px."""
     targets: Float[Tensor, "B N 2"]
-    """Where they should be."""
-    net: LandmarkNet | None
-    """Finds the points again; None: the tracker does."""
+    """px."""
+    valid: Bool[Tensor, "B N"]
+    """False for padding: an image may have fewer matches."""
+    landmarks: LandmarkNet | None
+    """Detects the points again; None: the tracker does."""
     config: PredictorConfig
-    """The predictor's, for block and image size."""
+    """Of the predictor: blocks and image size."""
 
 
 @torch.no_grad()
 def held_out_drags(
-    generator: Generator, net: LandmarkNet | None, config: PredictorConfig, count: int = COUNT
+    generator: Generator, landmarks: LandmarkNet | None, config: PredictorConfig, count: int = COUNT
 ) -> HeldOut:
-    """The same drags for every training of a generator."""
+    """The drags of a generator, the same for every training. Landmarks of another image size are not used."""
     rng = torch.Generator().manual_seed(77_777)
     psi = torch.full((count,), 0.7)
-    a, b = (map_codes(generator, count, psi, rng)[:, None].repeat(1, config.layers, 1) for _ in range(2))
-    if net is not None and net.config.resolution == config.image_height == config.image_width:
-        points, targets = (net(generator(latent).clamp(-1, 1)).points for latent in (a, b))
-    else:
-        net = None
-        first, last = (
-            generator.features(latent, block=config.track_block).outputs[config.tracked] for latent in (a, b)
-        )
-        extent = torch.tensor([config.image_width, config.image_height])
-        points = torch.rand(count, 11, 2, generator=rng) * extent - 0.5
-        targets, _ = match_features(first, last, points, config.image)
-    return HeldOut(a, points, targets, net, config)
+    first, second = (map_codes(generator, count, psi, rng)[:, None].repeat(1, config.layers, 1) for _ in range(2))
+    if landmarks is not None and (landmarks.config.resolution,) * 2 != config.image:
+        landmarks = None
+    points = torch.rand(count, N_CANDIDATES, 2, generator=rng) * torch.tensor([*config.image[::-1]]) - 0.5
+    parts = []
+    for rows in _chunks(count, config.image):
+        if landmarks is not None:
+            handles, targets = (landmarks(generator(w[rows]).clamp(-1, 1)).points for w in (first, second))
+            parts.append((handles, targets, torch.ones_like(handles[..., 0], dtype=torch.bool)))
+            continue
+        before, after = (_features(generator, w[rows], config).outputs[config.tracked] for w in (first, second))
+        found, mutual = match_features(before, after, points[rows], config.image)
+        order = mutual.float().argsort(dim=1, descending=True, stable=True)[:, :N_POINTS]
+        handles, targets = (torch.take_along_dim(p, order[..., None], 1) for p in (points[rows], found))
+        parts.append((handles, targets, torch.take_along_dim(mutual, order, 1)))
+    handles, targets, valid = (torch.cat(part) for part in zip(*parts, strict=True))
+    return HeldOut(first, handles, targets, valid, landmarks, config)
 
 
 @torch.no_grad()
 def measure_drags(
-    held_out: HeldOut, generator: Generator, editor: LearnedEditor, rounds: int = ROUNDS
+    held_out: HeldOut, generator: Generator, editor: LearnedEditor, rounds: int | None = None
 ) -> tuple[dict[str, float], Float[Tensor, "3 H W"]]:
-    """Mean distance left, as a share of the distance before, for 1, 5 and all points; and a sheet of eight edits.
+    """Share of the distance left for 1, 5 and all points after the closed loop of inference, and a sheet of edits.
 
-    The sheet shows images before, and after drags of one and of all points.
+    rounds: of `PredictConfig`; None: as in inference. The rows of the sheet show the images before, and after drags of
+    one and of all points.
     """
-    device = generator.mapping.w_avg.device
-    latent, points, targets = (t.to(device) for t in (held_out.latent, held_out.points, held_out.targets))
-    image, left, shown = held_out.config.image, {}, [generator(latent[:8])]
-    before = generator.features(latent, block=held_out.config.track_block)
-    order = torch.rand(points.shape[:2], generator=torch.Generator().manual_seed(1)).argsort(dim=1).to(device)
-    for count in (1, 5, points.shape[1]):
-        chosen = order[:, :count, None]
-        start, end = (torch.take_along_dim(p, chosen, 1) for p in (points, targets))
-        after = closed_loop(editor, generator, latent, before, start, end, rounds)
-        pictures = generator(after).clamp(-1, 1)
-        if held_out.net is not None:
-            found = torch.take_along_dim(held_out.net.to(device)(pictures).points, chosen, 1)
-        else:
-            maps, tracked = generator.features(after, block=held_out.config.track_block), held_out.config.tracked
-            what = appearance(before.outputs[tracked], start, image)
-            found, _ = follow(maps.outputs[tracked], what, image, near=end, pull=PULL)
-        share = (found - end).norm(dim=2).mean() / (start - end).norm(dim=2).mean()
-        left[f"{count}-points"] = round(float(share), 4)
-        shown.append(pictures[:8])
-    rows = torch.stack([shown[0], shown[1], shown[-1]]).float().clamp(-1, 1)
-    return left, (rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3) + 1) / 2
+    device, config = generator.mapping.w_avg.device, held_out.config
+    image, (total, most) = config.image, held_out.valid.shape
+    random = torch.rand(total, most, generator=torch.Generator().manual_seed(1))
+    order = (random + 2 * ~held_out.valid.cpu()).argsort(dim=1).to(device)  # padding comes last
+    handles, targets, valid = (
+        torch.take_along_dim(t.to(device), order.view(total, most, *[1] * (t.dim() - 2)), 1)
+        for t in (held_out.handles, held_out.targets, held_out.valid)
+    )
+    net = None if held_out.landmarks is None else held_out.landmarks.to(device)
+    counts = sorted({min(1, most), min(5, most), most})
+    left, idle = dict.fromkeys(counts, 0.0), dict.fromkeys(counts, 0.0)
+    rows_shown: list[list[Tensor]] = [[], [], []]
+    for rows in _chunks(total, image):
+        latent = held_out.latent[rows].to(device)
+        before = _features(generator, latent, config)
+        look = appearance(before.outputs[config.tracked], handles[rows], image) if net is None else None
+        if rows.start < SHOWN:
+            rows_shown[0].append(generator(latent))
+        for count in counts:
+            drags = DragBatch(handles[rows, :count], targets[rows, :count], valid[rows, :count])
+            edited = predict(OpenImage(generator, latent, editor, before), drags, PredictConfig(rounds)).latent
+            picture = generator(edited).clamp(-1, 1)
+            if rows.start < SHOWN and count in (1, most):
+                rows_shown[1 if count == 1 else 2].append(picture)
+            for name, codes, pixels in ((left, edited, picture), (idle, latent, None)):
+                if net is not None and pixels is not None:
+                    found = torch.take_along_dim(net(pixels).points, order[rows, :, None], 1)
+                elif look is not None:
+                    maps = _features(generator, codes, config).outputs[config.tracked]
+                    found, _ = follow(maps, look, image, near=handles[rows], pull=PULL)
+                else:
+                    found = handles[rows]  # detected on the unedited image
+                distance = (found[:, :count] - drags.targets).norm(dim=2)
+                name[count] += float((distance * drags.valid).sum())
+    shares = {f"{count}-points": round(left[count] / max(idle[count], 1e-9), 4) for count in counts}
+    sheet = torch.stack([torch.cat(part)[:SHOWN] for part in rows_shown if part]).float().clamp(-1, 1)
+    return shares, (sheet.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3) + 1) / 2
 
 
-def closed_loop(
-    editor: LearnedEditor, generator: Generator, latent: Tensor, maps: Features, start: Tensor, end: Tensor, rounds: int
-) -> Float[Tensor, "B L D"]:
-    """A fixed number of rounds of: predict, synthesise features, find the points."""
-    config = editor.predictor.config
-    what, points = appearance(maps.outputs[config.tracked], start, config.image), start
-    valid = torch.ones(start.shape[:2], dtype=torch.bool, device=start.device)
-    for round_ in range(rounds):
-        latent = editor.edit(latent, maps.outputs[config.feature_block], Drags(points, end, valid))[:, -1]
-        if round_ < rounds - 1:
-            maps = generator.features(latent, block=config.track_block)
-            points, _ = follow(maps.outputs[config.tracked], what, config.image, near=end, pull=PULL)
-    return latent
+def _features(generator: Generator, latent: Tensor, config: PredictorConfig) -> Features:
+    return generator.features(latent, block=config.track_block)
+
+
+def _chunks(count: int, image: Size) -> list[slice]:
+    size = max(1, CHUNK_PX // (image[0] * image[1]))
+    return [slice(start, min(count, start + size)) for start in range(0, count, size)]

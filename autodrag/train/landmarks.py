@@ -1,19 +1,17 @@
 """Training of the landmark net on rendered critters, whose landmarks are known exactly.
 
-Pictures are distorted on the way in (placement, colour, blur, noise), so that the net stays right on a generator's
-imitations of them.
+The pictures are distorted first (placement, colour, blur, noise), so that the network also works on the pictures of a
+generator.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import kornia.augmentation as K
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -25,29 +23,28 @@ from autodrag.data.image_array import critters_array, landmarks_path
 from autodrag.errors import AutodragError
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet, Landmarks
 from autodrag.release import save_tensors
-from autodrag.train.run import (
+from autodrag.train.base import (
+    AveragedModule,
     RunConfig,
-    SaveState,
-    make_trainer,
     parse_config,
     prepare_torch,
     print_progress,
-    run_trainer,
+    run_training,
 )
 
 
 @dataclass(frozen=True)
 class LandmarkDataConfig:
-    """The renders that the net learns from and is measured on."""
+    """The renders for training and for the measurement."""
 
     cache: Path = Path("runs/data/critters.npy")
-    """The array of renders that generator training uses as well; made when missing."""
+    """The array of renders, shared with generator training; rendered if it is missing."""
     count: int = 15000
     """Critters to render."""
     seed: int = 1
     """Seed of the rendered critters."""
     held_out: int = 512
-    """Fresh critters that the error is measured on."""
+    """Fresh critters for measuring the error."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,11 @@ class LandmarkOptimisation:
     batch: int = 64
     """Pictures per step."""
     lr: float = 2e-3
-    """AdamW's learning rate after warm-up; it decays to zero as a half cosine."""
+    """AdamW's learning rate after warm-up. It decays to zero as a half cosine."""
     spread_weight: float = 0.05
-    """Weight of the heat maps' spread around the truth (in cells), which keeps them one compact blob."""
+    """Weight of the variance of the heat maps (in cells squared). It keeps each map one compact blob."""
     average_decay: float = 0.995
-    """Decay of the average of the weights that is exported."""
+    """Decay of the moving average of the weights. The average is exported."""
 
 
 @dataclass(frozen=True)
@@ -141,55 +138,28 @@ class LandmarkStream(IterableDataset[tuple[Tensor, Tensor]]):
             yield images * 2 - 1, points
 
 
-class LandmarkModule(L.LightningModule):
-    """The net, its average, and the loss."""
+class LandmarkModule(AveragedModule[LandmarkNet]):
+    """The network, its average, and the loss."""
+
+    weight_decay = 1e-3
+    max_gradient_norm = None
 
     def __init__(self, config: LandmarkTraining) -> None:
-        super().__init__()
-        self.config, self.hp = config, config.training
-        # Manual, so that weights, average and step are saved together whenever a state is saved.
-        self.automatic_optimization = False
-        self.net = LandmarkNet(config.net)
-        self.average = LandmarkNet(config.net).requires_grad_(False)
-        self.average.load_state_dict(self.net.state_dict())
-        self.step = 0
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with a warm-up of 2 % of the steps and a half-cosine decay."""
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.hp.lr, weight_decay=1e-3)
-        warm = max(1, self.hp.steps // 50)
-
-        def factor(step: int) -> float:
-            return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.hp.steps)))
-
-        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, factor)}
+        hp = config.training
+        super().__init__(LandmarkNet(config.net), steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay)
+        self.config = config
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The stream of distorted renders from this run's step on."""
-        stream = LandmarkStream(
-            self.config.data.cache, batch=self.hp.batch, first=self.step, total=self.hp.steps, seed=self.config.run.seed
-        )
+        hp, data = self.config.training, self.config.data
+        stream = LandmarkStream(data.cache, batch=hp.batch, first=self.step, total=hp.steps, seed=self.config.run.seed)
         return DataLoader(stream, batch_size=None)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
         images, truth = batch
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
-        loss = landmark_loss(self.net(images), truth, self.hp.spread_weight)
-        optimizer.zero_grad()  # type: ignore[union-attr]
-        self.manual_backward(loss)
-        optimizer.step()  # type: ignore[union-attr]
-        schedule.step()  # type: ignore[union-attr]
-        self.step += 1
-        with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.net.parameters(), strict=True):
-                mean.lerp_(value, 1 - min(self.hp.average_decay, self.step / (self.step + 10)))
+        loss = landmark_loss(self.net(images), truth, self.config.training.spread_weight)
+        self.take_step(loss)
         self.log("loss", loss.detach())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["step"] = self.step
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.step = int(checkpoint["step"])
 
 
 @torch.no_grad()
@@ -232,9 +202,7 @@ def train(config: LandmarkTraining) -> Path:
             "or name another cache file."
         )
     module = LandmarkModule(config)
-    state = SaveState(config.run)
-    trainer = make_trainer(config.run, [state], batch=hp.batch, total_steps=hp.steps)
-    run_trainer(trainer, module, state)
+    run_training(module, config.run, batch=hp.batch, total_steps=hp.steps)
     # Seeds of the training renders start at data.seed * 1,000,003; this one lies far from them.
     error = measure(module.average, count=data.held_out, seed=2_500_000_000 + data.seed)
     out = config.run.folder / "landmarks.safetensors"

@@ -1,4 +1,4 @@
-"""Losses, as pure functions: of adversarial training (logistic, R1, path length), and of the learned editor."""
+"""Losses as pure functions: of adversarial training (logistic, R1, path length) and of the predictor (position)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-
-from autodrag.points import Size, sample, square
 
 
 def generator_loss(fake_logits: Float[Tensor, "B 1"]) -> Float[Tensor, ""]:
@@ -46,38 +44,13 @@ def path_length_penalty(
     return (lengths - mean_length).square().mean(), mean_length
 
 
-def drag_loss(
-    before: Float[Tensor, "B C h w"],
-    after: Float[Tensor, "B C h w"],
-    handles: Float[Tensor, "B N 2"],
-    targets: Float[Tensor, "B N 2"],
-    weights: Float[Tensor, "B N"],
-    image: Size,
-    *,
-    radius: int,
-) -> Float[Tensor, ""]:
-    """Eq. 13 of Auto DragGAN: the patch at the handle before shall be the patch at the target after.
-
-    L1 over patches of (2 radius + 1)^2 cells. The paper sums over channels, cells and points; here it is their mean,
-    so that the weight does not depend on their number. `weights` sum to 1 over points that count.
-    """
-    offsets = square(radius, image[0] / before.shape[2]).to(handles)
-
-    def patch(maps: Tensor, points: Tensor) -> Tensor:
-        values = sample(maps, (points[:, :, None] + offsets).flatten(1, 2), image)
-        return values.unflatten(2, (points.shape[1], -1))  # (B, C, N, K)
-
-    difference = (patch(before.detach(), handles) - patch(after, targets)).abs().mean(dim=(1, 3))
-    return (difference * weights).sum()
-
-
 def position_loss(
     found: Float[Tensor, "B N 2"], targets: Float[Tensor, "B N 2"], weights: Float[Tensor, "B N"], height: int
 ) -> Float[Tensor, ""]:
-    """Distance from where the points are found to where they should be, as a share of the image height.
+    """Distance of the tracked points from their targets, as a share of the image height. Ours, not the paper's.
 
-    Ours. Rounded near zero (Huber), as the last half cell is noise of the tracker.
+    Smooth near zero (Charbonnier), because the last half cell is noise of the tracker.
     """
-    way = (found - targets) / height
-    distance = (way.square().sum(dim=2) + 1e-4).sqrt()
+    displacement = (found - targets) / height
+    distance = (displacement.square().sum(dim=2) + 1e-4).sqrt()
     return (distance * weights).sum()

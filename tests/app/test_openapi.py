@@ -66,8 +66,8 @@ def test_every_answer_is_as_described(name: str, shared: Running) -> None:
 def test_the_description_carries_the_one_edit_schema(shared: Running) -> None:
     document = shared.http.get("/api/openapi.json").json()
     parts = document["components"]["schemas"]
-    assert set(parts["edit-edit"]["properties"]) >= {"drags", "anchors", "mask", "method", "parameters", "seed"}
+    assert set(parts["edit-Edit"]["properties"]) >= {"drags", "anchors", "mask", "method", "parameters", "seed"}
     for path in ("drag", "refine"):
         body = document["paths"][f"/api/sessions/{{key}}/{path}"]["post"]["requestBody"]
-        assert body["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/edit-edit"}
+        assert body["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/edit-Edit"}
     assert shared.http.post(f"{shared.open(seed=1)}/drag", json=EDIT).status_code == 200

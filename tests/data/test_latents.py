@@ -57,7 +57,7 @@ def test_mixed_codes_depend_on_the_seed_alone(tiny_generator: Generator) -> None
 
 def test_a_quarter_of_the_vectors_is_the_mean_code(frame: LatentFrame) -> None:
     latent = torch.randn(4000, 8, 32, generator=rng())
-    noised = noised_codes(latent, frame, edit_layers=6, masked=0.25, sigma=0.0, rng=rng(1))
+    noised = noised_codes(latent, frame, edit_layers=6, zeroed_share=0.25, sigma=0.0, rng=rng(1))
     torch.testing.assert_close(noised[:, 6:], latent[:, 6:])
     zero = ((noised[:, :6] - frame.mean).abs().amax(dim=2) < 1e-4).float()
     assert float(zero.mean()) == pytest.approx(0.25, abs=0.01)
@@ -70,7 +70,7 @@ def test_a_quarter_of_the_vectors_is_the_mean_code(frame: LatentFrame) -> None:
 
 def test_the_noise_is_gaussian_in_standard_coordinates(frame: LatentFrame) -> None:
     latent = torch.randn(2000, 8, 32, generator=rng())
-    noised = noised_codes(latent, frame, edit_layers=6, masked=0.0, sigma=0.5, rng=rng(1))
+    noised = noised_codes(latent, frame, edit_layers=6, zeroed_share=0.0, sigma=0.5, rng=rng(1))
     noise = (frame.coordinates(noised) - frame.coordinates(latent))[:, :6]
     assert float(noise.mean()) == pytest.approx(0.0, abs=0.005)
     assert noise.std(dim=(0, 1)).sub(0.5 / 3**0.5).abs().max() < 0.03  # sigma uniform in 0 ... 0.5, every direction

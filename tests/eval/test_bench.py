@@ -9,7 +9,8 @@ import torch
 
 from autodrag.errors import AutodragError
 from autodrag.eval.bench import Bench, read_limits, read_points
-from autodrag.eval.methods import Drag, Limits
+from autodrag.eval.methods import Limits
+from autodrag.infer.task import Drag
 
 
 def test_read_points() -> None:

@@ -9,7 +9,8 @@ from learned import save_learned, tiny_nets
 from torch import Tensor
 
 from autodrag.errors import AutodragError, CheckpointError
-from autodrag.eval.methods import METHODS, Drag, DragResult, Limits, check_names, digest, identities, make_methods
+from autodrag.eval.methods import METHODS, Limits, MethodResult, check_names, digest, identities, make_methods
+from autodrag.infer.task import Drag
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 
@@ -84,7 +85,7 @@ def test_none_does_nothing(tiny_generator: Generator, tiny_checkpoint: Path) -> 
     latent = tiny_generator.map(seed_z(0, 32))
     points = torch.tensor([[8.0, 8.0]])
     result = METHODS["none"](tiny_generator, tiny_checkpoint, Limits())(latent, Drag(points, points + 4))
-    assert result == DragResult(latent, 0, "none")
+    assert result == MethodResult(latent, 0, "none")
 
 
 def test_identities_follow_networks_and_settings(tmp_path: Path) -> None:

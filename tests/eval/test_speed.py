@@ -37,7 +37,7 @@ def test_a_predictor_of_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "RegularizerConfig", lambda **sizes: RegularizerConfig(width=32, heads=2, **sizes))
     extent = Extent(None, 256, rounds=2, max_steps=3, threads=1)
     generator = extent.open_generator(32)
-    nets = speed.random_nets(generator)
+    nets = speed.random_editor(generator)
     assert (len(nets.predictor.encoder), len(nets.predictor.decoder), nets.predictor.config.steps) == (6, 16, 5)
     assert nets.regularizer is not None
     assert nets.predictor.config.image == generator.config.image_size

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from autodrag.infer.refine import RefineConfig, StepState
 from fakes import FakeRefiner
 
 from autodrag import DragEditor
 from autodrag.checkpoint import save_generator
-from autodrag.edits import Drag, Edit, Parameters
+from autodrag.edits import Edit, Parameters, PointPair
 from autodrag.errors import AutodragError, CheckpointError, NothingToDo
 from autodrag.images import to_uint8
 from autodrag.infer import editor as editor_module
-from autodrag.infer.refine import RefineConfig, StepState
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.release import save_tensors
 
@@ -147,8 +147,8 @@ def test_everything_reaches_the_refiner(editor: DragEditor, fake_refiner: FakeRe
         ({**DRAG, "mask": np.zeros((32, 32), dtype=bool)}, "all False"),
         ({**DRAG, "mask": np.ones((16, 32), dtype=bool)}, r"the mask has shape \(16, 32\)"),
         ({**DRAG, "anchors": [[10, 12]]}, "anchor 10,12 lies on a handle"),
-        ({**DRAG, "lr": -1.0}, "the settings cannot be used"),
-        ({**DRAG, "speed": 3}, "drag has no setting 'speed'; expected one of"),
+        ({**DRAG, "lr": -1.0}, "lr is -1.0; expected greater than 0"),
+        ({**DRAG, "speed": 3}, "speed is not a known field; did you mean space"),
         ({**DRAG, "refine": False}, "refine=False needs a predictor, which .* does not have yet"),
         ({**DRAG, "keep_references": True}, "keep_references needs a drag before this one"),
     ],
@@ -224,16 +224,16 @@ def test_a_session_without_edits(editor: DragEditor, tmp_path: Path) -> None:
 
 
 def test_edits_are_checked(editor: DragEditor) -> None:
-    edit = Edit((Drag((10.0, 12.0), (20.0, 14.0)),), seed=1, parameters=Parameters(steps=2))
+    edit = Edit(drags=(PointPair(handle=(10.0, 12.0), target=(20.0, 14.0)),), seed=1, parameters=Parameters(steps=2))
     assert editor.apply(edit).steps == 2
     with pytest.raises(AutodragError, match="method 'predict' needs a predictor"):
-        editor.apply(dataclasses.replace(edit, method="predict"))
+        editor.apply(edit.replaced(method="predict"))
     with pytest.raises(AutodragError, match="the edit was made for generator '0000000000000000'"):
-        editor.apply(dataclasses.replace(edit, fingerprint="0" * 16))
+        editor.apply(edit.replaced(fingerprint="0" * 16))
 
 
 def test_an_edit_without_a_source_needs_an_open_image(tiny_checkpoint: Path) -> None:
-    edit = Edit((Drag((10.0, 12.0), (20.0, 14.0)),))
+    edit = Edit(drags=(PointPair(handle=(10.0, 12.0), target=(20.0, 14.0)),))
     with pytest.raises(AutodragError, match="names neither a seed nor a latent"):
         DragEditor.load(tiny_checkpoint, device="cpu").apply(edit)
 

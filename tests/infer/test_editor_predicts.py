@@ -13,7 +13,7 @@ from fakes import FakeRefiner, set_clock
 from learned import save_learned, tiny_nets
 
 from autodrag import DragEditor
-from autodrag.edits import Drag, Edit, Parameters, read_edits
+from autodrag.edits import Edit, Parameters, PointPair, read_edits
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.infer import drag as drag_module
 from autodrag.infer import predict as predict_module
@@ -80,7 +80,7 @@ def test_the_refiner_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> Non
 
 def test_rounds(editor: DragEditor) -> None:
     assert editor.drag(**DRAG, refine=False, rounds=1).rounds == 1
-    with pytest.raises(AutodragError, match="the settings cannot be used: expected rounds >= 1"):
+    with pytest.raises(AutodragError, match="rounds is 0; expected at least 1"):
         editor.drag(**DRAG, refine=False, rounds=0)
 
 
@@ -89,7 +89,10 @@ def test_rounds(editor: DragEditor) -> None:
 )
 @pytest.mark.usefixtures("fake_refiner")
 def test_the_methods_of_an_edit(editor: DragEditor, method: Any, said: str) -> None:
-    edit = Edit((Drag((10.0, 12.0), (20.0, 14.0)),), seed=7, method=method, parameters=Parameters(rounds=2))
+    parameters = Parameters(rounds=None if method == "refine" else 2)
+    edit = Edit(
+        drags=(PointPair(handle=(10.0, 12.0), target=(20.0, 14.0)),), seed=7, method=method, parameters=parameters
+    )
     result = editor.apply(edit)
     assert result.method == said and result.rounds <= 2
     assert (result.rounds > 0) == (method != "refine")

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autodrag.infer.refine import Origin
 from torch import Tensor
 
 from autodrag.checkpoint import load_latent
-from autodrag.edits import Drag, Edit, read_edits
+from autodrag.edits import Edit, PointPair, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask
 from autodrag.infer.history import History, State
-from autodrag.infer.refine import Origin
 
-EDIT = Edit((Drag((1.0, 2.0), (3.0, 4.0)),), anchors=((5.0, 6.0),), method="refine")
+EDIT = Edit(drags=(PointPair(handle=(1.0, 2.0), target=(3.0, 4.0)),), anchors=((5.0, 6.0),), method="refine")
 MASK = np.arange(8)[:, None].repeat(8, axis=1) >= 3
 
 
@@ -34,7 +34,7 @@ def references() -> Origin:
 def history(references: Origin) -> History:
     """The image 0 of seed 7, and three edits, to 1, 2 and 3."""
     history = History()
-    history.open(latent(0), Edit(drags=(), seed=7, psi=0.6))
+    history.open(latent(0), Source(seed=7, psi=0.6))
     for value in (1, 2, 3):
         history.push(State(latent(value), EDIT, references=references))
     return history
@@ -72,7 +72,7 @@ def test_undo_and_redo(history: History) -> None:
 
 
 def test_another_image_forgets_the_one_before(history: History) -> None:
-    history.open(latent(5), Edit(drags=(), seed=1))
+    history.open(latent(5), Source(seed=1))
     assert values(history) == [5]
     with pytest.raises(AutodragError, match="there is nothing to undo"):
         history.undo()
@@ -116,7 +116,7 @@ def test_sessions(history: History, tmp_path: Path) -> None:
 
 def test_a_session_without_edits(tmp_path: Path) -> None:
     history = History()
-    history.open(latent(0), Edit(drags=(), seed=7))
+    history.open(latent(0), Source(seed=7))
     with pytest.raises(AutodragError, match=r"s\.json' would be empty"):
         history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autodrag.infer import predict as module
 from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction, make_drags, predict
-from autodrag.nets.predictor import Drags, Predictor
+from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Generator
 from autodrag.tracking import appearance, look
 
@@ -31,15 +31,15 @@ def latent(tiny_generator: Generator) -> Tensor:
     return tiny_generator.map(torch.randn(3, 32, generator=torch.Generator().manual_seed(3)))
 
 
-def random_drags(batch: int = 3, count: int = 4, seed: int = 0) -> Drags:
+def random_drags(batch: int = 3, count: int = 4, seed: int = 0) -> DragBatch:
     points = torch.rand(2, batch, count, 2, generator=torch.Generator().manual_seed(seed)) * 30
-    return Drags(points[0], points[1], torch.ones(batch, count, dtype=torch.bool))
+    return DragBatch(points[0], points[1], torch.ones(batch, count, dtype=torch.bool))
 
 
-def one(drags: Drags, row: int) -> Drags:
+def one(drags: DragBatch, row: int) -> DragBatch:
     own = slice(row, row + 1)
     movable = None if drags.movable is None else drags.movable[own]
-    return Drags(drags.handles[own], drags.targets[own], drags.valid[own], movable)
+    return DragBatch(drags.handles[own], drags.targets[own], drags.valid[own], movable)
 
 
 class Script:
@@ -56,7 +56,7 @@ class Script:
         return points, torch.full(near.shape[:2], 0.9)
 
 
-def codes(nets: LearnedNets, generator: Generator, latent: Tensor, drags: Drags, script: Script) -> list[Tensor]:
+def codes(nets: LearnedNets, generator: Generator, latent: Tensor, drags: DragBatch, script: Script) -> list[Tensor]:
     """What each round makes of the one before, written out."""
     made = [latent]
     for points in [drags.handles, *script.rounds[:-1]]:
@@ -65,32 +65,20 @@ def codes(nets: LearnedNets, generator: Generator, latent: Tensor, drags: Drags,
     return made[1:]
 
 
-def run(nets: LearnedNets, generator: Generator, latent: Tensor, drags: Drags, **changes: Any) -> Prediction:
+def run(nets: LearnedNets, generator: Generator, latent: Tensor, drags: DragBatch, **changes: Any) -> Prediction:
     stop = changes.pop("stop", None)
     return predict(nets, generator, latent, drags, config=PredictConfig(**changes), stop=stop)
 
 
 @pytest.fixture
-def to_the_right(latent: Tensor) -> Drags:
+def to_the_right(latent: Tensor) -> DragBatch:
     """One drag of ten px of one image."""
     return make_drags_of([[10.0, 10.0]], [[20.0, 10.0]])
 
 
-def make_drags_of(handles: Any, targets: Any) -> Drags:
+def make_drags_of(handles: Any, targets: Any) -> DragBatch:
     first, last = torch.tensor([handles]), torch.tensor([targets])
-    return Drags(first, last, torch.ones(first.shape[:2], dtype=torch.bool))
-
-
-def test_the_last_code_of_every_motion_is_restored(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor
-) -> None:
-    """Two steps of the predictor, then the regularizer once."""
-    drags, maps = random_drags(), tiny_generator.features(latent, block=2).last
-    memory = nets.predictor.encode(maps, drags)
-    last = nets.predictor.next_code(memory, nets.predictor.next_code(memory, latent))
-    assert nets.regularizer is not None
-    torch.testing.assert_close(nets.edit(latent, maps, drags), nets.regularizer(last))
-    torch.testing.assert_close(LearnedNets(nets.predictor, None).edit(latent, maps, drags), last)
+    return DragBatch(first, last, torch.ones(first.shape[:2], dtype=torch.bool))
 
 
 def test_layers_that_no_edit_changes_are_read_once_for_each_image(
@@ -116,23 +104,12 @@ def test_layers_that_no_edit_changes_are_read_once_for_each_image(
     assert len(asked) == 5
 
 
-def test_an_edit_of_layers_together_stays_in_w_and_a_mask_sets_them_free(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor
-) -> None:
-    predictor = Predictor(replace(nets.predictor.config, together=True))
-    predictor.load_state_dict(nets.predictor.state_dict())
-    both, edited = LearnedNets(predictor.eval(), nets.regularizer), predictor.config.edit_layers
-    drags, maps = random_drags(), tiny_generator.features(latent, block=2).last
-    together = (both.edit(latent, maps, drags) - latent)[:, :edited]
-    apart = (nets.edit(latent, maps, drags) - latent)[:, :edited]
-    assert together.abs().max() > 1e-3
-    torch.testing.assert_close(together, apart.mean(dim=1, keepdim=True).expand_as(apart), rtol=1e-3, atol=1e-5)
-    masked = replace(drags, movable=torch.zeros(3, *maps.shape[2:]))
-    torch.testing.assert_close(both.edit(latent, maps, masked), nets.edit(latent, maps, masked))
-
-
 def test_arrival_ends_the_loop(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: Drags, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = Script(monkeypatch, [[15.0, 10.0], [19.6, 10.0], [20.0, 10.0]])
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=9, stop_px=0.5)
@@ -150,19 +127,27 @@ def test_several_points_are_given_more_rounds_than_one(
     Script(monkeypatch, [[[x, 10.0], [9.0, 9.0]] for x in (11.0, 13.0, 14.0, 15.0, 16.0, 17.0, 20.0)])
     first = torch.tensor([[[8.0, 10.0], [9.0, 9.0]]] * 2)
     last = torch.tensor([[[20.0, 10.0], [9.0, 9.0]], [[20.0, 10.0], [9.0, 15.0]]])
-    result = run(nets, tiny_generator, latent[:2], Drags(first, last, torch.ones(2, 2, dtype=torch.bool)))
+    result = run(nets, tiny_generator, latent[:2], DragBatch(first, last, torch.ones(2, 2, dtype=torch.bool)))
     assert result.points[:, 0, 0].tolist() == [13.0, 17.0] and result.rounds == 6
 
 
 def test_an_open_loop_is_one_round(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: Drags, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Script(monkeypatch, [[15.0, 10.0], [20.0, 10.0]])
     assert run(nets, tiny_generator, latent[:1], to_the_right, rounds=1).rounds == 1
 
 
 def test_no_progress_ends_the_loop_and_the_better_state_is_kept(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: Drags, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script = Script(monkeypatch, [[16.0, 10.0], [12.0, 10.0], [20.0, 10.0]])
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=9)
@@ -174,7 +159,11 @@ def test_no_progress_ends_the_loop_and_the_better_state_is_kept(
 
 
 def test_little_progress_ends_it_too(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: Drags, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Script(monkeypatch, [[16.0, 10.0], [16.04, 10.0], [20.0, 10.0]])
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=9)  # 0.04 of 4 px are 1 %
@@ -183,7 +172,11 @@ def test_little_progress_ends_it_too(
 
 
 def test_a_first_round_that_moves_away_is_still_an_answer(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: Drags, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Script(monkeypatch, [[9.0, 10.0], [15.0, 10.0], [16.0, 10.0]])
     result = run(nets, tiny_generator, latent[:1], to_the_right, rounds=3)
@@ -198,7 +191,11 @@ def test_a_stop_event_ends_it_after_the_round(nets: LearnedNets, tiny_generator:
 
 
 def test_a_budget_is_kept(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: Drags, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A round that takes a second: of 3.5 seconds a fourth is not begun; the first is made in any case."""
     clock = iter(range(100))
@@ -228,7 +225,7 @@ def test_what_has_arrived_is_left_alone_while_others_go_on(
     nets: LearnedNets, tiny_generator: Generator, latent: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drags = make_drags_of([[10.0, 10.0]], [[20.0, 10.0]])
-    drags = Drags(*(t.expand(2, *t.shape[1:]) for t in (drags.handles, drags.targets, drags.valid)))
+    drags = DragBatch(*(t.expand(2, *t.shape[1:]) for t in (drags.handles, drags.targets, drags.valid)))
     Script(monkeypatch, [[[[19.7, 10.0]], [[15.0, 10.0]]], [[[20.0, 10.0]], [[20.0, 10.0]]]])
     result = run(nets, tiny_generator, latent[:2], drags, rounds=4)
     assert result.points[:, 0, 0].tolist() == pytest.approx([19.7, 20.0])
@@ -236,7 +233,7 @@ def test_what_has_arrived_is_left_alone_while_others_go_on(
 
 def test_padding_does_not_count(nets: LearnedNets, tiny_generator: Generator, latent: Tensor) -> None:
     drags = random_drags(batch=1, count=2)
-    padded = Drags(
+    padded = DragBatch(
         torch.cat([drags.handles, torch.zeros(1, 2, 2)], dim=1),
         torch.cat([drags.targets, torch.full((1, 2, 2), 31.0)], dim=1),
         torch.tensor([[True, True, False, False]]),
@@ -256,7 +253,7 @@ def test_the_order_of_points_does_not_matter_to_the_last_bit(
     drags = random_drags(batch=1, count=5)
     drags.handles[0, 3] = drags.handles[0, 1]  # two drags of one handle
     index = torch.tensor(order)
-    shuffled = Drags(drags.handles[:, index], drags.targets[:, index], drags.valid)
+    shuffled = DragBatch(drags.handles[:, index], drags.targets[:, index], drags.valid)
     config = PredictConfig(rounds=2, stop_px=0.0)
     what = appearance(generator.features(latent, block=3).outputs[1:], drags.handles, (32, 32))
     other = what.take(index[None])
@@ -308,7 +305,7 @@ def test_what_holds_for_all_drags_of_an_image_is_made_once(
     features = [tiny_generator.features(code[None], block=3) for code in latent[:2]]
     given = [random_drags(batch=1, seed=seed) for seed in (0, 1)]
 
-    def end(image: int, drags: Drags) -> Tensor:
+    def end(image: int, drags: DragBatch) -> Tensor:
         config = PredictConfig(rounds=2, stop_px=0.0, gain=0.0)
         known = features[image]
         start = latent[image : image + 1]
@@ -365,7 +362,11 @@ def test_masks_and_anchors_reach_the_predictor(nets: LearnedNets, tiny_generator
 
 
 def test_unlike_places_are_lost(
-    nets: LearnedNets, tiny_generator: Generator, latent: Tensor, to_the_right: Drags, monkeypatch: pytest.MonkeyPatch
+    nets: LearnedNets,
+    tiny_generator: Generator,
+    latent: Tensor,
+    to_the_right: DragBatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "follow", lambda maps, what, image, *, near, pull: (near + 1, torch.tensor([[0.15]])))
     assert run(nets, tiny_generator, latent[:1], to_the_right, lost_confidence=0.2).lost.tolist() == [[True]]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from autodrag.nets.predictor import Drags, Predictor, PredictorConfig
+from autodrag.nets.predictor import PATCH, DragBatch, Predictor, PredictorConfig
 from autodrag.points import sample
 
 TINY = PredictorConfig(
@@ -29,9 +29,8 @@ TINY = PredictorConfig(
     decoder_layers=2,
     mlp_ratio=2.0,
     token_rows=8,
-    patch=3,
 )
-PAPER = replace(TINY, positions=False, pairs=False, residual=False)
+PAPER = replace(TINY, variant="paper")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -46,13 +45,13 @@ def make(config: PredictorConfig = TINY) -> Predictor:
     return net
 
 
-def drags(count: int = 3, batch: int = 2, seed: int = 0, config: PredictorConfig = TINY) -> Drags:
+def drags(count: int = 3, batch: int = 2, seed: int = 0, config: PredictorConfig = TINY) -> DragBatch:
     extent = torch.tensor([config.image_width, config.image_height])
     points = torch.rand(2, batch, count, 2, generator=torch.Generator().manual_seed(seed)) * extent - 0.5
-    return Drags(points[0], points[1], torch.ones(batch, count, dtype=torch.bool))
+    return DragBatch(points[0], points[1], torch.ones(batch, count, dtype=torch.bool))
 
 
-def ahead(net: Predictor, maps: Tensor, what: Drags, latent: Tensor) -> Tensor:
+def ahead(net: Predictor, maps: Tensor, what: DragBatch, latent: Tensor) -> Tensor:
     """w_1 ... w_n from the net's own codes, (B, T, L, D)."""
     memory, codes = net.encode(maps, what), []
     for _ in range(net.config.steps):
@@ -94,7 +93,7 @@ def test_a_later_code_does_not_change_an_earlier_answer(later: int) -> None:
 def test_the_order_of_points_does_not_matter(config: PredictorConfig) -> None:
     net, maps, what, codes = make(config), random(2, 6, 16, 16), drags(5), random(2, 4, 8, 16)
     order = torch.tensor([3, 0, 4, 1, 2])
-    shuffled = Drags(what.handles[:, order], what.targets[:, order], what.valid[:, order])
+    shuffled = DragBatch(what.handles[:, order], what.targets[:, order], what.valid[:, order])
     first, second = (net.decode(net.encode(maps, d), codes) for d in (what, shuffled))
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
 
@@ -103,7 +102,7 @@ def test_the_order_of_points_does_not_matter(config: PredictorConfig) -> None:
 def test_padding_does_not_matter(config: PredictorConfig) -> None:
     net, maps, what, codes = make(config), random(2, 6, 16, 16), drags(3), random(2, 4, 8, 16)
     noise = random(2, 2, 2, seed=5) * 1000
-    padded = Drags(
+    padded = DragBatch(
         torch.cat([what.handles, noise], dim=1),
         torch.cat([what.targets, -noise], dim=1),
         torch.cat([what.valid, torch.zeros(2, 2, dtype=torch.bool)], dim=1),
@@ -114,12 +113,12 @@ def test_padding_does_not_matter(config: PredictorConfig) -> None:
 
 def test_rows_of_a_batch_do_not_mix() -> None:
     net, maps, what, codes = make(), random(2, 6, 16, 16), drags(), random(2, 4, 8, 16)
-    alone = Drags(what.handles[1:], what.targets[1:], what.valid[1:])
+    alone = DragBatch(what.handles[1:], what.targets[1:], what.valid[1:])
     whole = net.decode(net.encode(maps, what), codes)
     torch.testing.assert_close(net.decode(net.encode(maps[1:], alone), codes[1:]), whole[1:], atol=1e-5, rtol=1e-5)
 
 
-def test_an_untrained_residual_one_stays_where_it_is() -> None:
+def test_an_untrained_network_predicts_no_motion() -> None:
     start = random(2, 8, 16)
     codes = ahead(Predictor(TINY), random(2, 6, 16, 16), drags(), start)
     assert torch.equal(codes, start[:, None].expand_as(codes))
@@ -149,10 +148,10 @@ def test_what_it_is_told_changes_its_answer() -> None:
     torch.testing.assert_close(ahead(net, maps, everything, start), answer)
 
 
-def test_places_are_told_by_positions_alone() -> None:
-    """On a map that is the same everywhere a patch says nothing about its place: the paper's reading is blind there."""
+def test_only_the_default_variant_has_positions() -> None:
+    """On a constant map, patches do not tell where they are: the paper's variant cannot tell two drags apart."""
     maps, start = torch.ones(1, 6, 16, 16), random(1, 8, 16)
-    here = Drags(torch.full((1, 1, 2), 10.0), torch.full((1, 1, 2), 13.0), torch.ones(1, 1, dtype=torch.bool))
+    here = DragBatch(torch.full((1, 1, 2), 10.0), torch.full((1, 1, 2), 13.0), torch.ones(1, 1, dtype=torch.bool))
     there = replace(here, handles=here.handles + 6, targets=here.targets + 8)
     blind, seeing = make(PAPER), make()
     torch.testing.assert_close(ahead(blind, maps, here, start), ahead(blind, maps, there, start))
@@ -168,21 +167,24 @@ def test_patches_are_read_around_the_points(size: tuple[int, int]) -> None:
         net.handle_patch.weight.zero_()
         net.handle_patch.bias.zero_()
         net.kind.zero_()
-        # Values come channel by channel, 9 cells each: the last cell of a patch lies down and to the right.
-        net.handle_patch.weight[range(6), [9 * c + 8 for c in range(6)]] = 1.0
+        # Values come channel by channel: the last cell of a patch lies down and to the right.
+        last = PATCH**2 - 1
+        net.handle_patch.weight[range(6), [PATCH**2 * c + last for c in range(6)]] = 1.0
     what = drags(4, batch=1, config=config)
-    tokens, valid = net._patches(maps, what)
-    expected = sample(maps, what.handles + 2.0, size)  # one cell is 2 px
-    torch.testing.assert_close(tokens[0, :4], expected[0].t(), atol=1e-5, rtol=1e-5)
-    assert tokens.shape[1] == valid.shape[1] == 8
+    tokens, valid = net.tokenise(maps, what)
+    expected = sample(maps, what.handles + 2.0 * (PATCH // 2), size)  # one cell is 2 px
+    count = 8 * 8 * size[1] // 32  # map tokens come first
+    torch.testing.assert_close(tokens[0, count : count + 4], expected[0].t(), atol=1e-5, rtol=1e-5)
+    assert tokens.shape[1] == valid.shape[1] == count + 8
 
 
-def test_gradients_reach_everything_that_is_used() -> None:
-    net = make()
+@pytest.mark.parametrize("config", [TINY, PAPER], ids=["default", "paper"])
+def test_gradients_reach_every_parameter(config: PredictorConfig) -> None:
+    """Data-parallel training waits for the gradient of every parameter."""
+    net = make(config)
     codes = ahead(net, random(2, 6, 16, 16), drags(), random(2, 8, 16))
     codes.square().sum().backward()
-    still = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    assert still == set()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
 @settings(max_examples=20)
@@ -190,18 +192,20 @@ def test_gradients_reach_everything_that_is_used() -> None:
 def test_points_anywhere_on_the_image_give_finite_codes(points: list[tuple[float, float]]) -> None:
     net = make()
     handles = torch.tensor([points])
-    what = Drags(handles, handles.flip(1), torch.ones(1, len(points), dtype=torch.bool))
+    what = DragBatch(handles, handles.flip(1), torch.ones(1, len(points), dtype=torch.bool))
     codes = ahead(net, random(1, 6, 16, 16), what, random(1, 8, 16))
     assert torch.isfinite(codes).all()
 
 
 def test_the_defaults_are_the_papers_depths() -> None:
     config = PredictorConfig()
-    assert (config.encoder_layers, config.decoder_layers, config.steps, config.patch) == (6, 16, 5, 7)
+    assert (config.encoder_layers, config.decoder_layers, config.steps, PATCH) == (6, 16, 5, 7)
     with torch.device("meta"):
         net = Predictor(config)
         points = torch.zeros(1, 3, 2)
-        memory = net.encode(torch.zeros(1, 512, 128, 128), Drags(points, points, torch.ones(1, 3, dtype=torch.bool)))
+        memory = net.encode(
+            torch.zeros(1, 512, 128, 128), DragBatch(points, points, torch.ones(1, 3, dtype=torch.bool))
+        )
     assert memory.mask is not None
     assert memory.mask.shape == (1, 1, 1, 16 * 16 + 3)
 
@@ -213,7 +217,6 @@ def test_the_defaults_are_the_papers_depths() -> None:
         ("heads", 7, "width 24 must be a multiple of heads 7"),
         ("decoder_layers", 0, "decoder_layers >= 1"),
         ("steps", 0, "steps >= 1"),
-        ("patch", 4, "patch 4: expected an odd number of cells"),
         ("token_rows", 3, "token_rows 3: expected 16 .rows of F. divided by a power of two"),
         ("token_rows", 32, "token_rows 32"),
         ("token_rows", 0, "token_rows 0"),
@@ -226,8 +229,8 @@ def test_sizes_that_cannot_be(field: str, value: int, message: str) -> None:
         replace(TINY, **{field: value})  # type: ignore[arg-type]
 
 
-def test_layers_change_together_by_their_mean_where_no_mask_holds() -> None:
-    net, start, codes = make(replace(TINY, together=True)), random(2, 8, 16), random(2, 4, 8, 16, seed=1)
+def test_layers_change_by_their_mean_unless_a_mask_protects_something() -> None:
+    net, start, codes = make(), random(2, 8, 16), random(2, 4, 8, 16, seed=1)
     codes[:, :, 3:] = start[:, None, 3:]
     half = torch.ones(2, 16, 16)
     half[1, :, 9:] = 0.5
@@ -238,4 +241,4 @@ def test_layers_change_together_by_their_mean_where_no_mask_holds() -> None:
     assert torch.equal(aligned[0, :, 3:], codes[0, :, 3:])
     torch.testing.assert_close(aligned[1], codes[1])
     torch.testing.assert_close(net.align(codes, start, drags())[0], aligned[0])
-    assert torch.equal(make().align(codes, start, drags()), codes), "without `together` each layer is on its own"
+    assert torch.equal(make(PAPER).align(codes, start, drags()), codes), "the paper's layers change on their own"

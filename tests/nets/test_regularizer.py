@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,16 @@ def net() -> Regularizer:
 def test_an_untrained_one_changes_nothing() -> None:
     latent = random(2, 8, 16)
     assert torch.equal(Regularizer(TINY)(latent), latent)
+
+
+def test_the_papers_variant_replaces_the_first_layers() -> None:
+    """Eq. 5: with a last layer of zero they are the mean code, whatever they were."""
+    net, latent = Regularizer(replace(TINY, variant="paper")), random(2, 8, 16)
+    assert not torch.equal(net(latent)[:, :3], latent[:, :3])
+    nn.init.zeros_(net.head.weight)
+    nn.init.zeros_(net.head.bias)
+    torch.testing.assert_close(net(latent)[:, :3], torch.zeros(2, 3, 16))
+    assert torch.equal(net(latent)[:, 3:], latent[:, 3:])
 
 
 def test_only_the_first_layers_change(net: Regularizer) -> None:
@@ -105,7 +117,5 @@ def test_the_defaults_are_the_papers_depths() -> None:
     ],
 )
 def test_sizes_that_cannot_be(field: str, value: float, message: str) -> None:
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match=message):
         replace(TINY, **{field: value})  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autodrag.nets.transformer import Attention, DecoderLayer, EncoderLayer, fourier_positions, lighten
+from autodrag.nets.transformer import Attention, DecoderLayer, EncoderLayer, fourier_positions
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -120,28 +119,3 @@ def test_fourier_positions(x: float, y: float, bands: int) -> None:
     expected = [math.sin(math.pi * 2**k * p) for p in (x, y) for k in range(bands)]
     expected += [math.cos(math.pi * 2**k * p) for p in (x, y) for k in range(bands)]
     assert values == pytest.approx(expected, abs=1e-9)
-
-
-def test_a_lightened_net_is_the_same_net() -> None:
-    torch.manual_seed(0)
-    net = nn.ModuleList([EncoderLayer(24, 3, 2.0), DecoderLayer(24, 3, 2.0)])
-    x, memory = random(2, 5, 24), random(2, 7, 24, seed=1)
-
-    def answer(net: nn.ModuleList) -> Tensor:
-        encode, decode = net
-        assert isinstance(decode, DecoderLayer)
-        answered, _ = decode(x, decode.cross.project(encode(memory)))
-        return answered
-
-    before, names = answer(net), list(net.state_dict())
-    lighten(net)
-    assert list(net.state_dict()) == names
-    assert torch.equal(answer(net), before)
-
-    other = copy.deepcopy(net)
-    other.load_state_dict({name: value * 1.1 for name, value in net.state_dict().items()})
-    assert torch.equal(answer(net), before)  # a copy has weights of its own
-    assert not torch.equal(answer(other), before)
-    other.double()
-    x, memory = x.double(), memory.double()
-    assert answer(other).dtype == torch.float64  # and they follow when the net is converted or moved

@@ -15,8 +15,8 @@ from torch import Tensor
 def stage_1(tiny_checkpoint: Path) -> Callable[..., Any]:
     """A stage 1 config of a few steps; keyword arguments change the optimisation."""
     from autodrag.nets.regularizer import RegularizerConfig
-    from autodrag.train.regularizer import Optimisation, RegularizerTraining
-    from autodrag.train.run import RunConfig
+    from autodrag.train.base import Optimisation, RunConfig
+    from autodrag.train.regularizer import RegularizerTraining
 
     def build(folder: Path, **changes: Any) -> RegularizerTraining:
         return RegularizerTraining(
@@ -31,23 +31,23 @@ def stage_1(tiny_checkpoint: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def stage_2(tiny_checkpoint: Path) -> Callable[..., Any]:
-    """A stage 2 config of a few steps; keyword arguments change the optimisation."""
+    """A predictor's config of a few steps in one stage; keyword arguments change that stage or the batch."""
     from autodrag.data.motion import MotionConfig
     from autodrag.nets.predictor import PredictorConfig
-    from autodrag.train.predictor import PredictorOptimisation, PredictorTraining
-    from autodrag.train.run import RunConfig
+    from autodrag.train.base import RunConfig
+    from autodrag.train.predictor import PredictorOptimisation, PredictorTraining, Stage
 
-    def build(folder: Path, regularizer: Path | None = None, **changes: Any) -> PredictorTraining:
+    def build(folder: Path, batch: int = 4, validate_steps: int = 3, **changes: Any) -> PredictorTraining:
         net = PredictorConfig(
             feature_block=2, steps=2, width=16, heads=2, encoder_layers=1, decoder_layers=1, mlp_ratio=2.0, token_rows=4
         )
+        stage = Stage(**({"steps": 6} | changes))
         return PredictorTraining(
             run=RunConfig(folder=folder, precision="32-true", accelerator="cpu", log_steps=1),
             checkpoint=tiny_checkpoint,
-            regularizer=regularizer,
             net=net,
-            motion=MotionConfig(candidates=6, points=4),
-            training=PredictorOptimisation(**({"steps": 6, "batch": 4, "validate_steps": 3} | changes)),
+            motion=MotionConfig(n_candidates=6, max_points=4),
+            training=PredictorOptimisation(batch=batch, validate_steps=validate_steps, stages=(stage,)),
         )
 
     return build

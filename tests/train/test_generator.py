@@ -14,8 +14,8 @@ from autodrag.checkpoint import load_generator
 from autodrag.errors import AutodragError
 from autodrag.nets.stylegan2 import GeneratorConfig, upsample
 from autodrag.train import generator as training
+from autodrag.train.base import RunConfig, parse_config
 from autodrag.train.generator import AdversarialConfig, GeneratorDataConfig, GeneratorTraining, train
-from autodrag.train.run import RunConfig, parse_config
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
 

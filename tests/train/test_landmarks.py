@@ -10,6 +10,7 @@ import torch
 from autodrag.checkpoint import load_landmarks
 from autodrag.data.critters import LANDMARKS
 from autodrag.nets.landmarks import LandmarkConfig, Landmarks
+from autodrag.train.base import RunConfig
 from autodrag.train.landmarks import (
     LandmarkDataConfig,
     LandmarkOptimisation,
@@ -19,7 +20,6 @@ from autodrag.train.landmarks import (
     landmark_loss,
     train,
 )
-from autodrag.train.run import RunConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -9,7 +9,6 @@ import torch
 
 from autodrag.train.losses import (
     discriminator_loss,
-    drag_loss,
     generator_loss,
     path_length_penalty,
     position_loss,
@@ -42,44 +41,6 @@ def test_path_length_of_a_linear_generator() -> None:
     # J^T y = 3 (y1 + y2 + y3), of which the absolute value has mean 3 sqrt(3) sqrt(2 / pi).
     assert float(mean) == pytest.approx(3 * math.sqrt(3) * math.sqrt(2 / math.pi), rel=0.05)
     assert float(penalty.detach()) == pytest.approx(27 * (1 - 2 / math.pi), rel=0.1)
-
-
-def test_the_drag_loss_by_hand() -> None:
-    """One channel, cells of 2 px, the cell at the handle and the cell at the target."""
-    before, after = torch.arange(16.0).view(1, 1, 4, 4), torch.arange(16.0).view(1, 1, 4, 4) * 10
-    handles, targets = torch.tensor([[[2.5, 0.5], [0.5, 6.5]]]), torch.tensor([[[4.5, 2.5], [6.5, 6.5]]])
-    # Cells (1, 0) = 1 and (0, 3) = 12 before; (2, 1) = 60 and (3, 3) = 150 after.
-    weights = torch.tensor([[0.25, 0.75]])
-    loss = drag_loss(before, after, handles, targets, weights, (8, 8), radius=0)
-    assert float(loss) == pytest.approx(0.25 * 59 + 0.75 * 138, rel=1e-5)
-
-
-def test_the_drag_loss_is_a_mean_over_patches_and_channels() -> None:
-    rng = torch.Generator().manual_seed(0)
-    before, after = torch.randn(1, 3, 12, 12, generator=rng), torch.randn(1, 3, 12, 12, generator=rng)
-    handle, target = torch.tensor([[[4.0, 5.0]]]), torch.tensor([[[7.0, 4.0]]])
-    loss = drag_loss(before, after, handle, target, torch.ones(1, 1), (12, 12), radius=3)
-    expected = (before[:, :, 2:9, 1:8] - after[:, :, 1:8, 4:11]).abs().mean()  # the 7 x 7 cells around each
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_the_drag_loss_moves_only_the_patch_at_the_target() -> None:
-    before, after = torch.zeros(1, 1, 12, 12, requires_grad=True), torch.ones(1, 1, 12, 12, requires_grad=True)
-    points = torch.tensor([[[2.0, 2.0]]]), torch.tensor([[[8.0, 7.0]]])
-    drag_loss(before, after, *points, torch.ones(1, 1), (12, 12), radius=1).backward()
-    assert before.grad is None and after.grad is not None
-    expected = torch.zeros(12, 12)
-    expected[6:9, 7:10] = 1 / 9
-    torch.testing.assert_close(after.grad[0, 0], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_points_without_weight_do_not_count() -> None:
-    before, after = torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8)
-    points = torch.tensor([[[1.0, 1.0], [5.0, 5.0]]]), torch.tensor([[[2.0, 2.0], [3.0, 5.0]]])
-    first = drag_loss(before, after, *points, torch.tensor([[1.0, 0.0]]), (8, 8), radius=1)
-    alone = drag_loss(before, after, points[0][:, :1], points[1][:, :1], torch.ones(1, 1), (8, 8), radius=1)
-    torch.testing.assert_close(first, alone)
-    assert float(position_loss(*points, torch.zeros(1, 2), 8)) == 0.0
 
 
 def test_the_position_loss_is_the_distance_as_a_share_of_the_height() -> None:

@@ -1,8 +1,7 @@
-"""Stage 2 on tiny nets: it learns, resumes to the bit with its regularizer, exports, and refuses what cannot be."""
+"""The predictor's training on tiny nets: it learns in stages, resumes to the bit, exports, refuses contradictions."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,22 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from autodrag.checkpoint import load_generator, load_predictor, load_regularizer
+from autodrag.checkpoint import load_editor, load_generator, load_predictor
 from autodrag.cli import main
 from autodrag.data.motion import draw_motion
 from autodrag.errors import AutodragError, CheckpointError
-from autodrag.nets.predictor import Drags
+from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import load_tensors, read_info
 from autodrag.train import predictor as training
-from autodrag.train.heldout import closed_loop, held_out_drags, measure_drags
-from autodrag.train.predictor import LearnedEditor, PredictorModule, build, fit, train
-from autodrag.train.regularizer import train as train_regularizer
+from autodrag.train.base import half_cosine
+from autodrag.train.editor import fit_predictor
+from autodrag.train.heldout import held_out_drags
+from autodrag.train.predictor import PredictorModule, PredictorOptimisation, Stage, build, train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
 Build = Callable[..., Any]
 Weights = Callable[[Path], dict[str, Tensor]]
-PAPER = {"teacher_forcing": True, "rounds": 1, "schedule": "annealing", "drag_weight": 1.0, "position_weight": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -36,70 +35,98 @@ def few_held_out_drags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "held_out_drags", partial(held_out_drags, count=8))
 
 
-@pytest.fixture
-def regularizer(tmp_path: Path, stage_1: Build) -> Path:
-    """A regularizer after a few steps of stage 1."""
-    return train_regularizer(stage_1(tmp_path / "stage-1"))
-
-
 def module_of(config: Any) -> PredictorModule:
-    """The module of a training that has not begun."""
+    """The module of a training that has not begun, outside of a trainer."""
     torch.manual_seed(0)
     generator, identity = load_generator(config.checkpoint)
-    config = replace(config, net=fit(config.net, generator))
+    config = replace(config, net=fit_predictor(config.net, generator))
     net = build(config, generator.freeze(), identity)
-    return PredictorModule(config, generator, net, held_out_drags(generator, None, config.net, 8))
+    module = PredictorModule(config, generator, net, held_out_drags(generator, None, config.net, 8))
+    module.batch_mean = lambda value: value  # type: ignore[method-assign]
+    return module
 
 
-@pytest.mark.parametrize("settings", [{}, PAPER], ids=["default", "paper"])
-def test_a_broken_run_ends_like_an_unbroken_one(
-    tmp_path: Path, stage_2: Build, regularizer: Path, weights: Weights, settings: dict[str, Any]
-) -> None:
-    train(stage_2(tmp_path / "whole", regularizer, **settings))
-    broken = stage_2(tmp_path / "broken", regularizer, **settings)
+def in_stages(config: Any, *stages: Stage) -> Any:
+    return replace(config, training=replace(config.training, stages=stages))
+
+
+STAGES = (
+    Stage(steps=3, lr=1e-2, aligned=False),
+    Stage(steps=3, moments_weight=0.2, travel_share=(0.5, 1.0), average_decay=0.9),
+)
+
+
+def test_a_broken_run_ends_like_an_unbroken_one(tmp_path: Path, stage_2: Build, weights: Weights) -> None:
+    """Broken within the first stage, at its end, and within the second."""
+    train(in_stages(stage_2(tmp_path / "whole"), *STAGES))
+    broken = in_stages(stage_2(tmp_path / "broken"), *STAGES)
     stopped = replace(broken, run=replace(broken.run, max_minutes=1e-9))
-    for _ in range(2):  # one step each
+    for _ in range(4):  # one step each
         train(stopped)
+    assert torch.load(tmp_path / "broken" / "last.ckpt", weights_only=False)["step"] == 4
     train(broken)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
-    for name in ("predictor", "regularizer"):
-        first, second = (load_tensors(tmp_path / run / f"{name}.safetensors", kind=name) for run in ("whole", "broken"))
-        assert first[1:] == second[1:] and all(torch.equal(first[0][key], second[0][key]) for key in first[0])
+    first, second = (
+        load_tensors(tmp_path / run / "predictor.safetensors", kind="predictor") for run in ("whole", "broken")
+    )
+    assert first[1:] == second[1:] and all(torch.equal(first[0][key], second[0][key]) for key in first[0])
 
 
-def test_both_networks_are_trained_and_averaged(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
-    config = stage_2(tmp_path / "run", regularizer, lr=1e-2, regularizer_lr=1e-2)
+def test_every_stage_has_its_own_schedule(tmp_path: Path, stage_2: Build) -> None:
+    stages = (Stage(steps=100, lr=1e-3), Stage(steps=50, lr=4e-3))
+    made = module_of(in_stages(stage_2(tmp_path), *stages)).configure_optimizers()
+    optimizer, schedule = made["optimizer"], made["lr_scheduler"]
+    rates = []
+    for _ in range(151):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [1e-3 * half_cosine(k, 100) for k in range(100)] + [4e-3 * half_cosine(k, 50) for k in range(51)]
+    assert rates == pytest.approx(expected)
+
+
+def test_steps_are_counted_through_the_stages() -> None:
+    optimisation = PredictorOptimisation(stages=STAGES)
+    assert optimisation.steps == 6
+    assert [optimisation.stage_at(step) for step in (0, 2, 3, 5, 6)] == [
+        (STAGES[0], 0), (STAGES[0], 2), (STAGES[1], 0), (STAGES[1], 2), (STAGES[1], 3)
+    ]  # fmt: skip
+
+
+def test_the_average_is_trained_and_the_generator_is_not(tmp_path: Path, stage_2: Build) -> None:
+    config = stage_2(tmp_path / "run", lr=1e-2)
     before = module_of(config).state_dict()
     train(config)
     after = torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)["state_dict"]
-    for part in ("predictor.head.weight", "regularizer.head.weight"):
-        for which in ("net", "average"):
-            assert not torch.equal(before[f"{which}.{part}"], after[f"{which}.{part}"])
-    for part in ("predictor.frame.directions", "predictor.feature_scale", "regularizer.frame.mean"):
+    for which in ("net", "average"):
+        name = f"{which}.predictor.head.weight"
+        assert not torch.equal(before[name], after[name])
+    for part in ("predictor.frame.directions", "predictor.feature_scale"):
         assert torch.equal(before[f"average.{part}"], after[f"average.{part}"])
     assert not any(name.startswith(("generator", "sources")) for name in after)
 
 
 def test_export_and_load_give_the_same_answers(
-    tmp_path: Path, stage_2: Build, regularizer: Path, tiny_generator: Generator, tiny_checkpoint: Path
+    tmp_path: Path, stage_2: Build, tiny_generator: Generator, tiny_checkpoint: Path
 ) -> None:
-    config = stage_2(tmp_path / "run", regularizer, lr=1e-2)
+    config = stage_2(tmp_path / "run", lr=1e-2)
     out = train(config)
     identity = load_generator(tiny_checkpoint)[1]
-    loaded = LearnedEditor(load_predictor(out.parent, identity), load_regularizer(out.parent, identity))
+    loaded = load_editor(out.parent, identity)
+    assert loaded is not None and loaded.regularizer is None
     module = module_of(config)
     module.load_state_dict(torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)["state_dict"])
     latent = tiny_generator.map(torch.randn(2, 32, generator=torch.Generator().manual_seed(1)))
     maps = tiny_generator.features(latent, block=2).last
     points = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(2)) * 30
-    drags = Drags(points, points.flip(1), torch.ones(2, 3, dtype=torch.bool))
+    drags = DragBatch(points, points.flip(1), torch.ones(2, 3, dtype=torch.bool))
     moved = loaded.edit(latent, maps, drags)
     torch.testing.assert_close(moved, module.average.edit(latent, maps, drags), atol=5e-3, rtol=5e-3)  # fp16
     assert (moved[:, -1] - latent).abs().max() > 0.01
     _, extra = read_info(out, kind="predictor")
-    assert extra["generator"] == identity and extra["steps"] == 6
+    assert (extra["generator"], extra["steps"], extra["regularizer"]) == (identity, 6, False)
     assert set(extra["held_out"]) == {"1-points", "5-points", "11-points"}
     with pytest.raises(CheckpointError, match="was trained on generator"):
         load_predictor(out, "0" * 16)
@@ -109,8 +136,8 @@ def test_it_learns_to_bring_points_nearer(tmp_path: Path, stage_2: Build) -> Non
     """The mean loss of the last steps is lower than that of the first, on samples that are new every time."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    losses = {"position_weight": 5.0, "drag_weight": 0.0, "prior_weight": 0.1, "rounds": 1}
-    train(stage_2(tmp_path, steps=50, batch=16, lr=1e-2, validate_steps=50, average_decay=0.9, **losses))
+    changes = {"steps": 50, "lr": 1e-2, "prior_weight": 0.1, "average_decay": 0.9}
+    train(stage_2(tmp_path, batch=16, validate_steps=50, **changes))
     curves = EventAccumulator(str(tmp_path / "logs")).Reload()
     values = [event.value for event in curves.Scalars("loss/position")]
     assert len(values) == 50
@@ -119,82 +146,58 @@ def test_it_learns_to_bring_points_nearer(tmp_path: Path, stage_2: Build) -> Non
     assert curves.Tags()["images"] == ["edits"]
 
 
-def test_teacher_forcing_sees_the_true_codes(tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eq. 12: with an untrained net, which predicts no motion, the loss is the mean length of the steps."""
-    module = module_of(stage_2(tmp_path, **(PAPER | {"drag_weight": 0.0})))
-    config = module.config
-    rng = torch.Generator().manual_seed(0)
-    motion = draw_motion(module.generator, config.net, config.motion, 4, rng)
-    losses = module.forced(motion, rng, slice(None))
-    steps = motion.codes.diff(dim=1)[:, :, :6].abs().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(losses["l1"], (steps * motion.free).mean())
-
-
-def test_its_own_codes_are_compared_with_the_true_ones(
-    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without teacher forcing an untrained net stays at w_0, and is as far from w_i as that is."""
-    weights = {"position_weight": 1.0, "mask_weight": 1.0, "prior_weight": 1.0, "moments_weight": 1.0}
-    module = module_of(stage_2(tmp_path, rounds=2, **weights))
-    monkeypatch.setattr(module, "shared", lambda value: value)
+def test_an_edit_that_changes_nothing_costs_its_distance_alone(tmp_path: Path, stage_2: Build) -> None:
+    """An untrained predictor leaves the points: the loss is the mean distance of the drags, anchors included."""
+    module = module_of(stage_2(tmp_path, moments_weight=1.0))
     config = module.config
     motion = draw_motion(module.generator, config.net, config.motion, 4, torch.Generator().manual_seed(0))
-    losses = module.unrolled(motion)
-    away = (motion.codes[:, 1:] - motion.codes[:, :1])[:, :, :6].abs().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(losses["l1"], (away * motion.free).mean())
-    assert float(losses["mask"]) < 1e-5 and float(losses["prior"]) == float(losses["moments"]) == 0.0  # nothing changed
-    # Points stay where they were: the loss is the mean distance of the drags, anchors included.
+    losses = module.losses(motion, module.stage)
+    assert float(losses["mask"]) < 1e-5 and float(losses["prior"]) == float(losses["moments"]) == 0.0
     valid = motion.drags.valid
-    way = (motion.drags.targets - motion.drags.handles).norm(dim=2) / 32
-    expected = ((way * valid).sum(dim=1) / valid.sum(dim=1)).mean()
+    distance = (motion.drags.targets - motion.drags.handles).norm(dim=2) / 32
+    expected = ((distance * valid).sum(dim=1) / valid.sum(dim=1)).mean()
     assert float(losses["position"]) == pytest.approx(float(expected), abs=0.03)
 
 
-@pytest.mark.parametrize("evenly", [False, True])
-def test_what_a_mask_holds_counts(
-    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch, evenly: bool
+def test_a_change_of_what_a_mask_protects_is_a_loss(
+    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evenly: as the mean change where nothing may move, by the root of the points; else of the whole map."""
-    module = module_of(stage_2(tmp_path, rounds=1, mask_weight=1.0, mask_evenly=evenly))
-    monkeypatch.setattr(module, "shared", lambda value: value)
-    config = replace(module.config.motion, masks=0.7)
+    """The mean change of the protected features, times the square root of the number of points."""
+    module = module_of(stage_2(tmp_path))
+    config = replace(module.config.motion, mask_share=0.7)
     motion = draw_motion(module.generator, module.config.net, config, 6, torch.Generator().manual_seed(0))
     monkeypatch.setattr(module.net, "edit", lambda *_: motion.codes[:, 1:])  # an edit that does change something
-    found = module.unrolled(motion)["mask"]
+    found = module.losses(motion, module.stage)["mask"]
     movable = motion.drags.movable
     assert movable is not None
     after = module.generator.features(motion.codes[:, -1], block=module.config.net.feature_block).last
     change = ((after - motion.maps) / module.net.predictor.feature_scale[:, None, None]).abs().mean(dim=1)
     points = motion.drags.valid.sum(dim=1).tolist()
-    losses = []
-    for moved, may, count in zip(change, movable, points, strict=True):
-        held = moved[may == 0]
-        losses.append(float(held.mean()) * count**0.5 if evenly and len(held) else float(held.sum()) / moved.numel())
+    losses = [
+        float(moved[may == 0].mean()) * count**0.5 if (may == 0).any() else 0.0
+        for moved, may, count in zip(change, movable, points, strict=True)
+    ]
     assert sum(loss > 0 for loss in losses) > 2 and max(points) > 1
     assert float(found) == pytest.approx(sum(losses) / 6, rel=1e-3)
 
 
-def test_annealing_is_the_papers(tmp_path: Path, stage_2: Build) -> None:
-    """From lr to 1e-7 and back with half a period of 30 epochs."""
-    module = module_of(stage_2(tmp_path, **PAPER, lr=1e-4, epoch=8, batch=4))
-    made = module.configure_optimizers()
-    optimizer, schedule = made["optimizer"], made["lr_scheduler"]
-    rates = []
-    for _ in range(121):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == pytest.approx(1e-4)
-    assert min(rates) == rates[60] == pytest.approx(1e-7)  # 30 epochs of 8 motions are 60 steps of 4
-    assert rates[120] == pytest.approx(1e-4)
+def test_a_stage_decides_on_aligned_edits_and_on_the_motion(
+    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
 
+    def remember(*args: Any) -> Any:
+        drawn.append(args[2].travel_share)
+        return draw_motion(*args)
 
-def test_regularizer_and_predictor_have_their_own_rates(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
-    groups = (
-        module_of(stage_2(tmp_path, regularizer, regularizer_lr=1e-5)).configure_optimizers()["optimizer"].param_groups
-    )
-    assert [group["initial_lr"] for group in groups] == [5e-4, 1e-5]
-    assert len(module_of(stage_2(tmp_path)).configure_optimizers()["optimizer"].param_groups) == 1
+    monkeypatch.setattr(training, "draw_motion", remember)
+    train(in_stages(stage_2(tmp_path), *STAGES))
+    assert drawn == [(0.1, 0.9)] * 3 + [(0.5, 1.0)] * 3
+    module = module_of(stage_2(tmp_path))
+    torch.nn.init.normal_(module.net.predictor.head.weight, std=0.1)
+    motion = draw_motion(module.generator, module.config.net, module.config.motion, 4, torch.Generator().manual_seed(0))
+    aligned, apart = (module.losses(motion, Stage(aligned=aligned))["prior"] for aligned in (True, False))
+    assert 0 < float(aligned) < float(apart)  # the mean of the layers' changes is shorter than they are
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(
@@ -205,74 +208,26 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     with monkeypatch.context() as patch:
         patch.setattr(training, "position_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
         with pytest.raises(AutodragError, match="the loss is not finite at step 3; the state saved before is kept"):
-            train(stage_2(tmp_path, steps=4, position_weight=1.0))
+            train(stage_2(tmp_path, steps=4))
     assert (tmp_path / "last.ckpt").read_bytes() == before
     train(stage_2(tmp_path, steps=4))
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["step"] == 4
 
 
-def test_a_training_goes_on_from_another(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
-    first = train(stage_2(tmp_path / "first", regularizer, steps=2, lr=1e-2))
+def test_a_training_continues_from_another(tmp_path: Path, stage_2: Build) -> None:
+    first = train(stage_2(tmp_path / "first", steps=2, lr=1e-2))
     second = replace(stage_2(tmp_path / "second", steps=2), start=first)
     module, identity = module_of(second), load_generator(second.checkpoint)[1]
-    for part in ("predictor", "regularizer"):
-        expected = {"predictor": load_predictor, "regularizer": load_regularizer}[part](first.parent, identity)
-        net = getattr(module.net, part)
-        assert all(torch.equal(net.state_dict()[name], value) for name, value in expected.state_dict().items())
-        assert net.training and net.head.weight.requires_grad
-    assert module.net.predictor.token_position.weight.requires_grad
-    blind = replace(second.net, positions=False)
+    expected, net = load_predictor(first, identity).state_dict(), module.net.predictor
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in expected.items())
+    assert net.training and all(parameter.requires_grad for parameter in net.parameters())
     with pytest.raises(AutodragError, match="has another net than the config asks for"):
-        train(replace(second, net=blind))
-    together = module_of(replace(second, net=replace(second.net, together=True)))
-    assert together.net.predictor.config.together, "which has no weights of its own"
-    third = train(replace(stage_2(tmp_path / "third", regularizer, steps=1), net=blind))
-    again = module_of(replace(stage_2(tmp_path / "fourth"), start=third, net=blind))
-    assert not again.net.predictor.token_position.weight.requires_grad
-
-
-def test_a_training_without_a_regularizer_goes_on_without(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
-    """Also where the regularizer of another training lies beside it."""
-    first = train(stage_2(tmp_path / "first", steps=1))
-    assert read_info(first, kind="predictor")[1]["regularizer"] is False
-    shutil.copy(regularizer, first.parent)
-    assert module_of(replace(stage_2(tmp_path / "second"), start=first)).net.regularizer is None
-
-
-def test_a_regularizer_may_take_part_in_the_training_alone(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
-    both = train(stage_2(tmp_path / "both", regularizer, lr=1e-2))
-    alone = train(stage_2(tmp_path / "alone", regularizer, lr=1e-2, restore=False))
-    assert both.with_name("regularizer.safetensors").exists()
-    assert not alone.with_name("regularizer.safetensors").exists()
-    (first, _, one), (second, _, other) = (load_tensors(file, kind="predictor") for file in (both, alone))
-    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    assert (one["regularizer"], other["regularizer"]) == (True, False)
-    assert one["held_out"] != other["held_out"]  # measured as they edit
-
-
-def test_a_start_that_has_lost_its_regularizer_is_refused(tmp_path: Path, stage_2: Build, regularizer: Path) -> None:
-    first = train(stage_2(tmp_path / "first", regularizer, steps=1))
-    assert read_info(first, kind="predictor")[1]["regularizer"] is True
-    first.with_name("regularizer.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="was trained together with a regularizer"):
-        module_of(replace(stage_2(tmp_path / "second"), start=first))
-
-
-def test_held_out_drags_are_always_the_same_and_no_edit_leaves_all_of_the_way(tmp_path: Path, stage_2: Build) -> None:
-    module = module_of(stage_2(tmp_path))
-    again = held_out_drags(module.generator, None, module.net.predictor.config, 8)
-    assert torch.equal(module.held_out.latent, again.latent) and torch.equal(module.held_out.targets, again.targets)
-    left, sheet = measure_drags(module.held_out, module.generator, module.net)
-    assert all(share == pytest.approx(1.0, abs=0.3) for share in left.values())  # an untrained net moves nothing
-    assert sheet.shape == (3, 3 * 32, 8 * 32) and 0 <= float(sheet.min()) <= float(sheet.max()) <= 1
-    maps = module.generator.features(again.latent, block=module.net.predictor.config.track_block)
-    moved = closed_loop(module.net, module.generator, again.latent, maps, again.points, again.targets, 2)
-    torch.testing.assert_close(moved, again.latent)
+        train(replace(second, net=replace(second.net, decoder_layers=2)))
 
 
 def test_the_network_takes_its_sizes_from_the_generator(stage_2: Build, tmp_path: Path) -> None:
     generator, _ = load_generator(stage_2(tmp_path).checkpoint)
-    net = fit(replace(stage_2(tmp_path).net, feature_block=99, track_block=99, token_rows=8), generator)
+    net = fit_predictor(replace(stage_2(tmp_path).net, feature_block=99, track_block=99, token_rows=8), generator)
     assert (net.layers, net.w_dim, net.image, net.feature_block) == (8, 32, (32, 32), 3)
     assert (net.feature_channels, net.feature_height) == (8, 32)
 
@@ -284,19 +239,14 @@ def test_the_network_takes_its_sizes_from_the_generator(stage_2: Build, tmp_path
         (["--net.token_rows", "64"], "error: the predictor does not fit the generator: token_rows 64: expected 16"),
         (["--net.edit_layers", "8"], "error: the predictor does not fit the generator: edit_layers 8 of 8"),
         (["--net.feature_block", "-1"], "error: feature_block -1, track_block 5: expected 0 <= first <= second"),
-        (["--training.teacher_forcing", "true"], "error: rounds 2 with teacher_forcing"),
-        (["--motion.points", "99"], "error: points 99: expected 1 to candidates"),
-        (["--motion.matcher", "loftr"], "error: matcher loftr: expected the path of its weights"),
+        (["--net.variant", "paper"], "error: net.variant paper is trained by `autodrag train paper`"),
+        (["--motion.max_points", "99"], "error: max_points 99: expected 1 to n_candidates"),
+        (["--training.stages", "[{travel_share: [0.5, 2]}]"], "error: travel_share (0.5, 2.0): expected low <= high"),
         (["--run.devices", "3"], "error: batch 32 cannot be divided among 3 processes"),
-        (["--regularizer", "nowhere.safetensors"], "error: checkpoint 'nowhere.safetensors' does not exist"),
-        (
-            ["--net.together", "true", "--training.teacher_forcing", "true", "--training.rounds", "1"],
-            "error: net.together with teacher_forcing: expected one of the two",
-        ),
-        (["--regularizer", "a.safetensors", "--start", "b.safetensors"], "error: start 'b.safetensors' brings its own"),
+        (["--start", "nowhere.safetensors"], "error: checkpoint 'nowhere.safetensors' does not exist"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(
+def test_contradictions_are_refused_at_once(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     own = ["--run.folder", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--run.accelerator", "cpu"]
@@ -305,14 +255,3 @@ def test_what_cannot_be_is_refused_at_once(
     said = capsys.readouterr().err
     assert said.startswith(message) and len(said.splitlines()) == 1
     assert not (tmp_path / "last.ckpt").exists()
-
-
-def test_a_regularizer_of_another_generator_is_refused(
-    tmp_path: Path, stage_2: Build, regularizer: Path, make_generator: Callable[..., Generator]
-) -> None:
-    from autodrag.checkpoint import save_generator
-
-    save_generator(tmp_path / "other", make_generator(seed=5))
-    config = replace(stage_2(tmp_path / "run", regularizer), checkpoint=tmp_path / "other")
-    with pytest.raises(CheckpointError, match=r"regularizer\.safetensors' was trained on generator"):
-        train(config)

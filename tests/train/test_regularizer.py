@@ -20,6 +20,7 @@ from autodrag.checkpoint import load_generator, load_regularizer
 from autodrag.cli import main
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.nets.regularizer import RegularizerConfig
+from autodrag.nets.stylegan2 import Generator
 from autodrag.release import load_tensors, read_info
 from autodrag.train.regularizer import NoiseConfig, RegularizerModule, restoration_loss, train
 
@@ -55,7 +56,7 @@ def test_a_broken_run_ends_like_an_unbroken_one(tmp_path: Path, stage_1: Build, 
 
 def test_it_learns(tmp_path: Path, stage_1: Build, tiny_checkpoint: Path) -> None:
     config = stage_1(tmp_path, steps=60, batch=32, lr=5e-3, average_decay=0.9)
-    _, extra = read_info(train(replace(config, noise=NoiseConfig(masked=0.5))), kind="regularizer")
+    _, extra = read_info(train(replace(config, noise=NoiseConfig(zeroed_share=0.5))), kind="regularizer")
     assert extra["held_out"]["restored"] < 0.96 * extra["held_out"]["noised"]
     assert (extra["steps"], extra["generator"]) == (60, load_generator(tiny_checkpoint)[1])
 
@@ -93,6 +94,15 @@ def test_codes_are_those_of_the_seed_and_the_step_alone(
     a, b = drawn.values()
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not torch.equal(a[0], a[1])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_codes_are_plain_or_mixed(tmp_path: Path, stage_1: Build, tiny_generator: Generator, mixed: bool) -> None:
+    config = replace(stage_1(tmp_path), noise=NoiseConfig(mixed=mixed))
+    config = replace(config, net=replace(config.net, layers=8, w_dim=32))
+    clean, noised = RegularizerModule(config, tiny_generator).pair(8, torch.Generator().manual_seed(0))
+    assert torch.equal(clean[:, 0], clean[:, -1]) != mixed
+    assert torch.equal(clean[:, 6:], noised[:, 6:]) and not torch.equal(clean[:, :6], noised[:, :6])
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path, stage_1: Build, weights: Weights) -> None:
@@ -144,7 +154,7 @@ def test_sigkill_at_any_moment(tmp_path: Path, tiny_checkpoint: Path, weights: W
         (["--net.edit_layers", "8"], "error: the regularizer does not fit the generator: edit_layers 8 of 8"),
         (["--net.heads", "3"], "error: width 16 must be a multiple of heads 3."),
         (["--training.lr", "-1"], "error: expected steps >= 1, batch >= 1 and lr > 0."),
-        (["--noise.masked", "2"], "error: expected psi low <= high, masked in [0, 1]"),
+        (["--noise.zeroed_share", "2"], "error: expected psi low <= high, zeroed_share in [0, 1]"),
         (["--run.devices", "3"], "error: batch 4 cannot be divided among 3 processes"),
         (["--checkpoint", "nope"], "error: checkpoint 'nope' does not exist"),
         (["--run.accelerator", "abacus"], "error: accelerator 'abacus' with 1 devices cannot be used"),
@@ -161,5 +171,5 @@ def test_what_cannot_be_is_refused_at_once(
 
 def test_the_published_learning_rate_is_the_default(tmp_path: Path, stage_1: Build) -> None:
     assert stage_1(tmp_path).training.lr == 1e-3
-    assert NoiseConfig().masked == 0.25
+    assert NoiseConfig().zeroed_share == 0.25
     assert (RegularizerConfig().encoder_layers, RegularizerConfig().decoder_layers) == (6, 6)

@@ -1,16 +1,17 @@
 """Training of UserControllableLT (Endo 2022, arXiv 2208.12408), a baseline, on any generator.
 
-Two images a little apart, the flow between them as if a user had drawn it, and the code of the second as the truth:
+A pair of images a little apart, the flow between them in place of a user's drags, and the code of the second image as
+the truth:
 
     w1    = mapping(z1) at psi 0.3
     w2    = untruncated mapping, an independent z for each layer
     w_mid = w1 + 0.1 (w2 - w1) in the first six layers, w1 in the others
     loss  = mean squared error of the first six layers of w_mid, from w1 and the flow on a 16 x 16 grid, alpha = 1
 
-Published with a network for optical flow and expansion, batch 1, Ranger at 1e-3 and 60,100 steps. Here the flow is
-OpenCV's or RAFT's, the expansion is computed from it, steps are fewer and larger, and AdamW decays to zero. Motions are
-divided by their root mean square over the first pairs; the original has such numbers written down for its data sets.
-A step's pairs depend on (seed, step) alone.
+The published training uses a network for optical flow and expansion, batch 1, Ranger at 1e-3 and 60,100 steps. Here the
+flow is OpenCV's, the expansion is computed from it, steps are fewer and larger, and AdamW decays to zero. Motions are
+divided by their root mean square over the first pairs, where the original has constants for its data sets. The pairs of
+a step depend on (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -29,16 +30,24 @@ from autodrag.checkpoint import load_generator
 from autodrag.data.latents import map_codes
 from autodrag.errors import AutodragError
 from autodrag.eval.baselines.userlt import UserLT, UserLTConfig, map_block
-from autodrag.eval.flow import Flow, RaftFlow, dis_flow, farneback_flow, log_expansion
+from autodrag.eval.flow import Flow, dis_flow, farneback_flow, log_expansion
 from autodrag.images import to_uint8
 from autodrag.nets.stylegan2 import Generator
 from autodrag.points import Size, sample
 from autodrag.release import save_tensors
-from autodrag.train.regularizer import AveragedModule, Optimisation, check_batch, own_rows, take_step
-from autodrag.train.run import RunConfig, SaveState, make_trainer, parse_config, prepare_torch, run_trainer
+from autodrag.train.base import (
+    AveragedModule,
+    Optimisation,
+    RunConfig,
+    check_batch,
+    own_rows,
+    parse_config,
+    prepare_torch,
+    run_training,
+)
 
 BATCH = 32
-"""Pairs that are measured at a time."""
+"""Pairs measured at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +57,13 @@ class PairConfig:
     psi: float = 0.3
     """Truncation of the first code."""
     strength: float = 0.1
-    """Share of the way to the second code."""
+    """Share of the distance to the second code."""
     grid: int = 16
     """Motions are taken at grid x grid points."""
-    flow: Literal["dis", "farneback", "raft"] = "dis"
-    """Optical flow: OpenCV's dense inverse search or Farnebäck's, or RAFT where it and its weights are here."""
-    raft_weights: Path | None = None
-    """File of RAFT's weights; none looks in PyTorch's hub folder."""
+    flow: Literal["dis", "farneback"] = "dis"
+    """Optical flow of OpenCV: dense inverse search, or Farnebäck's."""
     held_out: int = 256
-    """Fresh pairs that the error is measured on; the units of motions are measured on 64 of their kind at most."""
+    """Fresh pairs for measuring the error. The units of motions are measured on at most 64 pairs."""
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1 or self.grid < 1 or self.psi < 0 or self.held_out < 1:
@@ -72,7 +79,7 @@ class UserLTTraining:
     checkpoint: Path = Path("checkpoints/critters")
     """The generator."""
     net: UserLTConfig = field(default_factory=UserLTConfig)
-    """The network; what depends on the generator and the units of motions are found, whatever is written."""
+    """The network. Sizes that depend on the generator, and the units of motions, are found."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """The pairs and the flow between them."""
     training: Optimisation = field(default_factory=lambda: Optimisation(steps=60_100, batch=1))
@@ -81,7 +88,7 @@ class UserLTTraining:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a step learns from."""
+    """The samples of a step."""
 
     before: Float[Tensor, "B E D"]
     """First layers of w1."""
@@ -104,7 +111,7 @@ def grid_points(count: int, image: Size) -> Float[Tensor, "N 2"]:
 def draw_codes(
     generator: Generator, count: int, layers: int, config: PairConfig, rng: torch.Generator
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-    """w1 and w_mid; `layers` is how many of the first differ."""
+    """w1 and w_mid, which differ in the first `layers` layers."""
     w1 = map_codes(generator, count, torch.full((count,), config.psi), rng)
     w1 = w1[:, None].repeat(1, generator.config.latent_layers, 1)
     w2 = map_codes(generator, count * layers, torch.ones(count * layers), rng).unflatten(0, (count, layers))
@@ -117,7 +124,7 @@ def draw_codes(
 def draw_pairs(
     generator: Generator, net: UserLTConfig, config: PairConfig, flow: Flow, count: int, rng: torch.Generator
 ) -> Pairs:
-    """Pairs of codes, the motions between their images, and the features where they begin."""
+    """Pairs of codes, the motions between their images, and the features of the first images."""
     image, layers = generator.config.image_size, net.edit_layers
     w1, w_mid = draw_codes(generator, count, layers, config, rng)
     features = generator.features(w1, block=net.feature_block)
@@ -127,15 +134,8 @@ def draw_pairs(
     points = grid_points(config.grid, image).to(w1).expand(count, -1, -1)
     maps = torch.from_numpy(motions).permute(0, 3, 1, 2).to(w1)
     found = sample(maps, points, image).transpose(1, 2)  # (B, N, 3)
-    there = sample(features.last, points, image).transpose(1, 2)  # (B, N, C)
-    return Pairs(w1[:, :layers], w_mid[:, :layers], found[..., :2], found[..., 2], there)
-
-
-def make_flow(config: PairConfig, device: torch.device) -> Flow:
-    """The flow that a config names; AutodragError where RAFT is not at hand."""
-    if config.flow == "raft":
-        return RaftFlow(device, config.raft_weights)
-    return dis_flow if config.flow == "dis" else farneback_flow
+    read = sample(features.last, points, image).transpose(1, 2)  # (B, N, C)
+    return Pairs(w1[:, :layers], w_mid[:, :layers], found[..., :2], found[..., 2], read)
 
 
 def fit(net: UserLTConfig, generator: Generator, config: PairConfig, flow: Flow, seed: int) -> UserLTConfig:
@@ -152,7 +152,7 @@ def fit(net: UserLTConfig, generator: Generator, config: PairConfig, flow: Flow,
     pairs = draw_pairs(generator, fitted, config, flow, count, torch.Generator().manual_seed(2**30 + seed))
     flow_px, expansion = (float(values.square().mean().sqrt()) for values in (pairs.flow, pairs.expansion))
     if not (flow_px > 0 and expansion > 0):
-        raise AutodragError(f"nothing moves between images {config.strength:g} of the way apart; raise pairs.strength")
+        raise AutodragError(f"nothing moves between images of pairs.strength {config.strength:g}; raise it")
     return dataclasses.replace(fitted, flow_px=flow_px * 256 / generator.config.image_size[0], expansion=expansion)
 
 
@@ -162,37 +162,40 @@ def code_loss(found: Float[Tensor, "B E D"], truth: Float[Tensor, "B E D"]) -> F
 
 
 class UserLTModule(AveragedModule[UserLT]):
-    """The net, and the loss."""
+    """The network, its average, and the loss."""
 
     def __init__(self, config: UserLTTraining, generator: Generator, flow: Flow) -> None:
-        super().__init__(UserLT(config.net), generator, config.training)
+        hp = config.training
+        super().__init__(
+            UserLT(config.net), steps=hp.steps, lr=hp.lr, average_decay=hp.average_decay, generator=generator
+        )
         self.config, self.flow = config, flow
 
     def predict(self, net: UserLT, pairs: Pairs) -> Float[Tensor, "B E D"]:
-        """The net's guess of the second codes."""
-        image = self.sources[0].config.image_size
+        """The net's prediction of the second codes."""
+        image = self.generator.config.image_size
         return net(pairs.before, net.motions(pairs.flow, pairs.expansion, image), pairs.features)
 
     def training_step(self, step: Any, batch_idx: int) -> None:
-        rng = torch.Generator().manual_seed(self.config.run.seed * 1_000_003 + self.step)
-        pairs = draw_pairs(self.sources[0], self.config.net, self.config.pairs, self.flow, self.hp.batch, rng)
-        own = own_rows(self.hp.batch, self.trainer)
-        pairs = Pairs(*(getattr(pairs, part.name)[own] for part in dataclasses.fields(Pairs)))
+        config, rng = self.config, self.step_rng(self.config.run.seed)
+        pairs = draw_pairs(self.generator, config.net, config.pairs, self.flow, config.training.batch, rng)
+        rows = own_rows(config.training.batch, self.trainer)
+        pairs = Pairs(*(getattr(pairs, part.name)[rows] for part in dataclasses.fields(Pairs)))
         loss = code_loss(self.predict(self.net, pairs), pairs.after)
         idle = code_loss(pairs.before, pairs.after)
-        take_step(self, loss)
+        self.take_step(loss)
         self.log("loss", loss.detach())
         self.log("of_no_edit", loss.detach() / idle)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Mean squared errors on fresh pairs: of the average net, and of leaving the code as it is."""
-        self.sources[0].to(next(self.average.parameters()).device)
+        """Mean squared errors on fresh pairs: of the average network, and of the unchanged code."""
+        self.generator.to(next(self.average.parameters()).device)
         rng = torch.Generator().manual_seed(2**31 + self.config.run.seed)
         edited, idle, total = 0.0, 0.0, self.config.pairs.held_out
         for start in range(0, total, BATCH):
             count = min(BATCH, total - start)
-            pairs = draw_pairs(self.sources[0], self.config.net, self.config.pairs, self.flow, count, rng)
+            pairs = draw_pairs(self.generator, self.config.net, self.config.pairs, self.flow, count, rng)
             edited += count / total * float(code_loss(self.predict(self.average.eval(), pairs), pairs.after))
             idle += count / total * float(code_loss(pairs.before, pairs.after))
         return {"mse": edited, "mse_of_no_edit": idle}
@@ -203,16 +206,14 @@ def train(config: UserLTTraining) -> Path:
     prepare_torch(config.run)
     check_batch(config.training.batch, config.run)
     generator, identity = load_generator(config.checkpoint)
-    flow = make_flow(config.pairs, torch.device("cpu"))
+    flow = dis_flow if config.pairs.flow == "dis" else farneback_flow
     net = fit(config.net, generator.freeze(), config.pairs, flow, config.run.seed)
     module = UserLTModule(dataclasses.replace(config, net=net), generator, flow)
-    state = SaveState(config.run)
-    trainer = make_trainer(config.run, [state], batch=config.training.batch, total_steps=config.training.steps)
-    run_trainer(trainer, module, state)
+    trainer = run_training(module, config.run, batch=config.training.batch, total_steps=config.training.steps)
     error = module.measure()
     out = config.run.folder / "userlt.safetensors"
-    how = {**asdict(config.training), "pairs": {k: str(v) for k, v in asdict(config.pairs).items()}}
-    extra = {"generator": identity, "steps": module.step, "held_out": error, "training": how}
+    facts = {**asdict(config.training), "pairs": asdict(config.pairs)}
+    extra = {"generator": identity, "steps": module.step, "held_out": error, "training": facts}
     if trainer.is_global_zero:
         save_tensors(
             out, module.average.state_dict(), kind="userlt", config=asdict(net), extra=extra, dtype=torch.float16

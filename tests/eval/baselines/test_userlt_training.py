@@ -24,8 +24,7 @@ from autodrag.eval.baselines.userlt_training import (
 )
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import read_info
-from autodrag.train.regularizer import Optimisation
-from autodrag.train.run import RunConfig
+from autodrag.train.base import Optimisation, RunConfig
 
 NET = UserLTConfig(width=16, heads=2, encoder_layers=1, decoder_layers=1)
 
@@ -84,7 +83,7 @@ def test_a_generator_that_does_not_move_is_refused(tiny_generator: Generator) ->
     def still(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return np.zeros((*first.shape[:2], 2), np.float32)
 
-    with pytest.raises(AutodragError, match=r"nothing moves between images 0.1 of the way apart"):
+    with pytest.raises(AutodragError, match=r"nothing moves between images of pairs.strength 0.1"):
         fit(NET, tiny_generator, PairConfig(grid=2, held_out=2), still, seed=0)
 
 

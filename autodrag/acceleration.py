@@ -1,0 +1,150 @@
+"""Acceleration of frozen networks. Every network works without it and gives the same answers, more slowly.
+
+`accelerate` is the one function. It precomputes tensors that depend on the weights alone, puts the weights of
+convolutions in the memory order that a CPU prefers, and lets a GPU replay CUDA graphs: one graph starts thousands of
+small kernels, where Python would start them one by one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from autodrag.constant import collected
+
+MAX_GRAPHS = 8
+"""Graphs kept per network. Each holds the memory that its function needs."""
+
+NetT = TypeVar("NetT", bound=nn.Module)
+Tensors = tuple[Tensor, ...]
+
+
+def accelerate(net: NetT) -> NetT:
+    """Freezes a network (evaluation mode, no parameter gradients), makes it faster and returns it.
+
+    Its weights must not change afterwards. Call it again after the network was moved to another device.
+    """
+    net.eval().requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(module, Precomputing):
+            module.precompute()
+        if isinstance(module, Replayable):
+            module.graphs = Graphs()
+    return net
+
+
+class Precomputing(nn.Module):
+    """A module that can keep tensors which depend on its weights alone."""
+
+    def precompute(self) -> None:
+        """Computes them anew from the present weights."""
+        raise NotImplementedError
+
+
+class Replayable(nn.Module):
+    """A network that computes some functions of tensors as CUDA graphs, once it is accelerated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graphs: Graphs | None = None
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        if self.graphs is not None:  # the tensors that the graphs read are about to be replaced
+            self.graphs.clear()
+        return super()._apply(fn, recurse)
+
+    def replay(self, name: Hashable, function: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
+        """The function's outputs: replayed on a GPU without gradients, computed elsewhere.
+
+        Args:
+            name: distinguishes the function from others of this network.
+            function: reads its inputs and the network's tensors, and never a tensor's value from Python.
+        """
+        if self.graphs is None or not inputs[0].is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return function(*inputs)
+        return self.graphs.call(name, function, *inputs)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensors
+    outputs: Tensors
+    constants: list[object]
+    """Cached tensors that the graph reads; the graph keeps them alive."""
+
+
+class Graphs:
+    """CUDA graphs by function name and input shapes. Threads may share them if they use the same stream.
+
+    The first call with new shapes computes directly, because recording a graph costs several calls.
+    """
+
+    def __init__(self) -> None:
+        self._graphs: dict[Hashable, _Graph | None] = {}
+        self._lock = threading.Lock()
+        self._pool: object = None
+
+    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
+        """A copy starts without graphs, because graphs read the tensors they were recorded with."""
+        return Graphs, ()
+
+    def clear(self) -> None:
+        """Drops all graphs."""
+        with self._lock:
+            self._graphs.clear()
+
+    def call(self, name: Hashable, function: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
+        """The outputs of `function` for inputs on a GPU, without gradients."""
+        device = inputs[0].device
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        key = (name, device, autocast, *((x.shape, x.dtype) for x in inputs))
+        with self._lock:
+            if key not in self._graphs:
+                while len(self._graphs) >= MAX_GRAPHS:
+                    del self._graphs[next(iter(self._graphs))]
+                self._graphs[key] = None
+                return function(*inputs)
+            recorded = self._graphs.pop(key)
+            if recorded is None:
+                recorded = self._record(function, inputs)
+            self._graphs[key] = recorded  # the most recently used comes last
+            for own, given in zip(recorded.inputs, inputs, strict=True):
+                own.copy_(given)
+            recorded.graph.replay()
+            return tuple(x.clone() for x in recorded.outputs)
+
+    def _record(self, function: Callable[..., Tensors], inputs: Tensors) -> _Graph:
+        """A graph of the function, after one call that loads its kernels.
+
+        All graphs share one memory pool, so their outputs are copied before the next replay.
+        """
+        enabled = torch.is_autocast_enabled("cuda")
+        # Tensors made in inference mode could not be written to outside of it. Autocast's weight cache is off because
+        # autocast frees the cached copies, which a graph would go on reading.
+        with (
+            torch.cuda.device(inputs[0].device),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast("cuda", torch.get_autocast_dtype("cuda"), enabled=enabled, cache_enabled=False),
+            collected() as constants,
+        ):
+            own = tuple(x.clone() for x in inputs)
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                function(*own)
+            torch.cuda.current_stream().wait_stream(stream)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
+                outputs = function(*own)
+        return _Graph(graph, own, outputs, constants)

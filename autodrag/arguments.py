@@ -1,0 +1,52 @@
+"""Command-line parsing that reports a mistake in one sentence with a hint, instead of a usage dump.
+
+Commands and evaluations build an `ArgumentParser`; for the config dataclasses of trainings see `autodrag.config_files`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from autodrag.errors import AutodragError, closest
+
+NEGATIVE = re.compile(r"-\.?\d")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser that raises AutodragError and accepts negative numbers as values of options."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As the parent's. `--drag -5,40:30,40` is read as `--drag=-5,40:30,40`: argparse would see an option."""
+        joined: list[str] = []
+        for word in args or ():
+            if NEGATIVE.match(word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return super().parse_known_args(joined, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise AutodragError: the mistake, the closest name or the choices, and the command that shows all."""
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if unknown:
+            name = unknown[1].partition("=")[0]
+            if not name.startswith("-"):
+                raise AutodragError(f"{name!r} is one word too many; see {self.prog} --help")
+            hint = closest(name, self._option_string_actions)
+            raise AutodragError(f"{name} is not an option of {self.prog}; {hint or f'see {self.prog} --help'}")
+        if choice:
+            choices = [name.strip("' ") for name in choice[2].split(",")]
+            option = re.match(r"argument (\S+):", message)
+            subject = f"{option[1]} {choice[1]!r}" if option and option[1].startswith("-") else repr(choice[1])
+            hint = closest(choice[1], choices)
+            raise AutodragError(f"{subject} is not known; {hint or 'expected one of ' + ', '.join(choices)}")
+        raise AutodragError(f"{message.removeprefix('argument ')}; see {self.prog} --help")

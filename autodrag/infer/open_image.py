@@ -1,0 +1,134 @@
+"""An open image: its latent, and everything that is computed once per image and reused by every drag of it.
+
+The same split as `set_image` / `predict` in SAM 2: opening is expensive, and drags of the open image are cheap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from autodrag.checkpoint import load_latent
+from autodrag.errors import AutodragError
+from autodrag.nets.editor import ImageMemory, LearnedEditor
+from autodrag.nets.stylegan2 import Features, Generator, seed_z
+from autodrag.tracking import Look, look
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """A batch of B images (B = 1 in an editor) with features, appearance and network memory, each computed on demand.
+
+    Everything is computed without gradients. It belongs to one generator and one learned editor.
+    """
+
+    generator: Generator
+    latent: Float[Tensor, "B L D"]
+    """W+."""
+    editor: LearnedEditor | None = None
+    """The learned editor, where the checkpoint has one."""
+    known: Features | None = field(default=None, repr=False)
+    """Block outputs that are already known, from the first block on."""
+    _looks: dict[tuple[int, int], Look] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    @torch.no_grad()
+    def features(self) -> Features:
+        """Outputs of all blocks that trackers and networks read."""
+        block = feature_block(self.generator)
+        if self.editor is not None:
+            block = max(block, self.editor.predictor.config.track_block)
+        if self.known is not None and len(self.known.outputs) > block:
+            return self.known
+        return self.generator.features(self.latent, block=block)
+
+    @torch.no_grad()
+    def output(self, block: int) -> Float[Tensor, "B C h w"]:
+        """Output of one block."""
+        if block < len(self.features.outputs):
+            return self.features.outputs[block]
+        return self.generator.features(self.latent, block=block).last
+
+    @torch.no_grad()
+    def look(self, blocks: slice) -> Look:
+        """Standardised features of some blocks, for reading the appearance of points."""
+        key = (blocks.start, blocks.stop)
+        if key not in self._looks:
+            known = self.features
+            if blocks.stop > len(known.outputs):
+                known = self.generator.features(self.latent, block=blocks.stop - 1)
+            self._looks[key] = look(known.outputs[blocks])
+        return self._looks[key]
+
+    @cached_property
+    @torch.no_grad()
+    def memory(self) -> ImageMemory:
+        """What the networks compute once per image. Only with a learned editor."""
+        assert self.editor is not None
+        maps = self.features.outputs[self.editor.predictor.config.feature_block]
+        return self.editor.open(self.latent, maps)
+
+
+FEATURE_BLOCK = 5
+"""Index from 0 of the block with 128 x 128 features, "the 6th block" of DragGAN."""
+
+
+def feature_block(generator: Generator, block: int = FEATURE_BLOCK) -> int:
+    """The block that is tracked: `block`, or the last one of a smaller generator."""
+    return min(block, len(generator.config.block_resolutions) - 1)
+
+
+def opened_latent(
+    generator: Generator,
+    *,
+    seed: int | None,
+    psi: float,
+    label: int | None,
+    latent: Tensor | str | Path | None,
+    fingerprint: str,
+) -> Float[Tensor, "1 L D"]:
+    """W+ of an image to open; see `DragEditor.open` for the arguments.
+
+    Args:
+        fingerprint: of the generator; a latent file of another generator is refused.
+
+    Raises:
+        AutodragError: not exactly one of seed and latent, or values that this generator cannot use.
+    """
+    if (seed is None) == (latent is None):
+        raise AutodragError("give either a seed or a latent to open, such as seed=7")
+    config = generator.config
+    if isinstance(latent, Tensor):
+        expected = (1, config.latent_layers, config.w_dim)
+        if latent.shape != expected or not torch.isfinite(latent).all():
+            raise AutodragError(f"latent has shape {tuple(latent.shape)}; expected finite values of {expected}")
+        return latent.detach().float()
+    if latent is not None:
+        return load_latent(latent, layers=config.latent_layers, w_dim=config.w_dim, generator=fingerprint)
+    assert seed is not None
+    return seed_latent(generator, seed, psi, label)
+
+
+MAX_PSI = 2.0
+
+
+@torch.no_grad()
+def seed_latent(generator: Generator, seed: int, psi: float, label: int | None) -> Float[Tensor, "1 L D"]:
+    """W+ of a seed, truncated by `psi`; a label is given exactly where the generator has classes."""
+    config, device = generator.config, generator.mapping.w_avg.device
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise AutodragError(f"seed {seed!r} is not usable; expected a whole number from 0 to {2**32 - 1}")
+    if not np.isfinite(psi) or abs(psi) > MAX_PSI:
+        raise AutodragError(f"psi {psi:g} is not usable; expected a number from -2 to 2, such as 0.7")
+    if config.c_dim == 0 and label is not None:
+        raise AutodragError(f"label {label} is given, but this generator has no classes; leave it out")
+    if config.c_dim and (label is None or not 0 <= label < config.c_dim):
+        raise AutodragError(f"label {label} is not a class of this generator; expected 0 to {config.c_dim - 1}")
+    labels = None if label is None else torch.eye(config.c_dim, device=device)[label][None]
+    return generator.map(seed_z(seed, config.z_dim).to(device), labels, psi=psi)

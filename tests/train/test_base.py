@@ -1,0 +1,246 @@
+"""What all trainings share: typed configs, early refusals, and states that survive kills and full disks."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from autodrag.errors import AutodragError
+from autodrag.train.base import (
+    RunConfig,
+    Steps,
+    TrainingModule,
+    check_batch,
+    choose_precision,
+    half_cosine,
+    own_rows,
+    parse_config,
+    run_training,
+)
+from autodrag.train.predictor import PredictorTraining, Stage
+from autodrag.train.regularizer import RegularizerTraining
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+
+
+class Toy(TrainingModule):
+    """One number that every step adds its own index to."""
+
+    def __init__(self, total: int, size: int = 1, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(size))
+        self.total, self.fail_at = total, fail_at
+        self.seen: list[int] = []
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    def train_dataloader(self) -> DataLoader[int]:
+        return DataLoader(Steps(self.step, self.total), batch_size=None)
+
+    def training_step(self, step: int, batch_idx: int) -> None:
+        if step == self.fail_at:
+            raise KeyboardInterrupt
+        self.seen.append(int(step))
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        self.manual_backward(-(step + 1) * self.value.sum())
+        optimizer.step()  # type: ignore[union-attr]
+        self.step += 1
+
+
+def run(folder: Path, toy: Toy, **changes: Any) -> None:
+    config = replace(RunConfig(folder, precision="32-true", accelerator="cpu", log_steps=1), **changes)
+    run_training(toy, config, batch=2, total_steps=toy.total)
+
+
+def test_every_step_runs_once_over_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = Toy(6)
+    run(tmp_path, first, max_minutes=1e-9)  # out of time after one step
+    second = Toy(6)
+    run(tmp_path, second)
+    assert (first.seen, second.seen) == ([0], [1, 2, 3, 4, 5])
+    assert float(second.value.detach()) == sum(range(1, 7))
+    assert "step 6/6" in capsys.readouterr().out
+    third = Toy(6)
+    run(tmp_path, third)  # nothing is left to do
+    assert (third.seen, third.step, float(third.value.detach())) == ([], 6, 21.0)
+
+
+def test_states_are_saved_on_the_way(tmp_path: Path) -> None:
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(tmp_path, Toy(9, fail_at=4), save_minutes=1e-9)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert (saved["step"], float(saved["state_dict"]["value"])) == (4, 10.0)
+    resumed = Toy(9)
+    run(tmp_path, resumed)
+    assert resumed.seen == [4, 5, 6, 7, 8]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("place", ["write", "replace"])
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    run(tmp_path, Toy(3))
+    before = (tmp_path / "last.ckpt").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        if place == "write":
+            (tmp_path / "last.partial").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if place == "write":
+            patch.setattr(L.Trainer, "save_checkpoint", full)
+        else:
+            patch.setattr(os, "replace", full)
+        with pytest.raises(AutodragError, match=r"last\.ckpt cannot be written .*No space left.*free some space"):
+            run(tmp_path, Toy(5))
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+    resumed = Toy(5)
+    run(tmp_path, resumed)
+    assert resumed.seen == [3, 4]
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, Toy(2))
+    with pytest.raises(AutodragError, match=r"last\.ckpt was saved by a network of other sizes; remove it or choose"):
+        run(tmp_path, Toy(2, size=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accelerator": "abacus"}, "accelerator 'abacus' with 1 devices cannot be used"),
+        pytest.param(
+            {"accelerator": "gpu"},
+            "accelerator 'gpu' with 1 devices cannot be used",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_machines_that_are_not_there(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(AutodragError, match=message):
+        run(tmp_path, Toy(1), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "8-bit"}, "precision '8-bit': expected auto, bf16-mixed or 32-true"),
+        ({"log_steps": 0}, "log_steps and save_minutes must be positive"),
+        ({"save_minutes": 0.0}, "must be positive"),
+        ({"devices": 0}, "devices 0, nodes 1: expected at least 1"),
+        ({"nodes": 0}, "nodes 0: expected at least 1"),
+    ],
+)
+def test_bad_runs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig(folder=Path("x"), **changes)
+
+
+def test_half_precision_only_where_the_machine_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    assert choose_precision("32-true", "gpu") == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for capability, tiles, products, chosen in (
+        ("AVX2", False, False, "32-true"),
+        ("DEFAULT", False, False, "32-true"),
+        ("AVX512", False, False, "32-true"),
+        ("AVX512", False, True, "bf16-mixed"),
+        ("AVX512", True, False, "bf16-mixed"),
+    ):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda products=products: products)
+        assert choose_precision("auto", "cpu") == choose_precision("auto", "auto") == chosen
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # a torch that does not tell
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert choose_precision("auto", "cpu") == "32-true"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for supported, chosen in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=supported: has)
+        assert choose_precision("auto", "auto") == chosen
+
+
+def test_a_batch_must_be_shared_evenly() -> None:
+    check_batch(12, RunConfig(folder=Path("x"), devices=3, nodes=2))
+    with pytest.raises(AutodragError, match="batch 8 cannot be divided among 6 processes; choose a multiple"):
+        check_batch(8, RunConfig(folder=Path("x"), devices=3, nodes=2))
+
+
+def test_every_row_of_a_batch_has_one_process() -> None:
+    class Rank(L.Trainer):
+        world_size = 3
+        global_rank = 0
+
+        def __init__(self, rank: int) -> None:
+            self.global_rank = rank
+
+    rows = [list(range(12))[own_rows(12, Rank(rank))] for rank in range(3)]
+    assert [row for part in rows for row in part] == list(range(12)) and {len(part) for part in rows} == {4}
+
+
+def test_the_half_cosine_warms_up_and_ends_at_zero() -> None:
+    factors = [half_cosine(step, 100) for step in range(101)]
+    assert factors[0] == pytest.approx(0.5)  # 2 % of the steps are 2
+    assert max(factors) == factors[1] == pytest.approx(1.0, rel=1e-3)
+    assert factors[50] == pytest.approx(0.5) and factors[100] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_fields_are_typed_and_overridden_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    stages = "[{steps: 3}, {lr: 1.0e-5, travel_share: [0.4, 1.0]}]"
+    file.write_text(
+        f"run: {{folder: runs/x}}\nnet: {{width: 64, heads: 4}}\ntraining: {{batch: 16, stages: {stages}}}\n"
+    )
+    words = ["--config", str(file), "--training.batch", "8", "--motion.psi", "[0.3, 0.8]"]
+    parsed = parse_config(PredictorTraining, "predictor", words)
+    assert (parsed.net.width, parsed.net.variant, parsed.training.batch) == (64, "default", 8)
+    assert parsed.motion.psi == (0.3, 0.8)
+    assert parsed.training.stages == (Stage(steps=3), Stage(lr=1e-5, travel_share=(0.4, 1.0)))
+    one = parse_config(PredictorTraining, "predictor", [*words, "--training.stages", "[{steps: 7}]"])
+    assert one.training.stages == (Stage(steps=7),)
+    wrong = [["--training.speed", "1"], ["--net.width", "wide"], ["--net.variant", "best"], []]
+    wrong += [["--training.stages", "[{speed: 1}]"], ["--training.stages", "[{steps: many}]"]]
+    for words in (*(["--run.folder", "x", *w] if w else w for w in wrong), ["--config", str(tmp_path / "none.yaml")]):
+        with pytest.raises(SystemExit) as ended:
+            parse_config(PredictorTraining, "predictor", words)
+        assert ended.value.code == 2
+        assert "Traceback" not in capsys.readouterr().err
+    for words, message in (
+        (["--net.heads", "7"], "width 512 must be a multiple of heads 7"),
+        (["--training.stages", "[{lr: -1}]"], "lr > 0"),
+        (["--training.stages", "[]"], "at least one stage"),
+        (["--run.devices", "0"], "devices 0, nodes 1"),
+    ):
+        with pytest.raises(AutodragError, match=message):
+            parse_config(PredictorTraining, "predictor", ["--run.folder", "x", *words])
+
+
+def test_every_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, name in ((RegularizerTraining, "regularizer"), (PredictorTraining, "predictor")):
+        with pytest.raises(SystemExit) as ended:
+            parse_config(kind, name, ["--help"])
+        assert ended.value.code == 0
+        text = capsys.readouterr().out
+        for words in (
+            "--net.width",
+            "--training.batch",
+            "--run.save_minutes",
+            "Minutes between two saved states",
+            "Width of the tokens",
+        ):
+            assert words in text
