@@ -59,7 +59,8 @@ def correlated_points(
     A measure that uses neither the generator's features nor a landmark net. The patch around each handle is searched in
     a square window around its target with a half width of 1.25 times the length of the drag, at least `SEARCH`; the
     handle itself is therefore always in the window. The maximum is refined by a paraboloid through its neighbours.
-    Correlations are in [-1, 1] (OpenCV's TM_CCOEFF_NORMED, over the three channels). Outside the image its border is repeated.
+    Correlations are in [-1, 1] (OpenCV's TM_CCOEFF_NORMED, over the three channels). Outside the image its border is
+    repeated.
 
     The measure assumes that a patch is neither turned nor scaled by much, so that it compares methods and does not
     replace landmarks.
