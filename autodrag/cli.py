@@ -49,10 +49,11 @@ GROUPS = {
         "masks": "measure the change outside a mask",
         "speed": "measure time and memory of edits",
         "samples": "compare images of a generator with rendered critters",
-        "ablations": "compare variants of DragGAN's loop (tables 3 and 4)",
     },
 }
 """Group and its sub-commands; the module `autodrag.GROUP.NAME` has `main(argv)` and parses its own options."""
+BASELINE_TRAININGS = {"userlt": "autodrag.eval.baselines.userlt_training"}
+"""Trainings whose module is in another place."""
 
 DESCRIPTIONS = {"train": "train a network", "eval": "measure methods by a protocol"}
 
@@ -98,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     if len(argv) > 1 and argv[1] in GROUPS.get(argv[0], ()):
         keep_memory()
-        module = importlib.import_module(f"autodrag.{argv[0]}.{argv[1]}")
+        name = f"autodrag.{argv[0]}.{argv[1]}"
+        module = importlib.import_module(BASELINE_TRAININGS.get(argv[1], name))
         return int(module.main(argv[2:]) or 0)
     parser, parsers = build_parser(argv[0] if argv else None)
     args, unknown = parser.parse_known_args(argv)

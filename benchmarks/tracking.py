@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 
 import torch
+from autodrag.infer.refine import LEVELS
 
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.data.latents import map_codes
 from autodrag.eval.run import markdown
-from autodrag.infer.refine import LEVELS
 from autodrag.tracking import PULL, appearance, follow, match_features
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from autodrag.infer.refine import RefineConfig, refine
 
 from autodrag.checkpoint import load_generator, load_landmarks, load_learned
 from autodrag.data.latents import map_codes
@@ -25,7 +26,6 @@ from autodrag.eval.metrics import frechet_distance, strangeness
 from autodrag.eval.run import markdown
 from autodrag.infer.measure import find_landmarks
 from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predict
-from autodrag.infer.refine import RefineConfig, refine
 from autodrag.nets.latent_space import LatentBasis, LatentFrame
 
 VALUES: dict[str, tuple[Any, ...]] = {

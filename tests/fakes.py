@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from autodrag.infer.refine import Origin, RefineConfig, RefineResult, StepState
 from torch import Tensor
 
-from autodrag.infer.refine import Origin, RefineConfig, RefineResult, StepState
 from autodrag.nets.stylegan2 import Generator
 
 

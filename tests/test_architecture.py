@@ -31,6 +31,7 @@ FOUNDATIONS = (
     "checkpoint",
     "edits",
     "memory",
+    "parallel",
     "tracking",
 )
 ALLOWED: dict[str, tuple[str, ...]] = {

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from autodrag.infer.refine import RefineResult
 from fakes import FakeRefiner
 from learned import save_learned, tiny_nets
 
@@ -30,7 +31,6 @@ from autodrag.commands.outcome import write_outcome
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
 from autodrag.images import read_image, write_png
-from autodrag.infer.refine import RefineResult
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors

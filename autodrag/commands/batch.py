@@ -1,7 +1,8 @@
-"""`autodrag batch`: edits from a JSONL file, each into its own folder; a bad line does not stop the rest.
+"""`autodrag batch`: edits from a JSONL file, each into its own folder; a bad line does not stop the others.
 
-Line n goes to OUT/n/ (five digits), which appears whole or not at all. Run again, the batch skips the lines
-whose folder holds the result of that very line. Exit code 0: all lines done; 1: some failed; 2: all failed.
+Line n goes to OUT/n/ (five digits), which appears whole or not at all. A second run skips the lines whose folder holds
+the result of exactly that line and these settings. Lines are independent tasks on many processes (`autodrag.parallel`).
+Exit code 0: all lines done; 1: some failed; 2: all failed.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import json
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autodrag import parallel
 from autodrag.commands.options import (
     add_checkpoint,
     add_machine,
@@ -33,94 +36,119 @@ from autodrag.files import write_json
 if TYPE_CHECKING:
     from autodrag.infer.editor import DragEditor
 
+Line = tuple[int, bytes]
+"""Number of a line, from 1, and its text."""
+Entry = dict[str, Any]
+"""What the summary says about a line."""
+STATUSES = ("done", "kept", "nothing", "failed")
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag batch`."""
     parser.add_argument("edits", metavar="EDITS.jsonl", help="one edit or session per line (autodrag schema)")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where each line gets its own folder")
-    parser.add_argument("--animation", action="store_true", help="draw animation.mp4 and animation.gif too")
+    parser.add_argument("--animation", action="store_true", help="also draw animation.mp4 and animation.gif")
     add_checkpoint(parser)
     add_parameters(parser)
     add_machine(parser)
+    parallel.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run every line; the summary of all of them is OUT/summary.json."""
-    source, out = Path(args.edits), Path(args.out)
+    """Run every line; OUT/summary.json names what became of each."""
+    source, out = Path(args.edits).resolve(), Path(args.out)
     if not source.is_file():
-        raise AutodragError(f"batch file {str(source)!r} does not exist; check the path")
+        raise AutodragError(f"batch file {args.edits!r} does not exist; check the path")
     out.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob(".*.tmp"):  # a batch that was killed may have left one
+    for stale in out.glob(".*.tmp"):  # left by a batch that was killed
         shutil.rmtree(stale, ignore_errors=True)
-    editors: dict[str, DragEditor] = {}
-    summary: list[dict[str, Any]] = []
-    with progress("batch", total=sum(1 for _ in lines_of(source)), unit="edit") as bar:
-        for number, line in lines_of(source):
-            entry = _run_line(number, line, source.parent, out, editors, args)
+    digest = partial(_digest, args)
+    lines = list(lines_of(source))
+    if not lines:
+        raise AutodragError(f"batch file {args.edits!r} holds no edits; expected one JSON object per line")
+    todo = [line for line in lines if _digest_in(_folder(out, line[0])) != digest(line)]
+    numbers = {number for number, _ in todo}
+    entries = {n: {"line": n, "status": "kept", "folder": f"{n:05d}"} for n, _ in lines if n not in numbers}
+    gpu = _uses_gpu(args.device)
+    jobs = parallel.number_of_jobs(args.jobs, len(todo), gpu=gpu, engine=args.engine)
+    make_worker = partial(open_worker, args, source.parent, out.resolve())
+    with progress("batch", total=len(lines), unit="edit") as bar:
+        bar.update(len(entries))
+        for entry in parallel.run_tasks(make_worker, todo, jobs=jobs, engine=args.engine, gpu=gpu):
             if entry["status"] == "failed":
-                print(f"line {number}: {entry['error']}", file=sys.stderr)
-            summary.append({"line": number, **entry})
+                print(f"line {entry['line']}: {entry['error']}", file=sys.stderr)
+            entries[entry["line"]] = entry
             bar.update()
-    if not summary:
-        raise AutodragError(f"batch file {str(source)!r} holds no edits; expected one JSON object per line")
-    write_json(out / "summary.json", summary)
-    counts = {name: sum(entry["status"] == name for entry in summary) for name in ("done", "kept", "nothing", "failed")}
+    write_json(out / "summary.json", [entries[number] for number, _ in lines])
+    counts = {name: sum(entry["status"] == name for entry in entries.values()) for name in STATUSES}
     print(
         f"{counts['done']} done, {counts['kept']} kept from before, {counts['nothing']} with nothing to do, "
         f"{counts['failed']} failed; wrote {out}"
     )
-    return 0 if counts["failed"] == 0 else 2 if counts["failed"] == len(summary) else 1
+    return 0 if counts["failed"] == 0 else 2 if counts["failed"] == len(lines) else 1
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, text) of each line that is not blank; one past the size limit is cut just after it."""
+def lines_of(path: Path) -> Iterator[Line]:
+    """(number from 1, text) of each line that is not blank; a line above the size limit is cut just after it."""
     with path.open("rb") as stream:
         number = 0
         while line := stream.readline(MAX_BYTES + 2):
             number += 1
             rest = line
-            while len(rest) == MAX_BYTES + 2 and not rest.endswith(b"\n"):  # drop the remainder unread
+            while len(rest) == MAX_BYTES + 2 and not rest.endswith(b"\n"):  # drop the remainder
                 rest = stream.readline(MAX_BYTES + 2)
             if line.strip():
                 yield number, line.rstrip(b"\r\n")
 
 
-def _run_line(
-    number: int,
-    line: bytes,
-    folder: Path,
-    out: Path,
-    editors: dict[str, DragEditor],
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    """Run one line into its folder, and say what became of it; what cannot be written ends the batch."""
-    name = f"{number:05d}"
-    settings = {"checkpoint": args.checkpoint, "dtype": args.dtype, "method": args.method, **parameters_of(args)}
-    digest = hashlib.sha256(line + json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    try:
-        if _digest_in(out / name) == digest:
-            return {"status": "kept", "folder": name}
-        edits = override(parse_edits(line, folder=folder, where="the edit"), args)
-        checkpoint = edits[0].checkpoint if args.checkpoint is None else args.checkpoint
+def open_worker(args: argparse.Namespace, folder: Path, out: Path) -> Callable[[Line], Entry]:
+    """A function that runs lines. It keeps the editor of the last checkpoint.
+
+    folder: where relative paths in the lines begin.
+    """
+    editors: dict[str, DragEditor] = {}
+
+    def editor_of(checkpoint: str) -> DragEditor:
         if checkpoint not in editors:
             editors.clear()  # one generator in memory at a time
             editors[checkpoint] = load_editor(checkpoint, args)
-        editor = editors[checkpoint]
+        return editors[checkpoint]
+
+    return partial(_run_line, args, folder, out, editor_of)
+
+
+def _run_line(
+    args: argparse.Namespace, folder: Path, out: Path, editor_of: Callable[[str], DragEditor], line: Line
+) -> Entry:
+    """Run a line into its folder. An error of the line is part of the entry; a folder that cannot be written is not."""
+    number, text = line
+    name = f"{number:05d}"
+    try:
+        edits = override(parse_edits(text, folder=folder, where="the edit"), args)
+        editor = editor_of(edits[0].checkpoint if args.checkpoint is None else args.checkpoint)
         outcome = run_edits(editor, edits, record=args.animation)
     except NothingToDo as nothing:
-        return {"status": "nothing", "reason": str(nothing)}
+        return {"line": number, "status": "nothing", "reason": str(nothing)}
     except AutodragError as error:
-        return {"status": "failed", "error": str(error)}
+        return {"line": number, "status": "failed", "error": str(error)}
     temporary = out / f".{name}.{secrets.token_hex(4)}.tmp"
+    extra = {"line": number, "digest": _digest(args, line)}
     try:
-        write_outcome(editor, outcome, temporary, animation=args.animation, extra={"line": number, "digest": digest})
+        write_outcome(editor, outcome, temporary, animation=args.animation, extra=extra)
         if (out / name).exists():
             shutil.rmtree(out / name)
         temporary.rename(out / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    distances = [round(float(value), 4) for value in outcome.results[-1].distances]
-    return {"status": "done", "folder": name, "distances": distances, "reason": outcome.results[-1].reason}
+    result = outcome.results[-1]
+    distances = [round(float(value), 4) for value in result.distances]
+    return {"line": number, "status": "done", "folder": name, "distances": distances, "reason": result.reason}
+
+
+def _digest(args: argparse.Namespace, line: Line) -> str:
+    """Identifies a line and the settings that it is run with."""
+    settings = {"checkpoint": args.checkpoint, "dtype": args.dtype, "method": args.method, **parameters_of(args)}
+    return hashlib.sha256(line[1] + json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _digest_in(folder: Path) -> str | None:
@@ -129,3 +157,13 @@ def _digest_in(folder: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return result.get("digest") if isinstance(result, dict) else None
+
+
+def _folder(out: Path, number: int) -> Path:
+    return out / f"{number:05d}"
+
+
+def _uses_gpu(device: str | None) -> bool:
+    import torch
+
+    return device.startswith("cuda") if device else torch.cuda.is_available()

@@ -1,1 +1,1 @@
-"""Evaluation: the papers' protocols and the baselines they compare with."""
+"""Experiment: the papers' protocols and the baselines they compare with."""

@@ -1,12 +1,16 @@
-"""Optical flow by RAFT, for evaluation. OpenCV's flows are in `autodrag.data.flow`."""
+"""Optical flow between two images, by OpenCV or by RAFT.
+
+A flow is (H, W, 2) px, (dx, dy): the content at p in the first image is at p + flow[p] in the second.
+"""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,20 +19,45 @@ from torch import Tensor
 
 from autodrag.errors import AutodragError
 
+Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Two HWC uint8 RGB images to the flow between them."""
+
 RAFT_FILE = "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
 RAFT_URL = f"https://download.pytorch.org/models/{RAFT_FILE}"
 
+_DIS_PX = 256
 _RAFT_PX = 128
 
 
-class RaftFlow:
-    """RAFT (Teed and Deng 2020), torchvision's large model. Its weights are never downloaded.
+def dis_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
+    """Dense inverse search (Kroeger et al. 2016), OpenCV's medium preset, on grey values.
 
-    Images under 128 px, RAFT's minimum, are enlarged. Sides are rounded to multiples of eight.
+    Images smaller than 256 px are first enlarged to 256 px (bicubic), because the method starts at a quarter of the
+    resolution; the flow is scaled back. Both are our choice; the papers do not name their flow.
+    """
+    height, width = first.shape[:2]
+    factor = max(1, -(-_DIS_PX // min(height, width)))
+    size = (width * factor, height * factor)
+    grey = [cv2.resize(_grey(image), size, interpolation=cv2.INTER_CUBIC) for image in (first, second)]
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    large = method.calc(grey[0], grey[1], None)  # type: ignore[call-overload]
+    return np.asarray(cv2.resize(large, (width, height), interpolation=cv2.INTER_AREA) / factor, dtype=np.float32)
+
+
+def farneback_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
+    """Polynomial expansion (Farnebäck 2003) on grey values, 3 levels, a window of 15 px."""
+    start = np.zeros((*first.shape[:2], 2), np.float32)
+    return cv2.calcOpticalFlowFarneback(_grey(first), _grey(second), start, 0.5, 3, 15, 3, 5, 1.2, 0)
+
+
+class RaftFlow:
+    """RAFT (Teed and Deng 2020), torchvision's large model. Nothing is downloaded.
+
+    Images smaller than 128 px, the least that RAFT takes, are enlarged; sides become multiples of eight.
     """
 
     def __init__(self, device: torch.device, weights: Path | None = None) -> None:
-        """weights: a file of torchvision's weights; None looks in PyTorch's hub folder.
+        """weights: a file of torchvision's weights; None looks for it in PyTorch's hub folder.
 
         Raises:
             AutodragError: torchvision or the weights are missing, or the file holds something else.
@@ -42,7 +71,7 @@ class RaftFlow:
             )
         try:
             from torchvision.models.optical_flow import raft_large
-        except (ImportError, RuntimeError) as problem:  # built for another torch
+        except (ImportError, RuntimeError) as problem:  # one made for another torch
             raise AutodragError(
                 f"torchvision cannot be imported ({problem}); install the one of this torch"
             ) from problem
@@ -76,7 +105,16 @@ class RaftFlow:
         return F.interpolate(pixels.float().div(127.5).sub(1), size, mode="bilinear", align_corners=False)
 
 
-@functools.cache
-def load_raft(device: torch.device, weights: Path | None) -> RaftFlow:
-    """RAFT, loaded once for each device and file."""
-    return RaftFlow(device, weights)
+def log_expansion(flow: Float[np.ndarray, "H W 2"]) -> Float[np.ndarray, "H W"]:
+    """Log-expansion of the surroundings of each pixel: the logarithm of the root of |det(1 + grad flow)|.
+
+    Zero for a shift or a turn, log s for a growth by s; between log 1/4 and log 4.
+    """
+    dy, dx = np.gradient(flow, axis=(0, 1))  # (H, W, 2) each: derivatives of (u, v)
+    area = (1 + dx[..., 0]) * (1 + dy[..., 1]) - dx[..., 1] * dy[..., 0]
+    grown: np.ndarray = (0.5 * np.log(np.clip(np.abs(area), 1 / 16, 16))).astype(np.float32)
+    return grown
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)

@@ -1,36 +1,45 @@
-"""The methods that the protocols compare: one table, and what all of them are held to.
+"""The methods that the evaluations compare, and the limits that all of them share.
 
-A method moves handles to targets and says what it did. Its factory prepares everything that is prepared once, and
+A method gets a code and a drag, and returns a result. Its factory does everything that is needed once per run, and
 raises an AutodragError where something is missing, so that a run ends before its long work starts.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from autodrag.checkpoint import fingerprint, has_predictor, load_learned
+from autodrag.acceleration import accelerate
+from autodrag.checkpoint import PREDICTOR_FILE, REGULARIZER_FILE, fingerprint, load_editor
 from autodrag.errors import AutodragError
-from autodrag.eval.freedrag import FreeDragConfig, FreeDragState, freedrag
-from autodrag.eval.userlt import load_userlt, userlt
-from autodrag.infer.drag import drag, warm_up
-from autodrag.infer.predict import LearnedNets, PredictConfig
-from autodrag.infer.refine import RefineConfig, StepState, refine
+from autodrag.eval.baselines.freedrag import FreeDragConfig, FreeDragState, freedrag
+from autodrag.eval.baselines.userlt import FILE as USERLT_FILE
+from autodrag.eval.baselines.userlt import load_userlt, userlt
+from autodrag.infer.drag import DragSettings, RefinerConfig, run_drag, warm_up
+from autodrag.infer.draggan import DragganConfig
+from autodrag.infer.locate import LocateConfig
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.predict import PredictConfig
+from autodrag.infer.task import Control, Drag, DragResult
+from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.points import Size
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What every method is held to."""
+class Limits:
+    """The limits that every method keeps to."""
 
     steps: int | None = 300
-    """Most optimisation steps; None leaves each method its own limit. DragGAN: 300, in paired reconstruction 100."""
+    """Largest number of optimisation steps; None keeps each method's own limit. DragGAN: 300, in paired
+    reconstruction 100."""
     stop: float | Literal["paper", "own"] = "paper"
     """Distance at which a point has arrived, px; `paper`: 1 for up to five points and 2 for more (DragGAN, section
     3.2); `own`: each method's."""
@@ -56,17 +65,16 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a method left behind."""
+class MethodResult:
+    """The end of a drag, as far as every method knows it."""
 
     latent: Float[Tensor, "1 L D"]
-    """The edited code."""
     steps: int
-    """Steps or rounds it took."""
+    """Steps or rounds."""
     reason: str
-    """Why it ended."""
+    """Why the method ended."""
     features: Features | None = None
-    """Of `latent`, where the method has them: the image costs only the blocks that are left."""
+    """Features of `latent`, where the method has them: the image then costs only the blocks after them."""
 
 
 Trace = Callable[[float, Tensor], None]
@@ -75,148 +83,164 @@ Trace = Callable[[float, Tensor], None]
 
 @runtime_checkable
 class Method(Protocol):
-    """Moves `handles` to `targets` (px); mask: True = may move."""
+    """Edits `latent` so that the handles of `drag` move to their targets."""
 
-    def __call__(
-        self,
-        latent: Float[Tensor, "1 L D"],
-        handles: Float[Tensor, "N 2"],
-        targets: Float[Tensor, "N 2"],
-        *,
-        mask: Bool[Tensor, "H W"] | None = None,
-        trace: Trace | None = None,
-    ) -> Outcome: ...
+    def __call__(self, latent: Float[Tensor, "1 L D"], drag: Drag, trace: Trace | None = None) -> MethodResult: ...
 
 
-Factory = Callable[[Generator, Path, Settings], Method]
-"""(generator, its checkpoint folder, settings) to a method; raises AutodragError where something is missing."""
+Factory = Callable[[Generator, Path, Limits], Method]
+"""(generator, its checkpoint folder, limits) to a method; raises AutodragError where something is missing."""
 
 
-def _none(generator: Generator, folder: Path, settings: Settings) -> Method:
-    def run(latent: Tensor, handles: Tensor, targets: Tensor, **_: Any) -> Outcome:
-        return Outcome(latent, 0, "none")
-
-    return run
+def _none(generator: Generator, folder: Path, limits: Limits) -> Method:
+    return lambda latent, drag, trace=None: MethodResult(latent, 0, "none")
 
 
-def _draggan(generator: Generator, folder: Path, settings: Settings) -> Method:
-    return refiner_method(generator, RefineConfig.preset("draggan", generator.config.image_size), settings)
+def _draggan(generator: Generator, folder: Path, limits: Limits) -> Method:
+    return refiner_method(generator, DragganConfig.for_image(generator.config.image_size), limits)
 
 
-def _default(generator: Generator, folder: Path, settings: Settings) -> Method:
-    return refiner_method(generator, RefineConfig.preset("default", generator.config.image_size), settings)
+def _refine(generator: Generator, folder: Path, limits: Limits) -> Method:
+    return refiner_method(generator, LocateConfig.for_image(generator.config.image_size), limits)
 
 
-def refiner_method(generator: Generator, config: RefineConfig, settings: Settings) -> Method:
-    """The refiner with a config of its own, held to the settings."""
-    basis = LatentBasis.of(generator) if config.objective == "locate" else None
-
-    def run(
-        latent: Tensor, handles: Tensor, targets: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None
-    ) -> Outcome:
-        held = replace(config, **settings.overrides(len(handles)))
-        callback = None if trace is None else _traced(trace)
-        result = refine(generator, latent, handles, targets, config=held, mask=mask, basis=basis, callback=callback)
-        return Outcome(result.latent, result.steps, result.reason)
-
-    return run
+def refiner_method(generator: Generator, config: RefinerConfig, limits: Limits) -> Method:
+    """A refiner with a config of its own."""
+    return _ours(generator, None, DragSettings("refine", config, PredictConfig()), limits)
 
 
-def _freedrag(generator: Generator, folder: Path, settings: Settings) -> Method:
-    config = FreeDragConfig.fitted(generator)
-
-    def run(
-        latent: Tensor, handles: Tensor, targets: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None
-    ) -> Outcome:
-        held = replace(config, **settings.overrides(len(handles)))
-        callback = None if trace is None else _traced(trace)
-        result = freedrag(generator, latent, handles, targets, config=held, mask=mask, callback=callback)
-        return Outcome(result.latent, result.steps, result.reason)
-
-    return run
+def _predict(generator: Generator, folder: Path, limits: Limits) -> Method:
+    return _learned(generator, folder, limits, "predict")
 
 
-def _userlt(generator: Generator, folder: Path, settings: Settings) -> Method:
-    net = load_userlt(folder, fingerprint(generator.state_dict())).to(generator.mapping.w_avg.device)
-
-    def run(
-        latent: Tensor, handles: Tensor, targets: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None
-    ) -> Outcome:
-        return Outcome(userlt(net, generator, latent, handles, targets, mask=mask), 1, "one pass")
-
-    return run
+def _both(generator: Generator, folder: Path, limits: Limits) -> Method:
+    return _learned(generator, folder, limits, "both")
 
 
-def _traced(trace: Trace) -> Callable[[StepState | FreeDragState], None]:
-    return lambda state: trace(state.seconds, state.latent)
+def _learned(generator: Generator, folder: Path, limits: Limits, name: Literal["predict", "both"]) -> Method:
+    editor = load_editor(folder, fingerprint(generator.state_dict()))
+    if editor is None:
+        raise AutodragError(f"methods predict and both need a predictor, which {str(folder)!r} does not have")
+    editor = accelerate(editor.to(generator.mapping.w_avg.device))
+    warm_up(OpenImage(generator, generator.mapping.w_avg.expand(1, generator.config.latent_layers, -1), editor))
+    config = LocateConfig.for_image(generator.config.image_size)
+    return _ours(generator, editor, DragSettings(name, config, PredictConfig()), limits)
 
 
-def _predictor(generator: Generator, folder: Path, settings: Settings) -> Method:
-    return _learned(generator, folder, settings, "predict")
+def _ours(generator: Generator, editor: LearnedEditor | None, settings: DragSettings, limits: Limits) -> Method:
+    """Our own methods, held to the limits. Every drag opens its image anew, so that times include that."""
+    basis = LatentBasis.of(generator)
 
-
-def _hybrid(generator: Generator, folder: Path, settings: Settings) -> Method:
-    return _learned(generator, folder, settings, "both")
-
-
-def _learned(generator: Generator, folder: Path, settings: Settings, how: Literal["predict", "both"]) -> Method:
-    identity = fingerprint(generator.state_dict())
-    if not has_predictor(folder, identity):
-        raise AutodragError(f"methods predictor and hybrid need a predictor, which {str(folder)!r} does not have")
-    nets = LearnedNets(*load_learned(folder, identity)).to(generator.mapping.w_avg.device)
-    warm_up(generator, nets)
-    config, basis = RefineConfig.preset("default", generator.config.image_size), LatentBasis.of(generator)
-
-    def run(
-        latent: Tensor, handles: Tensor, targets: Tensor, *, mask: Tensor | None = None, trace: Trace | None = None
-    ) -> Outcome:
-        held = replace(config, **settings.overrides(len(handles)))
-        loop = replace(PredictConfig(), stop_px=held.stop_px)
-        callback = None if trace is None else _traced(trace)
-        options: dict[str, Any] = {"method": how, "refiner": held, "predictor": loop, "mask": mask, "basis": basis}
-        result = drag(generator, nets, latent, handles, targets, **options, callback=callback)
+    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> MethodResult:
+        refiner = replace(settings.refiner, **limits.overrides(len(drag.handles)))
+        predictor = replace(settings.predictor, stop_px=refiner.stop_px)
+        held = replace(settings, refiner=refiner, predictor=predictor)
+        result = run_drag(OpenImage(generator, latent, editor), drag, held, Control(callback=_callback(trace)), basis)
         if trace is not None:
             trace(result.seconds, result.latent)
-        return Outcome(result.latent, result.rounds + result.steps, result.reason, result.features)
+        return MethodResult(result.latent, result.rounds + result.steps, result.reason, result.features)
 
     return run
+
+
+def _freedrag(generator: Generator, folder: Path, limits: Limits) -> Method:
+    config = FreeDragConfig.fitted(generator)
+
+    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> MethodResult:
+        held = replace(config, **limits.overrides(len(drag.handles)))
+        result = freedrag(
+            generator,
+            latent,
+            drag.handles,
+            drag.targets,
+            config=held,
+            mask=drag.mask,
+            callback=_callback(trace),
+        )
+        return MethodResult(result.latent, result.steps, result.reason)
+
+    return run
+
+
+def _userlt(generator: Generator, folder: Path, limits: Limits) -> Method:
+    net = load_userlt(folder, fingerprint(generator.state_dict())).to(generator.mapping.w_avg.device)
+
+    def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> MethodResult:
+        edited = userlt(net, generator, latent, drag.handles, drag.targets, mask=drag.mask)
+        return MethodResult(edited, 1, "one pass")
+
+    return run
+
+
+def _callback(trace: Trace | None) -> Callable[[DragResult | FreeDragState], None] | None:
+    return None if trace is None else lambda state: trace(state.seconds, state.latent)
 
 
 METHODS: dict[str, Factory] = {
     "none": _none,
     "draggan": _draggan,
-    "refiner": _default,
+    "refine": _refine,
+    "predict": _predict,
+    "both": _both,
     "freedrag": _freedrag,
     "userlt": _userlt,
-    "predictor": _predictor,
-    "hybrid": _hybrid,
 }
+"""All methods by name. A variant of a method, such as `draggan` with a tuned learning rate, is one more entry here and
+in `identities`."""
 
 
-def make_methods(
-    names: Sequence[str] | None, generator: Generator, folder: Path, settings: Settings
-) -> dict[str, Method]:
-    """The named methods, ready to run; None takes all that this checkpoint can run.
+def make_methods(names: Sequence[str] | None, generator: Generator, folder: Path, limits: Limits) -> dict[str, Method]:
+    """The named methods, ready to run; None: all that this checkpoint can run.
 
     Raises:
-        AutodragError: a name that is not in the table, or a method that misses something.
+        AutodragError: an unknown name, or a method that misses something.
     """
     if names is not None:
         check_names(names)
-        return {name: METHODS[name](generator, folder, settings) for name in names}
+        return {name: METHODS[name](generator, folder, limits) for name in names}
     methods = {}
     for name, factory in METHODS.items():
         try:
-            methods[name] = factory(generator, folder, settings)
+            methods[name] = factory(generator, folder, limits)
         except AutodragError:
             continue
     return methods
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises AutodragError for a name that is not in the table, or one given twice."""
+    """Raises AutodragError for an unknown name, or one given twice."""
     for index, name in enumerate(names):
         if name not in METHODS:
             raise AutodragError(f"method {name!r} is unknown; expected some of {', '.join(METHODS)}")
         if name in names[:index]:
             raise AutodragError(f"method {name!r} is named twice; name each method once")
+
+
+def identities(folder: Path, image_size: Size) -> dict[str, str]:
+    """A digest of the networks and settings of each method, for a checkpoint whose images have (H, W) px.
+
+    Rows with different digests of a method do not belong in one table. The generator, the step limit and the
+    stop rule belong to the run (`run.evaluate`). A change in the code alone is not detected.
+    """
+    refiner = LocateConfig.for_image(image_size)
+    learned = (PredictConfig(), folder / PREDICTOR_FILE, folder / REGULARIZER_FILE)
+    return {
+        "none": digest(),
+        "draggan": digest(DragganConfig.for_image(image_size)),
+        "refine": digest(refiner),
+        "predict": digest(*learned),
+        "both": digest(*learned, refiner),
+        "freedrag": digest(FreeDragConfig.preset(image_size)),  # the fitted value depends on the generator alone
+        "userlt": digest(folder / USERLT_FILE),
+    }
+
+
+def digest(*parts: Any) -> str:
+    """16 hex digits of configs and of the contents of files; a missing file counts as empty."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            sha.update(hashlib.sha256(part.read_bytes() if part.is_file() else b"").digest())
+        else:
+            sha.update(repr(part).encode())
+    return sha.hexdigest()[:16]

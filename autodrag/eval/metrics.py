@@ -1,18 +1,20 @@
 """Measures shared by the protocols: plain functions of images, points and features.
 
-Images are BCHW float in [-1, 1], as everywhere inside; where a formula needs another range its docstring says so.
+Images are BCHW float in [-1, 1]; where a formula needs another range, its docstring names it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import cv2
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from kornia.metrics import ssim
 from torch import Tensor
 
-from autodrag.infer.tracking import References
 from autodrag.points import Size, rescale, sample, square
 
 SSIM_WINDOW = 11
@@ -26,8 +28,8 @@ def mean_distance(points: Float[Tensor, "N 2"], targets: Float[Tensor, "N 2"]) -
 def squared_error(a: Float[Tensor, "B 3 H W"], b: Float[Tensor, "B 3 H W"]) -> float:
     """MSE = mean((a - b)^2) over pixels and channels.
 
-    Endo 2022 and Pan et al. 2023 print it times 100 and do not state the range of the images; ours is [-1, 1], in
-    which a generator makes them. In [0, 1] it would be a quarter.
+    Endo 2022 and Pan et al. 2023 print it times 100 and do not state the range of the images. Ours is [-1, 1], the
+    range of a generator; in [0, 1] the value would be a quarter.
     """
     return float((a - b).square().mean())
 
@@ -40,6 +42,68 @@ def structural_similarity(a: Float[Tensor, "B 3 H W"], b: Float[Tensor, "B 3 H W
     return float(ssim((a.clamp(-1, 1) + 1) / 2, (b.clamp(-1, 1) + 1) / 2, SSIM_WINDOW, max_val=1.0).mean())
 
 
+PATCH = 1 / 12
+"""Half width of the patch of `correlated_points`, as a share of the image's height; at least 3 px."""
+SEARCH = 1 / 8
+"""Smallest half width of its search window, as a share of the image's height."""
+
+
+def correlated_points(
+    before: UInt8[np.ndarray, "H W 3"],
+    after: UInt8[np.ndarray, "H W 3"],
+    handles: Float[Tensor, "N 2"],
+    targets: Float[Tensor, "N 2"],
+) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
+    """Positions (px) of the content of the handles after a drag, by normalised cross-correlation, and the correlations.
+
+    A measure that uses neither the generator's features nor a landmark net. The patch around each handle is searched in
+    a square window around its target with a half width of 1.25 times the length of the drag, at least `SEARCH`; the
+    handle itself is therefore always in the window. The maximum is refined by a paraboloid through its neighbours.
+    Correlations are in [-1, 1] (OpenCV's TM_CCOEFF_NORMED, over the three channels). Outside the image its border is
+    repeated.
+
+    The measure assumes that a patch is neither turned nor scaled by much, so that it compares methods and does not
+    replace landmarks.
+    """
+    height = before.shape[0]
+    radius = max(3, round(PATCH * height))
+    found, scores = [], []
+    for handle, target in zip(handles.double().numpy(), targets.double().numpy(), strict=True):
+        reach = math.ceil(max(SEARCH * height, 1.25 * float(np.hypot(*(target - handle)))))
+        pixel, center = np.rint(handle).astype(int), np.rint(target).astype(int)
+        correlation = cv2.matchTemplate(
+            _crop(after, center, reach + radius), _crop(before, pixel, radius), cv2.TM_CCOEFF_NORMED
+        )
+        correlation = np.where(np.isfinite(correlation), correlation, -1.0).clip(-1, 1)  # flat patches have no variance
+        y, x = np.unravel_index(correlation.argmax(), correlation.shape)
+        peak = np.array([x, y]) + _vertex(correlation, int(x), int(y))
+        found.append(center - reach + peak + (handle - pixel))
+        scores.append(correlation[y, x])
+    return torch.tensor(np.array(found), dtype=torch.float32), torch.tensor(np.array(scores), dtype=torch.float32)
+
+
+def _crop(image: np.ndarray, center: np.ndarray, radius: int) -> np.ndarray:
+    """(2 radius + 1)^2 pixels around a pixel (x, y)."""
+    x, y = (
+        np.arange(c - radius, c + radius + 1).clip(0, side - 1)
+        for c, side in zip(center, image.shape[1::-1], strict=True)
+    )
+    return image[np.ix_(y, x)]
+
+
+def _vertex(values: np.ndarray, x: int, y: int) -> np.ndarray:
+    """Offset (x, y) of the maximum of a paraboloid through the 3 x 3 values around a maximal value; 0 at the border."""
+    v = values[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].astype(np.float64)
+    if v.shape != (3, 3):
+        return np.zeros(2)
+    gradient = np.array([v[1, 2] - v[1, 0], v[2, 1] - v[0, 1]]) / 2
+    mixed = (v[2, 2] - v[2, 0] - v[0, 2] + v[0, 0]) / 4
+    hessian = np.array([[v[1, 2] - 2 * v[1, 1] + v[1, 0], mixed], [mixed, v[2, 1] - 2 * v[1, 1] + v[0, 1]]])
+    if hessian[0, 0] >= 0 or np.linalg.det(hessian) <= 0:  # no maximum
+        return np.zeros(2)
+    return np.clip(-np.linalg.solve(hessian, gradient), -1, 1)
+
+
 def drag_accuracy(
     before: Float[Tensor, "1 3 H W"],
     after: Float[Tensor, "1 3 H W"],
@@ -50,8 +114,8 @@ def drag_accuracy(
     """DAI(gamma) of GoodDrag (Zhang et al. 2024): did the content of a handle reach its target? Lower is better.
 
     Mean over points of ||before(patch at handle) - after(patch at target)||^2 / (1 + 2 gamma)^2, the patch having
-    (1 + 2 gamma)^2 pixels. Our choices: images in [-1, 1]; squares are summed over the three channels, as the norm
-    says; points between pixels are read bilinearly; outside of the image its border is repeated.
+    (1 + 2 gamma)^2 pixels. Our choices: images in [-1, 1]; squares are summed over the three channels; points between
+    pixels are read bilinearly; outside the image its border is repeated.
     """
     image = (before.shape[2], before.shape[3])
     window = square(gamma).to(before)
@@ -61,11 +125,11 @@ def drag_accuracy(
 
 
 def strangeness(points: Float[Tensor, "N K 2"], usual: Float[Tensor, "M K 2"]) -> Float[Tensor, " N"]:
-    """How unlike the usual constellations N constellations of K landmarks are: squared Mahalanobis distances, fp64.
+    """Squared Mahalanobis distances (fp64) of N constellations of K landmarks from the usual constellations.
 
-    The point distribution model of Cootes et al. 1995, with all of its modes: what tears a face apart is small in px
-    and lies in directions in which faces hardly vary. Variances are floored at 1/1000 of the mean one, so that few
-    constellations will do, if not well.
+    The point distribution model of Cootes et al. 1995 with all of its modes: a torn face differs by few px, but in
+    directions in which faces hardly vary. Variances are at least 1/1000 of the mean variance, so that the distance is
+    defined for few constellations as well.
     """
     all_points, known = points.flatten(1).double(), usual.flatten(1).double()
     variance, modes = torch.linalg.eigh(torch.cov(known.t()))
@@ -76,7 +140,7 @@ def strangeness(points: Float[Tensor, "N K 2"], usual: Float[Tensor, "M K 2"]) -
 def frechet_distance(a: Float[Tensor, "N C"], b: Float[Tensor, "M C"]) -> float:
     """Fréchet distance between Gaussians fitted to two sets of features: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    Heusel et al. 2017 call it FID when the features are Inception's; with any other net's it must not be called so.
+    With Inception's features this is FID (Heusel et al. 2017); with other features it must not be called FID.
     """
     a, b = a.double(), b.double()
     mean = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
@@ -89,27 +153,25 @@ def frechet_distance(a: Float[Tensor, "N C"], b: Float[Tensor, "M C"]) -> float:
 
 
 def matched_points(
-    maps: Float[Tensor, "1 C h w"], references: References, image: Size
-) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
-    """Where the content of the handles is now, by nearest neighbour in generator features over the whole map.
+    before: Float[Tensor, "1 C h w"], after: Float[Tensor, "1 C h w"], handles: Float[Tensor, "N 2"], image: Size
+) -> Float[Tensor, "N 2"]:
+    """Positions of the content of the handles after a drag, by nearest neighbour in generator features over the map.
 
-    DragBench (Shi et al. 2024) does so in features of a diffusion model. It is what is left where no landmark model is
-    at hand: independent of a method's tracker, but not of the generator. Returns points (px, at the centres of cells)
-    and their feature distances relative to that of an unrelated place.
+    DragBench (Shi et al. 2024) does this in features of a diffusion model. It is used where no landmark model is
+    available: it is independent of a method's tracker, but not of the generator. Returns centres of cells, px.
     """
-    height, width = maps.shape[2:]
-    wanted = references.features[:, :, references.features.shape[2] // 2]  # (N, C), the middle offset
-    distances = torch.cdist(wanted, maps[0].flatten(1).t())  # (N, h * w)
-    best, index = distances.min(dim=1)
+    height, width = after.shape[2:]
+    wanted = sample(before, handles[None], image)[0].t()  # (N, C)
+    index = torch.cdist(wanted, after[0].flatten(1).t()).argmin(dim=1)  # (N,)
     cells = torch.stack([index % width, index // width], dim=1).float()
-    return rescale(cells, (height, width), image), best / references.scale
+    return rescale(cells, (height, width), image)
 
 
 def decay(seconds: Sequence[float], distances: Sequence[float], initial: float, at: Sequence[float]) -> list[float]:
-    """MDD(t) = MD(t) / MD(0) at the times `at` (Auto DragGAN, Eq. 15), the last value known at each; 1 before any.
+    """MDD(t) = MD(t) / MD(0) at the times `at` (Auto DragGAN, Eq. 15): the last known value, and 1 before the first.
 
     Args:
-        seconds, distances: when an image was there, and its mean distance (px); seconds ascend.
+        seconds, distances: ascending times of images, and their mean distances (px).
         initial: MD(0), px, positive.
     """
     values, reached, index = [], 1.0, 0
@@ -119,10 +181,3 @@ def decay(seconds: Sequence[float], distances: Sequence[float], initial: float, 
             index += 1
         values.append(reached)
     return values
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """(25 %, median, 75 %) of values."""
-    shares = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(shares).tolist()
-    return low, middle, high

@@ -1,30 +1,33 @@
-"""How alike two images look, and two sets of images: published metrics where they are at hand, else our own.
+"""Similarity of two images and of two sets of images: published metrics where they are available, else our own.
 
-`torchmetrics`: LPIPS and FID, by the package of that name, with the weights that `autodrag.eval.weights` looks for.
-`own`: MSE and SSIM, and the Fréchet distance in features of the checkpoint's landmark net. Tables name which was used.
+`torchmetrics`: LPIPS and FID, by the package of that name, with the weights that `autodrag.eval.weights` finds.
+`own`: MSE and SSIM, and the Fréchet distance in features of the checkpoint's landmark net. Tables name the metric.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autodrag.eval.metrics import quartiles, squared_error, structural_similarity
-from autodrag.eval.run import spread
+from autodrag.eval.metrics import squared_error, structural_similarity
+from autodrag.eval.tables import Measure
 from autodrag.eval.weights import FID, LPIPS, missing, path_of, require
 from autodrag.infer.measure import find_landmarks
 from autodrag.nets.landmarks import LandmarkNet
 
 CHOICES = ("auto", "torchmetrics", "own")
 
-HEADS = {"mse": ("MSE × 10²", 100.0), "lpips": ("LPIPS × 10", 10.0), "ssim": ("SSIM", 1.0)}
-"""Name of a measure to its column and the factor by which it is printed."""
+MEASURES = {
+    "mse": Measure("MSE × 10²", 3, factor=100.0),
+    "lpips": Measure("LPIPS × 10", 3, factor=10.0),
+    "ssim": Measure("SSIM", 3),
+}
+"""How tables show each measure; the factors are those of the papers."""
 
 Similarity = Callable[[Tensor, Tensor], float]
 """Two images (1, 3, H, W) in [-1, 1] to a number."""
@@ -37,7 +40,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
         choices=CHOICES,
         default="auto",
         help="torchmetrics: LPIPS or FID, from weights on this machine; own: MSE and SSIM, or the Fréchet distance in "
-        "features of the checkpoint's landmark net; auto (default): torchmetrics where its weights are at hand",
+        "features of the checkpoint's landmark net; auto (default): torchmetrics where its weights are available",
     )
 
 
@@ -61,7 +64,7 @@ def load_lpips(device: torch.device) -> Similarity:
 
 
 def similarities(choice: str, device: torch.device) -> dict[str, Similarity]:
-    """The measures of two images by name: `mse` and `ssim`, and `lpips` where it is asked for or at hand."""
+    """The measures of two images by name: `mse` and `ssim`, and `lpips` where it is chosen or available."""
     own: dict[str, Similarity] = {"mse": squared_error, "ssim": structural_similarity}
     if choice == "own" or (choice == "auto" and missing(LPIPS)):
         return own
@@ -69,27 +72,27 @@ def similarities(choice: str, device: torch.device) -> dict[str, Similarity]:
 
 
 @dataclass(frozen=True)
-class Features:
+class ImageFeatures:
     """A description of an image, for the Fréchet distance between sets of them."""
 
     title: str
-    """What the distance in these features is called."""
+    """Name of the distance in these features."""
     of: Callable[[Tensor], Float[Tensor, " C"]]
     """(1, 3, H, W) in [-1, 1] to features."""
 
 
-def load_features(choice: str, net: LandmarkNet | None, device: torch.device) -> Features | None:
-    """Inception's features (FID) where they are asked for or at hand, else the landmark net's; None without one."""
+def load_features(choice: str, net: LandmarkNet | None, device: torch.device) -> ImageFeatures | None:
+    """Inception's features (FID) where they are chosen or available, else the landmark net's; None without a net."""
     if choice == "torchmetrics" or (choice == "auto" and not missing(FID)):
         return _inception(device)
     if net is None:
         return None
     own = net  # for the type checker
-    return Features("Fréchet", lambda image: find_landmarks(own, image).features[0])
+    return ImageFeatures("Fréchet", lambda image: find_landmarks(own, image).features[0])
 
 
-def _inception(device: torch.device) -> Features:
-    """Features of FID (Heusel et al. 2017) on uint8 images, as torchmetrics computes them."""
+def _inception(device: torch.device) -> ImageFeatures:
+    """ImageFeatures of FID (Heusel et al. 2017) on uint8 images, as torchmetrics computes them."""
     require(FID)
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -101,23 +104,4 @@ def _inception(device: torch.device) -> Features:
         features: Tensor = inception(pixels)[0]
         return features
 
-    return Features("FID", of)
-
-
-def score_rows(records: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> dict[str, Any]:
-    """Mean and quartiles of every measure over records, by the factors of HEADS."""
-    rows = {}
-    for key in measures:
-        values = [r[key] * HEADS[key][1] for r in records]
-        rows[key] = {"mean": sum(values) / len(values), "quartiles": list(quartiles(values))}
-    return rows
-
-
-def score_columns(measures: Sequence[str]) -> list[str]:
-    """Titles of a table's columns for `score_cells`."""
-    return [title for key in measures for title in (HEADS[key][0], "median (quartiles)")]
-
-
-def score_cells(row: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
-    """Cells of a table: mean, and median with quartiles, of every measure."""
-    return [text for key in measures for text in (f"{row[key]['mean']:.3f}", spread(row[key]["quartiles"], 3))]
+    return ImageFeatures("FID", of)

@@ -1,6 +1,6 @@
 """Pictures of a run: distance against time, decay of the distance, and a contact sheet of edits.
 
-matplotlib is imported where it is needed; without it a run ends with its tables and says what it left out.
+matplotlib is imported on use; without it a run ends with its tables and names the plots that are missing.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
-from autodrag.eval.metrics import quartiles
-from autodrag.eval.run import Bench, Edited, Record
+from autodrag.eval.bench import Bench
+from autodrag.eval.log import Record
+from autodrag.eval.tables import quartiles
 from autodrag.eval.tasks import Pair
 from autodrag.files import replacing
 from autodrag.images import read_image, to_uint8, write_png
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHEET_PAIRS = 32
-"""How many tasks a contact sheet shows."""
+"""Number of pairs that a contact sheet shows."""
 CELL_PX = 192
 _HEADER_PX = 24
 _GAP_PX = 2
@@ -71,39 +73,38 @@ def plot_decay(curves: dict[str, list[list[float]]], times: Sequence[float], pat
     _save(figure, path)
 
 
-def keep_picture(bench: Bench, task: Record, edited: Edited) -> None:
-    """Keeps the result of a task that the contact sheet will show."""
-    if task["pair"] < SHEET_PAIRS:
-        write_png(bench.picture(task), edited.picture)
+def picture_path(out: Path, record: Record) -> Path:
+    """File of the image of a drag, kept for the contact sheet."""
+    return out / "images" / f"{record['method']}-{record['points']}-{record['pair']:02d}.png"
 
 
-def write_sheet(bench: Bench, pairs: Sequence[Pair], records: Sequence[Record], path: Path) -> None:
-    """A contact sheet of the first tasks: before with its drags, then each method's result.
+def write_sheet(bench: Bench, out: Path, pairs: Sequence[Pair], records: Sequence[Record], points: int) -> None:
+    """A contact sheet of the first pairs: the image before with its drags, then each method's result.
 
-    `records` are those of one number of points. On a result red is where a point was found again and blue where it
-    should be; where nothing was looked for or found, only the picture is shown.
+    `records` are those of one number of points. On a result, red is where a point was found and blue its target; where
+    nothing was searched or found, the picture has no marks.
     """
     names = list(dict.fromkeys(r["method"] for r in records if r["method"] != "none"))
     by_task = {(r["method"], r["pair"]): r for r in records}
     cells: list[np.ndarray] = []
     for k in range(min(len(pairs), SHEET_PAIRS)):
-        _, handles, targets = pairs[k].drags(records[0]["points"])
-        before = to_uint8(bench.image(pairs[k].latent))[0]
-        cells.append(annotate(before, handles=handles.cpu(), targets=targets.cpu(), least=CELL_PX))
+        drag = pairs[k].drag(points, torch.device("cpu"))
+        before = to_uint8(bench.image(pairs[k].latent.to(bench.device)))[0]
+        cells.append(annotate(before, handles=drag.handles, targets=drag.targets, least=CELL_PX))
         for name in names:
             record = by_task[name, k]
             found = record.get("found")
-            after = read_image(bench.picture(record))
+            after = read_image(picture_path(out, record))
             if found is None:
                 cells.append(enlarge(after, CELL_PX))
             else:
-                cells.append(annotate(after, handles=found, targets=targets.cpu(), least=CELL_PX))
+                cells.append(annotate(after, handles=found, targets=drag.targets, least=CELL_PX))
     width = len(names) + 1
     repeats = max(1, 12 // width)
     sheet = contact_sheet(cells, columns=width * repeats, gap=_GAP_PX)
     shown = min(width * repeats, len(cells))
     labels = _labels((["before", *names] * repeats)[:shown], cells[0].shape[1], sheet.shape[1])
-    write_png(path, np.concatenate([labels, sheet]))
+    write_png(out / f"sheet-{points}.png", np.concatenate([labels, sheet]))
 
 
 def _labels(names: Sequence[str], cell: int, width: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,45 +1,54 @@
 """Time and memory of plain synthesis, of a refiner step, and of a whole edit by methods that take no steps.
 
-Random weights serve where no checkpoint is named: time does not depend on what a network has learned. Within a row,
-syntheses and steps alternate in one process, so that a slow minute of the machine hits both; the ratio of their medians
-is what to quote. Every row has a process of its own, whose peak is the memory: the resident size on the CPU (weights
-and libraries included), what torch has allocated on a GPU. Time excludes loading and the first call of everything.
+Without a checkpoint, random weights are measured: the time does not depend on what a network has learned. Within a row,
+syntheses and steps alternate in one process, so that a slow minute of the machine affects both; quote the ratio of
+their medians. Every row has a process of its own, whose peak is the memory: the resident size on the CPU (weights and
+libraries included), the memory that torch has allocated on a GPU. Loading and the first call of everything are excluded
+from the times.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import subprocess
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from autodrag.checkpoint import find_checkpoint, fingerprint, load_generator, load_learned
+from autodrag.acceleration import accelerate
+from autodrag.checkpoint import find_checkpoint, fingerprint, load_editor, load_generator
 from autodrag.errors import AutodragError
-from autodrag.eval.methods import Settings, make_methods
-from autodrag.eval.metrics import quartiles
-from autodrag.eval.run import Record, claim, finish, markdown, run_tasks, spread
-from autodrag.infer.checks import check_device
-from autodrag.infer.predict import LearnedNets, PredictConfig, make_drags, predict
-from autodrag.infer.refine import RefineConfig, StepState, refine
+from autodrag.eval import log, results
+from autodrag.eval.log import Record
+from autodrag.eval.methods import Limits, make_methods
+from autodrag.eval.run import finish
+from autodrag.eval.tables import Columns, optional, quartiles, spread
+from autodrag.infer.draggan import DragganConfig, draggan
+from autodrag.infer.locate import LocateConfig, Problem, take_step
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.predict import PredictConfig, batch_of, predict
+from autodrag.infer.task import Control, Drag, check_device
+from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.predictor import Predictor, PredictorConfig
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig
 from autodrag.train.editor import fit_predictor
 
-PRESETS = {"draggan": "draggan", "refiner": "default"}
-"""Methods that work in steps, and their presets."""
-ONE_SHOT = ("userlt", "predictor")
-"""Methods that are measured as a whole edit; of a predictor random weights serve as well."""
+STEPWISE = ("draggan", "refine")
+"""Methods that are measured by the step."""
+ONE_SHOT = ("userlt", "predict")
+"""Methods that are measured by the edit; the predictor also with random weights."""
 SIZES = (128, 256, 512, 1024)
 DTYPES = ("float32", "bfloat16")
 _SYNTHESES = 3
@@ -47,7 +56,7 @@ _SYNTHESES = 3
 
 @dataclass(frozen=True)
 class Row:
-    """What one process measures."""
+    """One measurement, in a process of its own."""
 
     px: int
     method: str
@@ -56,10 +65,35 @@ class Row:
     compiled: bool
 
 
-def measure(row: Row, generator: Generator, folder: Path | None, *, rounds: int, steps: int) -> Record:
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured, and on which weights."""
+
+    checkpoint: str | None
+    """None: random weights."""
+    channel_base: int
+    """Width of random weights."""
+    rounds: int
+    """Repetitions of three syntheses and a drag."""
+    max_steps: int
+    """Steps of each drag."""
+    threads: int
+    """CPU threads of torch."""
+
+    def open_generator(self, px: int) -> Generator:
+        """The generator of the checkpoint, or random weights in StyleGAN2's published shape."""
+        if self.checkpoint is not None:
+            return load_generator(self.checkpoint)[0]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Generator(GeneratorConfig(resolution=px, channel_base=self.channel_base))
+
+
+def measure(row: Row, extent: Extent) -> Record:
     """Quartiles of the seconds of plain synthesis and of one step, or one edit, and peak memory in MB."""
+    torch.set_num_threads(extent.threads)
     device = check_device(row.device)
-    generator = generator.to(device).freeze()
+    generator = extent.open_generator(row.px).to(device).freeze()
     if row.compiled:
         # Whole functions: blocks on their own would share one code object, and dynamo's limit of graphs for it.
         generator.features = torch.compile(generator.features)  # type: ignore[method-assign]
@@ -72,21 +106,29 @@ def measure(row: Row, generator: Generator, folder: Path | None, *, rounds: int,
     autocast: contextlib.AbstractContextManager[Any] = (
         torch.autocast(device.type, dtype=torch.bfloat16) if row.dtype == "bfloat16" else contextlib.nullcontext()
     )
-    work = _steps(row, generator, steps, wait) if row.method in PRESETS else _edit(row, generator, folder, wait)
+    folder = None if extent.checkpoint is None else find_checkpoint(extent.checkpoint)
+    if row.method in STEPWISE:
+        work = _steps(row.method, generator, extent.max_steps, wait)
+    elif row.method == "predict":
+        work = _prediction(generator, folder, wait)
+    else:
+        assert folder is not None
+        work = _edit(row.method, generator, folder, wait)
     synthesis: list[float] = []
     seconds: list[float] = []
     with autocast:
-        for turn in range(rounds + 1):
-            made = [_seconds(lambda: _synthesise(generator, latent), wait) for _ in range(_SYNTHESES)]
-            done = work(latent, handle, target)
+        for turn in range(extent.rounds + 1):
+            plain = [_seconds(lambda: _synthesise(generator, latent), wait) for _ in range(_SYNTHESES)]
+            done = work(latent, Drag(handle, target))
             if turn:  # the first turn warms up
-                synthesis += made
-                seconds += done
-    plain, one = quartiles(synthesis), quartiles(seconds)
+                synthesis += plain
+                seconds.append(done)
+    plain_s, work_s = quartiles(synthesis), quartiles(seconds)
     return {
-        "synthesis_s": list(plain),
-        "work_s": list(one),
-        "ratio": one[1] / plain[1],
+        "synthesis_s": list(plain_s),
+        "work_s": list(work_s),
+        "mean_work_s": sum(seconds) / len(seconds),
+        "ratio": work_s[1] / plain_s[1],
         "measured": len(seconds),
         "memory_mb": _peak_mb(device),
         "torch": torch.__version__,
@@ -94,76 +136,77 @@ def measure(row: Row, generator: Generator, folder: Path | None, *, rounds: int,
     }
 
 
-Work = Callable[[Tensor, Tensor, Tensor], list[float]]
+Work = Callable[[Tensor, Drag], float]
+"""A latent and a drag to the seconds of a step or an edit."""
 
 
-def _steps(row: Row, generator: Generator, steps: int, wait: Callable[[], object]) -> Work:
-    """Mean seconds of a step of a refiner that is not allowed to end before `steps`; the first also makes references.
+def _steps(method: str, generator: Generator, steps: int, wait: Callable[[], object]) -> Work:
+    """Mean seconds of a step of a refiner; the mean, because not every step computes gradients.
 
-    The mean, because not every step takes gradients.
+    The first step is left out, because it includes the references.
     """
-    preset = RefineConfig.preset(PRESETS[row.method], generator.config.image_size)
-    config = replace(preset, steps=steps, patience=10**6, lost_confidence=0.0, stop_px=1e-3)
-    basis = LatentBasis.of(generator, samples=1024)
+    size, basis = generator.config.image_size, LatentBasis.of(generator, samples=1024)
+    published = replace(DragganConfig.for_image(size), steps=steps, stop_px=1e-3)
 
-    def work(latent: Tensor, handle: Tensor, target: Tensor) -> list[float]:
+    def work(latent: Tensor, drag: Drag) -> float:
         marks: list[float] = []
 
-        def on_step(state: StepState) -> None:
+        def mark(_: object) -> None:
             wait()
             marks.append(time.perf_counter())
 
-        refine(generator, latent, handle, target, config=config, basis=basis, callback=on_step)
-        return [(marks[-1] - marks[1]) / (len(marks) - 2)]
+        image = OpenImage(generator, latent)
+        if method == "draggan":
+            draggan(image, drag, published, Control(callback=mark))
+        else:  # without the stop rules, which random weights would trigger at once
+            problem = Problem(image, drag, LocateConfig.for_image(size), basis, None)
+            state = problem.first_state()
+            for _ in range(steps + 1):
+                mark(state)
+                state = take_step(problem, state)
+        if len(marks) < 3:
+            raise AutodragError(f"{method} ended after {len(marks) - 1} steps; two are needed to measure one")
+        return (marks[-1] - marks[1]) / (len(marks) - 2)
 
     return work
 
 
-def _edit(row: Row, generator: Generator, folder: Path | None, wait: Callable[[], object]) -> Work:
+def _edit(name: str, generator: Generator, folder: Path, wait: Callable[[], object]) -> Work:
     """Seconds of a whole edit with its image."""
-    if row.method == "predictor":
-        return _prediction(generator, folder, wait)
-    if folder is None:
-        raise AutodragError(f"method {row.method!r} needs a checkpoint that has it; give --checkpoint")
-    method = make_methods([row.method], generator, folder, Settings())[row.method]
-
-    def work(latent: Tensor, handle: Tensor, target: Tensor) -> list[float]:
-        return [_seconds(lambda: _synthesise(generator, method(latent, handle, target).latent), wait)]
-
-    return work
+    method = make_methods([name], generator, folder, Limits())[name]
+    return lambda latent, drag: _seconds(lambda: _synthesise(generator, method(latent, drag).latent), wait)
 
 
 def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], object]) -> Work:
-    """Seconds of a closed loop that makes all its rounds, and of the image from the features that it ends with.
+    """Seconds of a closed loop that makes all its rounds, and of the image from its last features.
 
-    It begins, as in an open editor, with the features of the present image, which it has not looked at yet.
+    As in an open editor, the features of the present image are available, and nothing else of the image.
     """
-    if folder is None:
-        nets = random_nets(generator)
-    else:
-        nets = LearnedNets(*load_learned(folder, fingerprint(generator.state_dict())))
-    nets.to(generator.mapping.w_avg.device)
-    config = PredictConfig(stop_px=0.0, gain=0.0)
+    editor = None if folder is None else load_editor(folder, fingerprint(generator.state_dict()))
+    if editor is None:
+        editor = random_editor(generator)
+    accelerate(editor.to(generator.mapping.w_avg.device))
+    config = PredictConfig(stop_px=0.0)
 
-    @torch.inference_mode()
-    def work(latent: Tensor, handle: Tensor, target: Tensor) -> list[float]:
-        drags = make_drags(nets.predictor, handle, target)
-        known = generator.features(latent, block=nets.predictor.config.track_block)
+    @torch.no_grad()
+    def work(latent: Tensor, drag: Drag) -> float:
+        drags = batch_of(drag, editor)
+        features = OpenImage(generator, latent, editor).features
 
         def edit() -> None:
-            found = predict(nets, generator, latent, drags, config=config, features=known)
+            found = predict(OpenImage(generator, latent, editor, features), drags, config)
             generator.image(found.latent, found.features)
 
-        return [_seconds(edit, wait)]
+        return _seconds(edit, wait)
 
     return work
 
 
-def random_nets(generator: Generator) -> LearnedNets:
-    """Random weights at the paper's depth and our width for it, 512."""
+def random_editor(generator: Generator) -> LearnedEditor:
+    """A learned editor with random weights, of the paper's depth and width 512."""
     g = generator.config
     net = fit_predictor(PredictorConfig(), generator)
-    return LearnedNets(Predictor(net), Regularizer(RegularizerConfig(layers=g.latent_layers, w_dim=g.w_dim)))
+    return LearnedEditor(Predictor(net), Regularizer(RegularizerConfig(layers=g.latent_layers, w_dim=g.w_dim)))
 
 
 @torch.no_grad()
@@ -184,7 +227,7 @@ def _rng() -> torch.Generator:
 
 
 def _peak_mb(device: torch.device) -> int | None:
-    """Peak of this process, MB; None where the system does not tell."""
+    """Peak memory of this process, MB; None where the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     try:
@@ -195,88 +238,70 @@ def _peak_mb(device: torch.device) -> int | None:
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def open_generator(checkpoint: str | None, px: int, channel_base: int) -> Generator:
-    """The generator of a checkpoint, or one of random weights in StyleGAN2's published shape."""
-    if checkpoint is not None:
-        return load_generator(checkpoint)[0]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Generator(GeneratorConfig(resolution=px, channel_base=channel_base))
+def measure_in_process(row: Row, extent: Extent) -> Record:
+    """`measure` in a new process.
+
+    Raises:
+        AutodragError: what the measurement raised, with the row that failed.
+    """
+    name = f"{row.method} at {row.px} px on {row.device}"
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, row, extent).result()
+        except (AutodragError, RuntimeError) as error:  # RuntimeError: out of memory, or a process that was stopped
+            said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise AutodragError(f"{name} failed: {said}") from error
 
 
-def table(records: list[Record]) -> str:
-    """The records as a Markdown table."""
-    columns = [
-        "px",
-        "device",
-        "dtype",
-        "method",
-        "plain synthesis, s",
-        "one step or edit, s",
-        "ratio",
-        "peak memory, MB",
-    ]
-    lines = [
-        [
-            str(r["px"]),
-            r["device"] + (" (compiled)" if r["compiled"] else ""),
-            r["dtype"],
-            r["method"] + (" step" if r["method"] in PRESETS else " edit"),
-            spread(r["synthesis_s"], 4),
-            spread(r["work_s"], 4),
-            f"{r['ratio']:.2f}",
-            "–" if r["memory_mb"] is None else str(r["memory_mb"]),
-        ]
-        for r in records
-    ]
-    return markdown(columns, lines)
-
-
-def _run(task: Record, args: argparse.Namespace) -> Record:
-    """Measures a row in a new process."""
-    options = ["--one", json.dumps(task), "--rounds", str(args.rounds), "--max-steps", str(args.max_steps)]
-    options += ["--channel-base", str(args.channel_base)]
-    options += [] if args.checkpoint is None else ["--checkpoint", args.checkpoint]
-    command = [sys.executable, "-m", "autodrag.cli", "eval", "speed", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or "it said nothing").splitlines()[-1].removeprefix("error: ")
-        raise AutodragError(f"{task['method']} at {task['px']} px on {task['device']} failed: {said}")
-    record: Record = json.loads(done.stdout.splitlines()[-1])
-    return record
+COLUMNS: Columns = {
+    "px": lambda r: str(r["px"]),
+    "device": lambda r: r["device"] + (" (compiled)" if r["compiled"] else ""),
+    "dtype": lambda r: r["dtype"],
+    "method": lambda r: r["method"] + (" step" if r["method"] in STEPWISE else " edit"),
+    "plain synthesis, s": lambda r: spread(r["synthesis_s"], 4),
+    "one step or edit, s": lambda r: spread(r["work_s"], 4),
+    "mean, s": lambda r: f"{r['mean_work_s']:.4f}",
+    "ratio": lambda r: f"{r['ratio']:.2f}",
+    "peak memory, MB": lambda r: optional(r["memory_mb"], "d"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="autodrag eval speed", description="Time and memory of edits.")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: random weights at every size of --sizes")
-    parser.add_argument(
-        "--methods", default=",".join((*PRESETS, "predictor")), help=f"of {','.join((*PRESETS, *ONE_SHOT))}"
-    )
+    names = ",".join((*STEPWISE, *ONE_SHOT))
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: random weights of every size of --sizes")
+    parser.add_argument("--methods", default="draggan,refine,predict", help=f"comma-separated, of {names}")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="px, of random weights")
-    parser.add_argument("--devices", help="such as cpu,cuda (default: cpu, and cuda where there is one)")
+    parser.add_argument("--devices", help="such as cpu,cuda (default: cpu, and cuda if available)")
     parser.add_argument("--dtypes", default="float32", help=f"of {','.join(DTYPES)} (default: float32)")
-    parser.add_argument("--compile", action="store_true", help="measure compiled synthesis too (torch.compile)")
+    parser.add_argument("--compile", action="store_true", help="also measure compiled synthesis (torch.compile)")
     parser.add_argument("--channel-base", type=int, default=32768, help="of random weights (default: 32768)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of three syntheses and a drag (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions of three syntheses and a drag (default: 3)")
     parser.add_argument("--max-steps", type=int, default=7, help="steps of each drag (default: 7)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
     parser.add_argument("--out", type=Path, default=Path("out/eval-speed"), help="an earlier run there is continued")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="also write the table as JSON for benchmarks/results.py"
+    )
     return parser
 
 
-def _rows(args: argparse.Namespace) -> list[Record]:
-    """Every row that the options ask for; an AutodragError where one cannot be measured."""
+def _rows(args: argparse.Namespace) -> list[Row]:
+    """Every row that the options describe; an AutodragError where one cannot be measured."""
     methods, dtypes = args.methods.split(","), args.dtypes.split(",")
     for name in methods:
-        if name not in (*PRESETS, *ONE_SHOT):
-            raise AutodragError(f"method {name!r} is unknown; expected some of {', '.join((*PRESETS, *ONE_SHOT))}")
+        if name not in (*STEPWISE, *ONE_SHOT):
+            raise AutodragError(f"method {name!r} is unknown; expected some of {', '.join((*STEPWISE, *ONE_SHOT))}")
         if name == "userlt" and args.checkpoint is None:
             raise AutodragError(f"method {name!r} needs a checkpoint that has it; give --checkpoint")
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise AutodragError(f"--dtypes {dtype}: expected some of {', '.join(DTYPES)}")
-    if args.rounds < 1 or args.max_steps < 3:
-        raise AutodragError(f"--rounds {args.rounds} --max-steps {args.max_steps}: expected at least 1 and 3")
+    if args.rounds < 1 or args.max_steps < 3 or args.threads < 1:
+        raise AutodragError(
+            f"--rounds {args.rounds} --max-steps {args.max_steps} --threads {args.threads}: "
+            "expected at least 1, 3 and 1"
+        )
     devices = (args.devices or ("cpu,cuda" if torch.cuda.is_available() else "cpu")).split(",")
     for device in devices:
         check_device(device)
@@ -289,11 +314,10 @@ def _rows(args: argparse.Namespace) -> list[Record]:
     if args.checkpoint is not None:
         generator, _ = load_generator(args.checkpoint)
         sizes = [generator.config.resolution]
-        make_methods(
-            [name for name in methods if name in ONE_SHOT], generator, find_checkpoint(args.checkpoint), Settings()
-        )
+        one_shot = [name for name in methods if name in ONE_SHOT]
+        make_methods(one_shot, generator, find_checkpoint(args.checkpoint), Limits())
     return [
-        {"px": px, "method": method, "device": device, "dtype": dtype, "compiled": compiled}
+        Row(px, method, device, dtype, compiled)
         for px in sizes
         for device in devices
         for dtype in dtypes
@@ -305,15 +329,14 @@ def _rows(args: argparse.Namespace) -> list[Record]:
 def main(argv: list[str]) -> int:
     """`autodrag eval speed`."""
     args = _parser().parse_args(argv)
-    if args.one is not None:
-        row = Row(**json.loads(args.one))
-        generator = open_generator(args.checkpoint, row.px, args.channel_base)
-        folder = None if args.checkpoint is None else find_checkpoint(args.checkpoint)
-        print(json.dumps(measure(row, generator, folder, rounds=args.rounds, steps=args.max_steps)))
-        return 0
-    tasks = _rows(args)
-    names = ("checkpoint", "channel_base", "rounds", "max_steps")
-    claim(args.out, {"protocol": "speed"} | {name: getattr(args, name) for name in names})
-    records = run_tasks(args.out / "drags.jsonl", tasks, lambda task: _run(task, args), unit="row")
-    finish(args.out, records, table(records))
+    rows = _rows(args)
+    extent = Extent(args.checkpoint, args.channel_base, args.rounds, args.max_steps, args.threads)
+    log.claim(args.out, {"experiment": "speed"} | asdict(extent))
+    keys = [asdict(row) for row in rows]
+    found = log.find_records(args.out, keys)
+    for row, key, record in tqdm(list(zip(rows, keys, found, strict=True)), unit="row", disable=None):
+        if record is None:
+            log.append(args.out, key | measure_in_process(row, extent))
+    records = [record for record in log.find_records(args.out, keys) if record is not None]
+    finish(args, results.make_table("speed", ["autodrag", "eval", "speed", *argv], COLUMNS, records))
     return 0

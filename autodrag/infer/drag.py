@@ -33,7 +33,7 @@ stay closer to the distribution of unedited ones."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class DragSettings:
     """Which method drags, with the settings of its parts."""
 
     method: Method
@@ -72,11 +72,11 @@ _READ_BY = {
     "default": {"steps", "space", "edit_layers", "feature_block", "stop_px"},
     "draggan": {"steps", "lr", "space", "edit_layers", "feature_block", "stop_px"},
 }
-"""Settings of `Parameters` that each part reads. The predictor ignores `steps` and `space`, the refiner's most common
+"""Fields of `Parameters` that each part reads. The predictor ignores `steps` and `space`, the refiner's most common
 settings, so that one form of an interface can serve all methods."""
 
 
-def choose_settings(parameters: Parameters, method: Method, generator: GeneratorConfig) -> Settings:
+def choose_settings(parameters: Parameters, method: Method, generator: GeneratorConfig) -> DragSettings:
     """The configs for the parameters of an edit.
 
     Raises:
@@ -118,13 +118,17 @@ def choose_settings(parameters: Parameters, method: Method, generator: Generator
         predictor = PredictConfig(rounds=rounds, stop_px=stop_px)
     except ValueError as error:
         raise AutodragError(f"the settings cannot be used: {str(error).rstrip('.')}") from None
-    return Settings(method, config, predictor)
+    return DragSettings(method, config, predictor)
 
 
 def run_drag(
-    image: OpenImage, drag: Drag, settings: Settings, control: Control | None = None, basis: LatentBasis | None = None
+    image: OpenImage,
+    drag: Drag,
+    settings: DragSettings,
+    control: Control | None = None,
+    basis: LatentBasis | None = None,
 ) -> DragResult:
-    """DragBatch an open image (B = 1). `basis` is needed by the default refiner and made if it is not given."""
+    """Drags an open image (B = 1). `basis` is needed by the default refiner and made if it is not given."""
     control = control or Control()
     if settings.method == "refine":
         return _refine(image, drag, settings, control, basis)
@@ -162,7 +166,7 @@ def run_drag(
 def _refine(
     image: OpenImage,
     drag: Drag,
-    settings: Settings,
+    settings: DragSettings,
     control: Control,
     basis: LatentBasis | None,
     start: Start | None = None,
@@ -177,7 +181,7 @@ def _refine(
 
 
 def _predicted(
-    image: OpenImage, drag: Drag, guess: Prediction, settings: Settings, control: Control, reason: Reason
+    image: OpenImage, drag: Drag, guess: Prediction, settings: DragSettings, control: Control, reason: Reason
 ) -> DragResult:
     """A prediction for one image as a result, without its anchors."""
     count = len(drag.handles)

@@ -29,7 +29,7 @@ from autodrag.checkpoint import fingerprint, load_editor, load_generator, load_l
 from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Parameters, PointPair, Preset, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask, to_uint8
-from autodrag.infer.drag import Settings, choose_method, choose_settings, run_drag, warm_up
+from autodrag.infer.drag import DragSettings, choose_method, choose_settings, run_drag, warm_up
 from autodrag.infer.history import History, State
 from autodrag.infer.measure import measure_drag
 from autodrag.infer.open_image import OpenImage, opened_latent
@@ -357,7 +357,7 @@ class DragEditor:
     def _task(self, handles: PointsLike, targets: PointsLike, mask: np.ndarray | None, anchors: Any) -> Drag:
         return Drag.of(handles, targets, self.image_size, mask=mask, anchors=anchors, device=self.device)
 
-    def _settings(self, parameters: Parameters, method: str, task: Drag) -> Settings:
+    def _settings(self, parameters: Parameters, method: str, task: Drag) -> DragSettings:
         chosen = choose_method(
             method, can_predict=self.can_predict, masked=task.mask is not None, checkpoint=self.checkpoint
         )

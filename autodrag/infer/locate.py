@@ -98,8 +98,8 @@ def locate(
 ) -> DragResult:
     """Moves the handles of an open image (B = 1) to their targets; the length of the edit counts from that image."""
     control = control or Control()
-    problem = _Problem(image, drag, config, basis, start)
-    state: State | None = None
+    problem = Problem(image, drag, config, basis, start)
+    state: LocateState | None = None
     for step in range(config.steps + 1):
         state = problem.first_state() if state is None else take_step(problem, state)
         if control.callback is not None:
@@ -130,7 +130,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class State:
+class LocateState:
     """The optimisation between two steps."""
 
     best: Evaluation
@@ -150,7 +150,7 @@ class State:
     """Accepted steps since gradients were computed."""
 
 
-def take_step(problem: _Problem, state: State) -> State:
+def take_step(problem: Problem, state: LocateState) -> LocateState:
     """One step: linearise at the best point, solve for the step, evaluate there, accept it or increase the damping."""
     accepted = state.trial is state.best
     masked = state.best.change is not None
@@ -168,7 +168,7 @@ def take_step(problem: _Problem, state: State) -> State:
     newly_lost = (trial.confidences < LOST_CONFIDENCE) & ~problem.lost
     if trial.loss < state.best.loss and not bool(newly_lost.any()):
         failed = trial.loss > state.best.loss * (1 - MIN_GAIN)
-        return State(
+        return LocateState(
             best=trial,
             trial=trial,
             model=model,
@@ -190,7 +190,7 @@ def take_step(problem: _Problem, state: State) -> State:
     )
 
 
-class _Problem:
+class Problem:
     """Everything that stays constant during one optimisation."""
 
     def __init__(
@@ -233,7 +233,7 @@ class _Problem:
             maps = self.origin.output(self.fixed_block)
             self.fixed = 1 - resize_mask(drag.mask, (maps.shape[2], maps.shape[3]))
 
-    def first_state(self) -> State:
+    def first_state(self) -> LocateState:
         """The evaluation at the start. Points that are not recognised there are lost."""
         value = self.start.new_zeros(1, self.rows, self.start.shape[2])
         first = self.evaluate(value, self.first_points)
@@ -241,7 +241,7 @@ class _Problem:
         if bool(self.lost.any()):
             self.weights[: self.n_handles][self.lost] = 0
             first = self.evaluate(value, self.first_points)
-        return State(first, first, None, None, DAMPING, self.reach, failures=0, age=0)
+        return LocateState(first, first, None, None, DAMPING, self.reach, failures=0, age=0)
 
     def evaluate(self, value: Float[Tensor, "1 R D"], expected: Float[Tensor, "N 2"]) -> Evaluation:
         """Synthesises features at `value` and tracks the points, which are expected at `expected` px."""
@@ -349,7 +349,7 @@ def linearise(at: Evaluation, rng: torch.Generator) -> LinearModel:
     return LinearModel(at.errors.detach(), jacobian[:-1], jacobian[-1], scale)
 
 
-def _reason(problem: _Problem, state: State, step: int, control: Control) -> Reason | None:
+def _reason(problem: Problem, state: LocateState, step: int, control: Control) -> Reason | None:
     """Why to end now, if at all."""
     followed = _distances(problem, state.best)[~problem.lost]
     if not len(followed):
@@ -365,11 +365,11 @@ def _reason(problem: _Problem, state: State, step: int, control: Control) -> Rea
     return "stalled" if state.failures >= PATIENCE else None
 
 
-def _distances(problem: _Problem, at: Evaluation) -> Float[Tensor, " N"]:
+def _distances(problem: Problem, at: Evaluation) -> Float[Tensor, " N"]:
     return (at.points[: problem.n_handles] - problem.drag.targets).norm(dim=1)
 
 
-def _result(problem: _Problem, at: Evaluation, step: int, reason: Reason, control: Control) -> DragResult:
+def _result(problem: Problem, at: Evaluation, step: int, reason: Reason, control: Control) -> DragResult:
     latent = at.latent.detach()
     return DragResult(
         latent=latent,

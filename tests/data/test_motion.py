@@ -90,7 +90,7 @@ def test_anchors_stay_and_padding_is_told_from_both(tiny_generator: Generator) -
     assert torch.equal(sample.drags.handles[held], sample.drags.targets[held])
     assert not (sample.moving & ~sample.drags.valid).any()
     assert sample.drags.valid.any(dim=0).all()  # no row of padding alone
-    # DragBatch come first, then anchors, then padding.
+    # Drags come first, then anchors, then padding.
     order = sample.moving.int() * 2 + held.int()
     assert (order.diff(dim=1) <= 0).all()
 

@@ -1,4 +1,4 @@
-"""A tiny checkpoint with a landmark net, and a run on it."""
+"""A tiny checkpoint with a landmark net, and a bench on it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from autodrag.eval.run import Bench, add_options, open_bench
+from autodrag.eval.bench import Bench, add_options, open_bench
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 from autodrag.release import save_tensors
 
 
 @pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are not shared among processes, and torch's threads stay as they are."""
-    monkeypatch.setattr("autodrag.eval.run.default_jobs", lambda device: 1)
-    monkeypatch.setattr("autodrag.eval.run.threads_each", lambda jobs: torch.get_num_threads())
-
-
-@pytest.fixture(autouse=True)
 def few_usual_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty unedited images say what is usual."""
+    """Twenty unedited images define the usual constellations."""
     monkeypatch.setattr("autodrag.eval.landmarks.USUAL", 20)
 
 
@@ -44,13 +37,13 @@ def landmark_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def make_bench(landmark_checkpoint: Path, tmp_path: Path) -> Callable[..., Bench]:
+def make_bench(landmark_checkpoint: Path) -> Callable[..., Bench]:
     """A bench of two pairs; arguments are further options."""
 
     def build(*options: str, checkpoint: Path = landmark_checkpoint) -> Bench:
         parser = argparse.ArgumentParser(prog="autodrag eval landmarks")
-        add_options(parser, steps=2, psi=0.7)
-        given = ["--checkpoint", str(checkpoint), "--pairs", "2", "--device", "cpu", "--out", str(tmp_path / "run")]
+        add_options(parser, steps=2, psi=0.7, pairs=200, out="out")
+        given = ["--checkpoint", str(checkpoint), "--pairs", "2", "--device", "cpu"]
         return open_bench(parser.parse_args([*given, *options]))
 
     return build

@@ -1,4 +1,4 @@
-"""What a mask is worth: its shape, the change outside of it, and the command."""
+"""Preservation of masks: the shape of a mask, the change outside it, and the command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from autodrag.cli import main
-from autodrag.eval.masks import change_outside, ellipse, summarise
+from autodrag.errors import AutodragError
+from autodrag.eval.masks import MaskExperiment, change_outside, ellipse
+from autodrag.eval.run import parse
 
 
 def test_an_ellipse_holds_its_points_with_room() -> None:
@@ -33,21 +35,26 @@ def test_change_is_measured_outside_alone() -> None:
     assert change_outside(before, after, mask) == 0.5
 
 
-def test_rows_are_means_over_drags_whose_mask_leaves_something() -> None:
-    drag = {"points": 1, "method": "refiner", "share": 0.5}
-    changes = [(0.2, 0.1, 3.0, 4.0), (0.4, 0.1, 5.0, 6.0)]
-    names = ("free_change", "held_change", "free_distance", "held_distance")
+def test_rows_are_means_over_drags_whose_mask_leaves_something(landmark_checkpoint: Path) -> None:
+    options = ["--checkpoint", str(landmark_checkpoint), "--methods", "none", "--device", "cpu"]
+    experiment = MaskExperiment(parse(MaskExperiment, options))
+    drag = {"points": 1, "method": "none", "share": 0.5, "seconds": 1.0}
+    changes = [(0.2, 0.1, 0.5, 3.0, 4.0), (0.4, 0.1, 0.25, 5.0, 6.0)]
+    names = ("free_change", "masked_change", "ratio", "free_distance", "masked_distance")
     records = [{**drag, **dict(zip(names, values, strict=True))} for values in changes]
-    (row,) = summarise([*records, {**drag, "share": 1.0}])
-    assert row["drags"] == 2 and row["ratio"] == pytest.approx(0.2 / 0.6)
-    assert (row["free_distance"], row["held_distance"]) == (4.0, 5.0)
-    assert row["ratios"][1] == pytest.approx(0.375)
+    full = {**drag, "share": 1.0}
+    (row,) = experiment.rows([*records, full])
+    assert row["drags"] == 2 and row["ratio_of_means"] == pytest.approx(0.2 / 0.6)
+    assert (row["free_distance"]["mean"], row["masked_distance"]["mean"]) == (4.0, 5.0)
+    assert row["ratio"]["quartiles"][1] == pytest.approx(0.375)
+    with pytest.raises(AutodragError, match="every mask fills its image; drag fewer points"):
+        experiment.rows([full])
 
 
 def test_the_command(landmark_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     options = ["--checkpoint", str(landmark_checkpoint), "--out", str(out), "--pairs", "3", "--steps", "2"]
-    assert main(["eval", "masks", *options, "--methods", "none,refiner", "--device", "cpu"]) == 0
+    assert main(["eval", "masks", *options, "--methods", "none,refine", "--device", "cpu", "--jobs", "1"]) == 0
     assert "ratio of means" in capsys.readouterr().out
     rows = json.loads((out / "table.json").read_text())
-    assert {row["method"] for row in rows} <= {"none", "refiner"} and rows
+    assert {row["method"] for row in rows} <= {"none", "refine"} and rows

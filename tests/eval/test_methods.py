@@ -9,22 +9,23 @@ from learned import save_learned, tiny_nets
 from torch import Tensor
 
 from autodrag.errors import AutodragError, CheckpointError
-from autodrag.eval.methods import METHODS, Outcome, Settings, check_names, make_methods
+from autodrag.eval.methods import METHODS, Limits, MethodResult, check_names, digest, identities, make_methods
+from autodrag.infer.task import Drag
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 
 def test_the_published_stop_rule() -> None:
-    settings = Settings()
-    assert [settings.stop_px(n) for n in (1, 5, 6, 68)] == [1.0, 1.0, 2.0, 2.0]
-    assert settings.overrides(6) == {"steps": 300, "stop_px": 2.0}
-    assert Settings(None, "own").overrides(6) == {}
-    assert Settings(10, 0.25).overrides(1) == {"steps": 10, "stop_px": 0.25}
+    limits = Limits()
+    assert [limits.stop_px(n) for n in (1, 5, 6, 68)] == [1.0, 1.0, 2.0, 2.0]
+    assert limits.overrides(6) == {"steps": 300, "stop_px": 2.0}
+    assert Limits(None, "own").overrides(6) == {}
+    assert Limits(10, 0.25).overrides(1) == {"steps": 10, "stop_px": 0.25}
 
 
 @pytest.mark.parametrize("values", [{"steps": -1}, {"stop": 0.0}, {"stop": float("nan")}])
-def test_bad_settings(values: dict[str, Any]) -> None:
+def test_bad_limits(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        Settings(**values)
+        Limits(**values)
 
 
 def test_names_are_checked() -> None:
@@ -35,35 +36,35 @@ def test_names_are_checked() -> None:
         check_names(["none", "none"])
 
 
-@pytest.mark.parametrize("name", ["userlt", "predictor", "hybrid"])
+@pytest.mark.parametrize("name", ["userlt", "predict", "both"])
 def test_a_missing_net_is_named(name: str, tiny_generator: Generator, tiny_checkpoint: Path) -> None:
     with pytest.raises(AutodragError, match=str(tiny_checkpoint)):
-        make_methods([name], tiny_generator, tiny_checkpoint, Settings())
+        make_methods([name], tiny_generator, tiny_checkpoint, Limits())
 
 
 def test_by_default_all_that_can_run(tiny_generator: Generator, tiny_checkpoint: Path) -> None:
-    assert list(make_methods(None, tiny_generator, tiny_checkpoint, Settings())) == [
+    assert list(make_methods(None, tiny_generator, tiny_checkpoint, Limits())) == [
         "none",
         "draggan",
-        "refiner",
+        "refine",
         "freedrag",
     ]
 
 
-@pytest.mark.parametrize("name", ["draggan", "refiner", "freedrag"])
+@pytest.mark.parametrize("name", ["draggan", "refine", "freedrag"])
 def test_methods_keep_to_the_steps_and_tell_what_they_do(
     name: str, tiny_generator: Generator, tiny_checkpoint: Path
 ) -> None:
     latent = tiny_generator.map(seed_z(0, 32), psi=0.7)
     handles, targets = torch.tensor([[8.0, 8.0]]), torch.tensor([[20.0, 12.0]])
-    method = make_methods([name], tiny_generator, tiny_checkpoint, Settings(steps=3, stop=0.01))[name]
+    method = make_methods([name], tiny_generator, tiny_checkpoint, Limits(steps=3, stop=0.01))[name]
     seen: list[tuple[float, Tensor]] = []
-    outcome = method(latent, handles, targets, trace=lambda seconds, w: seen.append((seconds, w)))
-    assert isinstance(outcome, Outcome) and outcome.steps == 3 and outcome.reason == "steps"
+    result = method(latent, Drag(handles, targets), trace=lambda seconds, w: seen.append((seconds, w)))
+    assert result.steps == 3 and result.reason == "steps"
     assert len(seen) == 4  # before each step, and at the end
     assert [s for s, _ in seen] == sorted(s for s, _ in seen)
     assert torch.equal(seen[0][1], latent) and not torch.equal(seen[-1][1], latent)
-    assert torch.equal(outcome.latent[:, 6:], latent[:, 6:])
+    assert torch.equal(result.latent[:, 6:], latent[:, 6:])
 
 
 @pytest.mark.parametrize("regularizer", [True, False])
@@ -72,16 +73,30 @@ def test_a_predictor_runs_with_the_regularizer_that_it_was_trained_with(
 ) -> None:
     save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator, regularizer=regularizer))
     latent, points = tiny_generator.map(seed_z(0, 32), psi=0.7), torch.tensor([[8.0, 8.0]])
-    method = make_methods(["predictor"], tiny_generator, tmp_path, Settings())["predictor"]
-    assert not torch.equal(method(latent, points, points + 8).latent, latent)
+    method = make_methods(["predict"], tiny_generator, tmp_path, Limits())["predict"]
+    assert not torch.equal(method(latent, Drag(points, points + 8)).latent, latent)
     if regularizer:
         (tmp_path / "regularizer.safetensors").unlink()
         with pytest.raises(CheckpointError, match="was trained together with a regularizer"):
-            make_methods(["hybrid"], tiny_generator, tmp_path, Settings())
+            make_methods(["both"], tiny_generator, tmp_path, Limits())
 
 
 def test_none_does_nothing(tiny_generator: Generator, tiny_checkpoint: Path) -> None:
     latent = tiny_generator.map(seed_z(0, 32))
     points = torch.tensor([[8.0, 8.0]])
-    outcome = METHODS["none"](tiny_generator, tiny_checkpoint, Settings())(latent, points, points + 4)
-    assert outcome == Outcome(latent, 0, "none")
+    result = METHODS["none"](tiny_generator, tiny_checkpoint, Limits())(latent, Drag(points, points + 4))
+    assert result == MethodResult(latent, 0, "none")
+
+
+def test_identities_follow_networks_and_settings(tmp_path: Path) -> None:
+    before = identities(tmp_path, (64, 64))
+    assert set(before) == set(METHODS) and before == identities(tmp_path, (64, 64))
+    assert before != identities(tmp_path, (128, 128))  # other presets
+    (tmp_path / "predictor.safetensors").write_bytes(b"one")
+    after = identities(tmp_path, (64, 64))
+    assert {name for name in METHODS if after[name] != before[name]} == {"predict", "both"}
+    (tmp_path / "predictor.safetensors").write_bytes(b"two")
+    (tmp_path / "userlt.safetensors").write_bytes(b"one")
+    again = identities(tmp_path, (64, 64))
+    assert {name for name in METHODS if again[name] != after[name]} == {"predict", "both", "userlt"}
+    assert digest(Limits(7)) == digest(Limits(7)) != digest(Limits(8))

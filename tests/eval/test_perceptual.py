@@ -9,7 +9,7 @@ import torch
 
 from autodrag.errors import AutodragError
 from autodrag.eval import perceptual
-from autodrag.eval.perceptual import load_features, score_cells, score_columns, score_rows, similarities
+from autodrag.eval.perceptual import MEASURES, load_features, similarities
 from autodrag.eval.weights import FID, LPIPS, Weights, missing, path_of, require
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 
@@ -47,7 +47,7 @@ def known(hub: Path, value: object, *packages: str) -> Weights:
     return Weights("Some metric", f"net-{digest[:8]}.pth", SOME.url, packages)
 
 
-def test_weights_at_hand(hub: Path) -> None:
+def test_weights_that_are_there(hub: Path) -> None:
     require(known(hub, {"weight": torch.zeros(2)}, "torch"))
     with pytest.raises(AutodragError, match=r"needs the package no_such_package .*pip install 'autodrag\[eval\]'"):
         require(known(hub, {"weight": torch.ones(2)}, "torch", "no_such_package"))
@@ -86,7 +86,7 @@ def test_our_own_metrics(choice: str) -> None:
     assert torch.equal(features.of(image), net(image).features[0])
 
 
-def test_lpips_is_added_where_it_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_is_added_where_it_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], float]:
         return lambda a, b: 0.25
 
@@ -98,9 +98,5 @@ def test_lpips_is_added_where_it_is_at_hand(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_scores_are_printed_as_the_papers_do() -> None:
     """MSE times 100, LPIPS times 10."""
-    records = [{"mse": 0.01, "lpips": 0.1}, {"mse": 0.02, "lpips": 0.2}, {"mse": 0.06, "lpips": 0.3}]
-    row = score_rows(records, ["mse", "lpips"])
-    assert row["mse"]["mean"] == pytest.approx(3.0) and row["lpips"]["mean"] == pytest.approx(2.0)
-    assert row["mse"]["quartiles"] == pytest.approx([1.5, 2.0, 4.0])
-    assert score_columns(["mse", "lpips"])[::2] == ["MSE × 10²", "LPIPS × 10"]
-    assert score_cells(row, ["mse"]) == ["3.000", "2.000 (1.500–4.000)"]
+    assert {name: measure.factor for name, measure in MEASURES.items()} == {"mse": 100, "lpips": 10, "ssim": 1}
+    assert [measure.title for measure in MEASURES.values()][:2] == ["MSE × 10²", "LPIPS × 10"]

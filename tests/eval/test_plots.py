@@ -6,16 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from autodrag.eval.plots import CELL_PX, SHEET_PAIRS, keep_picture, plot_decay, plot_distances, write_sheet
-from autodrag.eval.run import Bench, Record, drag
+from autodrag.eval.bench import Bench
+from autodrag.eval.log import Record
+from autodrag.eval.plots import CELL_PX, picture_path, plot_decay, plot_distances, write_sheet
 from autodrag.eval.tasks import Pair
-from autodrag.images import read_image
+from autodrag.images import read_image, to_uint8, write_png
 from autodrag.infer.draw import RED
 
 RECORDS: list[Record] = [
     {"method": name, "points": 1, "pair": k, "seconds": 0.1 * (k + 1), "distance": 2.0 + k}
     for k in range(3)
-    for name in ("none", "refiner")
+    for name in ("none", "refine")
 ]
 
 
@@ -37,26 +38,20 @@ def test_without_matplotlib_a_plot_is_left_out(
 
 
 def test_sheet(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
-    bench = make_bench("--methods", "none,refiner,draggan")
+    bench = make_bench("--methods", "none")
     handles, targets = torch.tensor([[8.0, 8.0]]), torch.tensor([[20.0, 12.0]])
     pairs = [Pair(seed, bench.latent(seed), handles, targets, (0,), bench.latent(seed)) for seed in (1, 2)]
     records = []
-    for task in bench.tasks((1,), len(pairs)):
-        keep_picture(bench, task, drag(bench, "none", pairs[task["pair"]].latent, handles, targets))
-        records.append(task | ({"found": [[9.0, 9.0]]} if task["method"] == "refiner" else {"found": None}))
-    write_sheet(bench, pairs, records, tmp_path / "sheet.png")
-    sheet = read_image(tmp_path / "sheet.png")
-    header, gap, columns = 24, 2, 6  # before, refiner and draggan, twice
+    for index in range(2):
+        for method, found in (("none", None), ("refine", [[9.0, 9.0]]), ("draggan", None)):
+            record = {"method": method, "points": 1, "pair": index, "found": found}
+            write_png(picture_path(tmp_path, record), to_uint8(bench.image(pairs[index].latent))[0])
+            records.append(record)
+    write_sheet(bench, tmp_path, pairs, records, 1)
+    sheet = read_image(tmp_path / "sheet-1.png")
+    header, gap, columns = 24, 2, 6  # before, refine and draggan, twice
     assert sheet.shape == (header + CELL_PX, columns * (CELL_PX + gap) - gap, 3)
     cells = [sheet[header:, c * (CELL_PX + gap) :][:, :CELL_PX] for c in range(columns)]
     red = [bool((cell == RED).all(axis=2).any()) for cell in cells]
     assert red == [True, True, False] * 2  # points are drawn where they were found
     assert sheet[:header].min() < 100  # names
-
-
-def test_only_the_first_pictures_are_kept(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench("--methods", "none")
-    edited = drag(bench, "none", bench.latent(1), torch.zeros(1, 2), torch.ones(1, 2))
-    for k in (SHEET_PAIRS - 1, SHEET_PAIRS):
-        keep_picture(bench, {"method": "none", "points": 1, "pair": k}, edited)
-    assert [path.name for path in (bench.out / "images").iterdir()] == ["none-1-31.png"]

@@ -10,19 +10,28 @@ import torch
 from torch import Tensor
 
 from autodrag.errors import AutodragError
+from autodrag.eval.bench import Bench
 from autodrag.eval.detectors import Detection
-from autodrag.eval.run import Bench
 from autodrag.eval.tasks import (
+    FlowSource,
     Perturbation,
-    add_flow_options,
     add_source_options,
     flow_pairs,
     landmark_pairs,
     perturb,
-    read_flow,
     read_source,
 )
 from autodrag.nets.stylegan2 import seed_z
+
+CPU = torch.device("cpu")
+
+
+def source_options(*options: str) -> argparse.Namespace:
+    """Options as a command line reads them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--points")
+    add_source_options(parser)
+    return parser.parse_args(options)
 
 
 class FakeDetector:
@@ -47,9 +56,9 @@ def test_pairs_of_landmarks(make_bench: Callable[..., Bench]) -> None:
     for pair in pairs:
         assert sorted(pair.order) == [0, 1, 3]  # x = 31.5 is outside of the centres of pixels
         assert torch.equal(pair.latent, bench.generator.map(seed_z(pair.seed, 32), psi=0.7))
-        chosen, handles, targets = pair.drags(2)
+        chosen, drag = pair.chosen(2), pair.drag(2, CPU)
         assert chosen == list(pair.order[:2])
-        assert torch.equal(handles, pair.source[chosen]) and torch.equal(targets, pair.target[chosen])
+        assert torch.equal(drag.handles, pair.source[chosen]) and torch.equal(drag.targets, pair.target[chosen])
     again = landmark_pairs(make_bench("--methods", "none", "--pairs", "2"), FakeDetector())
     assert [pair.order for pair in again] == [pair.order for pair in pairs[:2]]  # a longer run begins alike
 
@@ -64,7 +73,7 @@ def test_images_without_landmarks_are_left_out(make_bench: Callable[..., Bench])
 def test_perturbation_is_the_published_formula(make_bench: Callable[..., Bench]) -> None:
     """w2 = w1 + 0.1 (w* - w1) in the first six of eight layers, w* without truncation, a z for each layer."""
     bench = make_bench("--methods", "none")
-    w1 = bench.latent(5, psi=0.3)
+    w1 = bench.map(seed_z(5, 32), psi=0.3)
     w2 = perturb(bench, w1, Perturbation(), seed=5)
     assert torch.equal(w2[:, 6:], w1[:, 6:])
     star = bench.generator.mapping(torch.from_numpy(np.random.default_rng(5).standard_normal((6, 32))).float())
@@ -79,11 +88,9 @@ def test_perturbation_is_the_published_formula(make_bench: Callable[..., Bench])
 def test_perturbations_that_make_no_sense(values: tuple[float, int], make_bench: Callable[..., Bench]) -> None:
     with pytest.raises(ValueError, match="expected a strength"):
         Perturbation(*values)
-    parser = argparse.ArgumentParser()
-    add_flow_options(parser, 0.1)
-    args = parser.parse_args(["--perturb", str(values[0]), "--perturb-layers", str(values[1])])
+    options = ["--points", "1", "--perturb", str(values[0]), "--perturb-layers", str(values[1])]
     with pytest.raises(AutodragError, match="expected a share in"):
-        read_flow(args, make_bench("--methods", "none"))
+        FlowSource.read(source_options(*options), make_bench("--methods", "none"))
 
 
 def shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -98,7 +105,8 @@ def test_pairs_of_a_flow(make_bench: Callable[..., Bench]) -> None:
     pairs = flow_pairs(bench, shift, Perturbation(), points=32)
     assert [pair.seed for pair in pairs] == [1_000_000, 1_000_001]
     for pair in pairs:
-        _, handles, targets = pair.drags(32)
+        drag = pair.drag(32, CPU)
+        handles, targets = drag.handles, drag.targets
         assert len(handles) == 32 and len({tuple(p) for p in handles.tolist()}) == 32
         left = handles[:, 0] < 16
         assert torch.equal(targets[left] - handles[left], torch.tensor([[3.0, -2.0]]).expand(int(left.sum()), 2))
@@ -118,15 +126,15 @@ def test_only_pixels_that_move(make_bench: Callable[..., Bench]) -> None:
 
 
 def test_where_drags_come_from(make_bench: Callable[..., Bench], tiny_checkpoint: Path) -> None:
-    parser = argparse.ArgumentParser()
-    add_source_options(parser)
-    args = parser.parse_args(["--points", "1,2"])
-    marked = read_source(args, make_bench("--methods", "none"))
+    args = source_options("--points", "1,2")
+    bench = make_bench("--methods", "none")
+    marked = read_source(args, bench)
     assert marked.detector is not None and marked.setup == {"landmarks": marked.detector.identity}
-    assert marked.points == (1, 2) and len(marked.sample()) == 2
-    flowing = read_source(args, make_bench("--methods", "none", checkpoint=tiny_checkpoint))
+    assert marked.points == (1, 2) and len(marked.pairs(bench)) == 2
+    bare = make_bench("--methods", "none", checkpoint=tiny_checkpoint)
+    flowing = read_source(args, bare)
     assert flowing.detector is None
     assert flowing.setup == {"perturb": 0.5, "perturb_layers": 6, "perturb_z": "mixed", "flow": "dis"}
-    for pair in flowing.sample():
+    for pair in flowing.pairs(bare):
         assert len(pair.source) == 2
         assert float((pair.target - pair.source).norm(dim=1).min()) >= 0.05 * 32

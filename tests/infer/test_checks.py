@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autodrag.infer.checks import check_anchors, check_drags, check_mask, check_points
 
 from autodrag.errors import AutodragError, NothingToDo
-from autodrag.infer.checks import check_anchors, check_drags, check_mask, check_points
 
 SIZE = (32, 48)
 

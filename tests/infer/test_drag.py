@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from autodrag.infer.refine import RefineConfig
 from fakes import FakeRefiner, set_clock
 from learned import tiny_nets
 from torch import Tensor
@@ -17,7 +18,6 @@ from autodrag.errors import AutodragError
 from autodrag.infer import drag as module
 from autodrag.infer.drag import Outcome, choose_method, drag, warm_up
 from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction
-from autodrag.infer.refine import RefineConfig
 from autodrag.nets.stylegan2 import Features, Generator
 
 HANDLES, TARGETS = torch.tensor([[8.0, 8.0], [20.0, 12.0]]), torch.tensor([[14.0, 8.0], [20.0, 18.0]])

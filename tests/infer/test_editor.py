@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from autodrag.infer.refine import RefineConfig, StepState
 from fakes import FakeRefiner
 
 from autodrag import DragEditor
@@ -19,7 +20,6 @@ from autodrag.edits import Edit, Parameters, PointPair
 from autodrag.errors import AutodragError, CheckpointError, NothingToDo
 from autodrag.images import to_uint8
 from autodrag.infer import editor as editor_module
-from autodrag.infer.refine import RefineConfig, StepState
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.release import save_tensors
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autodrag.infer.refine import Origin
 from torch import Tensor
 
 from autodrag.checkpoint import load_latent
@@ -14,7 +15,6 @@ from autodrag.edits import Edit, PointPair, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask
 from autodrag.infer.history import History, State
-from autodrag.infer.refine import Origin
 
 EDIT = Edit(drags=(PointPair(handle=(1.0, 2.0), target=(3.0, 4.0)),), anchors=((5.0, 6.0),), method="refine")
 MASK = np.arange(8)[:, None].repeat(8, axis=1) >= 3

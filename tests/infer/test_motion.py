@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-
 from autodrag.infer.motion import fixed_region, held_points, motion_supervision, movable_share
 
 IMAGE = (24, 24)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-
-from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.infer.refine import SKETCH, Origin, RefineConfig, Slopes, StepState, refine, take_slopes
 from autodrag.infer.settings import ALONE
+
+from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.tracking import appearance, follow

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autodrag.infer.refine import RefineConfig, StepState, refine
 
 from autodrag.errors import AutodragError
 from autodrag.images import to_uint8
 from autodrag.infer import refine as refiner
-from autodrag.infer.refine import RefineConfig, StepState, refine
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 IMAGE = (32, 32)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from autodrag.infer.tracking import follow_flow, likeness, take_references, track
 
 IMAGE = (24, 24)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from autodrag.eval.freedrag import (
+from autodrag.eval.baselines.freedrag import (
     FreeDragConfig,
     FreeDragState,
     difference,

@@ -36,9 +36,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.data.latents import map_codes
-from autodrag.infer.motion import movable_share
 from autodrag.nets.stylegan2 import Generator
-from autodrag.points import Size, sample, square
+from autodrag.points import Size, resize_mask, sample, square
 
 
 @dataclass(frozen=True)
@@ -231,8 +230,8 @@ def freedrag(
 
     with torch.no_grad():
         initial = maps = features()
-    share = movable_share(mask, (maps.shape[2], maps.shape[3]))
-    fixed = None if share is None else share == 0  # (h, w); the code keeps only cells that the mask does not touch
+    # (h, w); the published code keeps only cells that the mask does not touch
+    fixed = None if mask is None else resize_mask(mask, (maps.shape[2], maps.shape[3])) == 0
     templates = read_patches(maps, points, image, config.spacing)
     first = last = torch.zeros(len(points), device=device)
     signed = torch.zeros(len(points), dtype=torch.bool, device=device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from autodrag.eval.baselines.userlt import UserLT, UserLTConfig, map_block
 from autodrag.nets.stylegan2 import GeneratorConfig
-from autodrag.nets.userlt import UserLT, UserLTConfig, map_block
 
 
 def tiny(**changes: object) -> UserLT:

@@ -11,11 +11,8 @@ import torch
 
 from autodrag.checkpoint import load_generator
 from autodrag.errors import AutodragError
-from autodrag.nets.stylegan2 import Generator
-from autodrag.nets.userlt import UserLTConfig
-from autodrag.release import read_info
-from autodrag.train.base import Optimisation, RunConfig
-from autodrag.train.userlt import (
+from autodrag.eval.baselines.userlt import UserLTConfig
+from autodrag.eval.baselines.userlt_training import (
     PairConfig,
     UserLTTraining,
     code_loss,
@@ -25,6 +22,9 @@ from autodrag.train.userlt import (
     grid_points,
     train,
 )
+from autodrag.nets.stylegan2 import Generator
+from autodrag.release import read_info
+from autodrag.train.base import Optimisation, RunConfig
 
 NET = UserLTConfig(width=16, heads=2, encoder_layers=1, decoder_layers=1)
 

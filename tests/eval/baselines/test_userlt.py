@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from autodrag.errors import AutodragError, CheckpointError
-from autodrag.eval.userlt import load_userlt, outside, userlt
+from autodrag.eval.baselines.userlt import UserLT, UserLTConfig, load_userlt, outside, userlt
 from autodrag.nets.stylegan2 import Generator, seed_z
-from autodrag.nets.userlt import UserLT, UserLTConfig
 from autodrag.points import sample
 from autodrag.release import save_tensors
 

@@ -27,12 +27,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodrag.checkpoint import load_generator
-from autodrag.data.flow import Flow, dis_flow, farneback_flow, log_expansion
 from autodrag.data.latents import map_codes
 from autodrag.errors import AutodragError
+from autodrag.eval.baselines.userlt import UserLT, UserLTConfig, map_block
+from autodrag.eval.flow import Flow, dis_flow, farneback_flow, log_expansion
 from autodrag.images import to_uint8
 from autodrag.nets.stylegan2 import Generator
-from autodrag.nets.userlt import UserLT, UserLTConfig, map_block
 from autodrag.points import Size, sample
 from autodrag.release import save_tensors
 from autodrag.train.base import (

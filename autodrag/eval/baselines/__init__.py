@@ -1,0 +1,1 @@
+"""Other published methods, for comparison: FreeDrag and UserControllableLT."""

@@ -1,0 +1,102 @@
+"""A table as a JSON file, with all that is needed to judge it: the machine, the commit and the command.
+
+`benchmarks/results.py` turns such files into docs/results.md.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from autodrag.errors import AutodragError
+from autodrag.eval.log import Record
+from autodrag.eval.tables import Columns, cells, markdown
+from autodrag.files import write_json
+
+
+@dataclass(frozen=True)
+class Table:
+    """A measured table."""
+
+    kind: str
+    """What was measured, such as `landmarks`; it decides the section of docs/results.md."""
+    command: str
+    """The command that measured the table."""
+    titles: list[str]
+    lines: list[list[str]]
+    """The cells, row by row."""
+    rows: list[Record] = field(default_factory=list)
+    """The figures behind the cells."""
+    machine: str = ""
+    commit: str = ""
+    date: str = ""
+
+    @property
+    def markdown(self) -> str:
+        """The table alone."""
+        return markdown(self.titles, self.lines)
+
+
+def make_table(kind: str, command: Sequence[str], columns: Columns, rows: Sequence[Record]) -> Table:
+    """A table that was measured just now by this machine and this code.
+
+    command: the words of the command line.
+    """
+    lines = cells(columns, rows)
+    today = str(datetime.date.today())
+    return Table(kind, shlex.join(command), list(columns), lines, list(rows), machine(), commit(), today)
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Writes a table as JSON."""
+    write_json(path, asdict(table))
+
+
+def read_table(path: Path) -> Table:
+    """Reads a table that `write_table` wrote."""
+    try:
+        return Table(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise AutodragError(f"{str(path)!r} is not a table of autodrag eval or of a benchmark: {error}") from error
+
+
+def machine() -> str:
+    """Processor, graphics card and torch, as their systems name them."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    parts = [f"{os.cpu_count()} cores of {cpu}"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join([*parts, f"torch {torch.__version__}"])
+
+
+def commit() -> str:
+    """The commit of this code, `+` where files differ from it; empty outside a clone."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists():
+        return ""
+    try:
+        name = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name.stdout.strip()
