@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from autodrag.app.gate import Gate, Stopped, Stopwatch
-from autodrag.app.models import Outcome, PointState, Scene
+from autodrag.app.models import EditOutcome, PointState, Scene
 from autodrag.app.session import Session, outcome_of, scene_after
 from autodrag.edits import Edit, read_edits
 from autodrag.errors import AutodragError
@@ -119,7 +119,7 @@ def replay(
 
     with gate.turn(stop):
         images = [editor.open(first.seed, first.psi, first.label, first.latent)]
-        scenes: list[tuple[Scene, Outcome | None]] = [(Scene(), None)]
+        scenes: list[tuple[Scene, EditOutcome | None]] = [(Scene(), None)]
         masks: dict[str, np.ndarray] = {}
         for number, edit in enumerate(edits, start=1):
             if number > 1 and (edit.seed is not None or edit.latent is not None):
@@ -176,7 +176,7 @@ def bring_back(session: Session, path: Path, choose: Callable[[str], DragEditor]
         past = load_tensors(folder / PAST, kind="past")[0]["past"]
         editor = choose(state["checkpoint"])
         scenes = [
-            (Scene.model_validate(scene), None if outcome is None else Outcome.model_validate(outcome))
+            (Scene.model_validate(scene), None if outcome is None else EditOutcome.model_validate(outcome))
             for scene, outcome in zip(state["scenes"], state["outcomes"], strict=True)
         ]
         masks = {

@@ -19,7 +19,7 @@ class Problem(BaseModel):
     detail: str
 
 
-class OpenImage(BaseModel):
+class OpenRequest(BaseModel):
     """An image to open."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -57,7 +57,7 @@ class Scene(BaseModel):
     """Name of an uploaded mask; None: everything may move."""
 
 
-class Outcome(BaseModel):
+class EditOutcome(BaseModel):
     """How the last edit ended."""
 
     method: str
@@ -92,7 +92,7 @@ class SessionState(BaseModel):
     present: int
     """Index of the present image among them: the number of edits that undo can take back."""
     scene: Scene
-    outcome: Outcome | None
+    outcome: EditOutcome | None
     """Of the edit that led to the present image."""
     saved: bool
     """Whether the present state is kept on disk."""

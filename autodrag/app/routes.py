@@ -19,7 +19,7 @@ from autodrag.app import archive, exports
 from autodrag.app.frames import png
 from autodrag.app.gate import Stopped
 from autodrag.app.live import attend, live_of
-from autodrag.app.models import About, CheckpointInfo, OpenImage, Problem, SessionState
+from autodrag.app.models import About, CheckpointInfo, OpenRequest, Problem, SessionState
 from autodrag.app.service import LOG, NotFound, Seat, Service
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
@@ -106,7 +106,7 @@ def build(service: Service) -> APIRouter:
         return Response(data, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
 
     @router.post("/sessions", status_code=201)
-    async def create(request: Request, image: OpenImage) -> SessionState:
+    async def create(request: Request, image: OpenRequest) -> SessionState:
         """Open an image in a new session. Its key opens the session to whoever knows it."""
         seat = await service.create(address(request), image.checkpoint, image.seed, image.psi, image.label)
         return seat.session.state()
@@ -123,7 +123,7 @@ def build(service: Service) -> APIRouter:
         await service.delete(await service.find(key))
 
     @router.post("/sessions/{key}/open")
-    async def open_image(key: Key, image: OpenImage) -> SessionState:
+    async def open_image(key: Key, image: OpenRequest) -> SessionState:
         """Open another image in a session; its history is forgotten."""
         seat = await service.find(key)
         seat.session.interrupt()

@@ -23,7 +23,7 @@ from jaxtyping import Bool, UInt8
 from autodrag.app.config import AppConfig
 from autodrag.app.frames import png, shrink
 from autodrag.app.gate import Gate, Stopped, Stopwatch
-from autodrag.app.models import Outcome, PointState, Scene, SessionState
+from autodrag.app.models import EditOutcome, PointState, Scene, SessionState
 from autodrag.edits import Edit, parse_edits
 from autodrag.errors import AutodragError
 from autodrag.images import decode_image
@@ -46,7 +46,7 @@ class Moment:
     thumb: bytes
     """Small PNG."""
     scene: Scene
-    outcome: Outcome | None = None
+    outcome: EditOutcome | None = None
 
 
 class Session:
@@ -146,7 +146,7 @@ class Session:
         editor: DragEditor,
         opened: tuple[int | None, float, int | None],
         images: list[np.ndarray],
-        scenes: list[tuple[Scene, Outcome | None]],
+        scenes: list[tuple[Scene, EditOutcome | None]],
         masks: dict[str, np.ndarray],
     ) -> None:
         """Take over an editor with a history; images and scenes belong to its states, from the opened one on."""
@@ -281,7 +281,7 @@ class Session:
         self.moments = [self._moment(editor.image, Scene(), None)]
         self._changed()
 
-    def _moment(self, image: np.ndarray, scene: Scene, outcome: Outcome | None) -> Moment:
+    def _moment(self, image: np.ndarray, scene: Scene, outcome: EditOutcome | None) -> Moment:
         self._next += 1
         return Moment(self._next, png(shrink(image, THUMB_PX)), scene, outcome)
 
@@ -348,9 +348,9 @@ def scene_after(asked: Scene, result: DragResult, image: tuple[int, int]) -> Sce
     return Scene(points=points, anchors=asked.anchors, mask=asked.mask)
 
 
-def outcome_of(result: DragResult) -> Outcome:
+def outcome_of(result: DragResult) -> EditOutcome:
     """How an edit ended."""
-    return Outcome(method=result.method, steps=result.steps, seconds=round(result.seconds, 3), reason=result.reason)
+    return EditOutcome(method=result.method, steps=result.steps, seconds=round(result.seconds, 3), reason=result.reason)
 
 
 def _mask_name(edit: Edit) -> str | None:
