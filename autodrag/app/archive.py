@@ -19,7 +19,7 @@ import numpy as np
 
 from autodrag.app.gate import Gate, Stopped, Stopwatch
 from autodrag.app.models import EditOutcome, PointState, Scene
-from autodrag.app.session import Session, outcome_of, scene_after
+from autodrag.app.session import Session, check_latent, outcome_of, scene_after
 from autodrag.edits import Edit, read_edits
 from autodrag.errors import AutodragError
 from autodrag.files import replacing, write_json
@@ -119,6 +119,7 @@ def replay(
 
     with gate.turn(stop):
         images = [editor.open(first.seed, first.psi, first.label, first.latent)]
+        check_latent(editor)
         scenes: list[tuple[Scene, EditOutcome | None]] = [(Scene(), None)]
         masks: dict[str, np.ndarray] = {}
         for number, edit in enumerate(edits, start=1):

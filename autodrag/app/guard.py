@@ -16,7 +16,7 @@ import ipaddress
 import json
 import time
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +24,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from autodrag.app.config import AppConfig, is_loopback
 
 COOKIE = "autodrag_token"
+TOKEN_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>autodrag: token needed</title>
+<h1>This editor needs a token</h1>
+<p>Open the full address that <code>autodrag app</code> printed when it started. It ends with <code>?token=…</code></p>
+<p>If you do not have the address, ask the person who started the server.</p>
+</html>
+"""
+"""What a browser shows instead of the JSON of a 401. It uses no other file, because these need the token too."""
 HEADERS = [
     (
         b"content-security-policy",
@@ -105,10 +117,7 @@ class Guard:
         """The right token, where somebody brings it to the front door."""
         if self._config.token is None or scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
             return None
-        for token in parse_qs(scope["query_string"].decode("latin-1")).get("token", []):
-            if self._right(token):
-                return token
-        return None
+        return next((value for name, value in parse_qsl(_query(scope)) if name == "token" and self._right(value)), None)
 
     def _right(self, token: str) -> bool:
         expected = self._config.token or ""
@@ -148,13 +157,26 @@ class Guard:
         await self._app(scope, bounded, adorned)
 
 
+def _query(scope: Scope) -> str:
+    text: str = scope["query_string"].decode("latin-1")
+    return text
+
+
+def _wants_page(scope: Scope) -> bool:
+    """Whether a person opened the address in a browser; programs and scripts do not ask for HTML."""
+    accepted = b",".join(value for name, value in scope["headers"] if name.lower() == b"accept")
+    return scope["method"] == "GET" and b"text/html" in accepted.lower()
+
+
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": sentence})  # before accepting: HTTP 403
         return
-    body = json.dumps({"detail": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    body, kind = json.dumps({"detail": sentence}).encode(), b"application/json"
+    if status == 401 and _wants_page(scope):
+        body, kind = TOKEN_PAGE.encode(), b"text/html; charset=utf-8"
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *HEADERS]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if status in (408, 413):  # the rest of the body is not read
@@ -164,8 +186,19 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sente
 
 
 async def _enter(scope: Scope, send: Send, token: str) -> None:
-    """Turn the token in the address into a cookie, so that it does not stay in sight."""
-    cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"
-    headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0"), *HEADERS]
+    """Move the token from the address to a cookie, so that it is not visible; the rest of the query stays.
+
+    Lax, because a browser does not send a strict cookie when a link on another site is followed. Requests of other
+    sites that change something carry no lax cookie either, and are refused by their `Origin`.
+    """
+    rest = [(name, value) for name, value in parse_qsl(_query(scope), keep_blank_values=True) if name != "token"]
+    location = "/?" + urlencode(rest) if rest else "/"
+    cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Lax; Path=/"
+    headers = [
+        (b"location", location.encode()),
+        (b"set-cookie", cookie.encode()),
+        (b"content-length", b"0"),
+        *HEADERS,
+    ]
     await send({"type": "http.response.start", "status": 303, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

@@ -145,16 +145,16 @@ class Live:
             before = None
             if self._last is not None and self._last[0].pull == order.pull:
                 before = self._last if len(self._last[1].points) == len(edit.drags) else None
-            preview = session.preview(edit, None if before is None else before[1])
+            rests = before is not None and before[0].document == order.document
+            preview = session.preview(edit, None if before is None else before[1], moving=not rests)
             frame = pack(
                 {**_header("preview", order.pull, preview), "seconds": round(preview.seconds, 4)}, moving(preview.image)
             )
         self._last = (order, preview)
         self._loop.call_soon_threadsafe(self._show, frame)
-        if session.editor.can_predict:
-            return None
+        if preview.method == "predict":  # under a resting pointer, several points are predicted again in all rounds
+            return order if len(edit.drags) > 1 and not rests else None
         left = float(preview.distances.max())
-        rests = before is not None and before[0].document == order.document
         gained = not rests or before is None or left < float(before[1].distances.max()) - 0.05
         return order if gained and left > ARRIVED_PX else None
 

@@ -125,6 +125,25 @@ def make_server(config: AppConfig, announce: Callable[[str], None]) -> uvicorn.S
     return _Announcing(options, config, announce)
 
 
+def reachable(host: str) -> str:
+    """The address at which clients reach a server that listens on `host`.
+
+    0.0.0.0 and :: mean all interfaces and are no addresses of a machine. They give the address of the interface with
+    the default route, or of the loopback interface if there is no network.
+    """
+    probes = {"0.0.0.0": (socket.AF_INET, "192.0.2.1", "127.0.0.1"), "::": (socket.AF_INET6, "2001:db8::1", "::1")}
+    if host not in probes:
+        return host
+    family, elsewhere, loopback = probes[host]
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # chooses the interface and sends nothing
+            name: str = probe.getsockname()[0]
+    except OSError:
+        return loopback
+    return name
+
+
 class _Announcing(uvicorn.Server):
     def __init__(self, options: uvicorn.Config, config: AppConfig, announce: Callable[[str], None]) -> None:
         super().__init__(options)
@@ -136,5 +155,6 @@ class _Announcing(uvicorn.Server):
         if self.started:
             config = self._told
             port = self.servers[0].sockets[0].getsockname()[1]
-            host = f"[{config.host}]" if ":" in config.host else config.host
+            host = reachable(config.host)
+            host = f"[{host}]" if ":" in host else host
             self._announce(f"http://{host}:{port}/" + (f"?token={config.token}" if config.token else ""))

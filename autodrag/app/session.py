@@ -33,6 +33,8 @@ from autodrag.infer.task import DragResult
 FOLDER = Path("session").resolve()
 """Paths in an edit are names of what was uploaded to the session; this stands for the folder they would be in."""
 THUMB_PX = 96
+MAX_LATENT = 1e4
+"""Largest absolute value of an uploaded latent. Values of real latents are around 1; float32 overflows at 1e38."""
 REFERENCES = 8
 """Edits back to which `keep_references` reaches after undo."""
 
@@ -139,6 +141,7 @@ class Session:
     def open_latent(self, editor: DragEditor, path: Path) -> None:
         """Open a latent file."""
         editor.open(latent=path)
+        check_latent(editor)
         self._start(editor, (None, 0.7, None))
 
     def adopt(
@@ -181,10 +184,24 @@ class Session:
             )
         return edit
 
-    def preview(self, edit: Edit, start: DragResult | None) -> DragResult:
-        """What a drag would give; call it inside of a turn."""
-        mask = self.mask(_mask_name(edit))
-        return self.editor.preview(edit.handles, edit.targets, mask, edit.anchors or None, start)
+    def preview(self, edit: Edit, start: DragResult | None, *, moving: bool) -> DragResult:
+        """A fast result with the settings of the edit. Call it inside a turn.
+
+        Args:
+            start: the previous preview of the same points.
+            moving: whether the pointer still moves; several points are then predicted in fewer rounds.
+        """
+        return self.editor.preview(
+            edit.handles,
+            edit.targets,
+            self.mask(_mask_name(edit)),
+            edit.anchors or None,
+            start,
+            method=edit.method,
+            preset=edit.parameters.preset,
+            moving=moving,
+            **edit.parameters.overrides(),
+        )
 
     def arm(self) -> threading.Event:
         """What `interrupt` will set, for work that is about to begin; `disarm` it in the end."""
@@ -203,18 +220,25 @@ class Session:
         self._gate.wake()
 
     def drag(self, edit: Edit, stop: threading.Event, watch: Callable[[DragResult], None] | None = None) -> DragResult:
-        """Drag, and remember; `watch` sees the steps. Takes its own turn and gives way between steps.
+        """Make an edit and append it to the history. If it fails, the session stays unchanged.
+
+        Takes its own turn and lets other sessions compute between steps.
+
+        Args:
+            watch: called with each intermediate result.
 
         Raises:
             Stopped: `stop` was set before anything had changed.
         """
         name = _mask_name(edit)
         mask = self.mask(name)
-        if edit.seed is not None:
-            with self._gate.turn(stop):
-                self.open(self.editor.sibling(), edit.seed, edit.psi, edit.label)
-        before = self.editor.latent
         with self._gate.turn(stop):
+            if edit.seed is None:
+                editor, moments, opened = self.editor.branch(), self.moments[: self.present + 1], self._opened
+            else:
+                editor, opened = self.editor.sibling(), (edit.seed, edit.psi, edit.label)
+                moments = [self._moment(editor.open(*opened), Scene(), None)]
+            before = editor.latent
             clock = Stopwatch(self.config.edit_s)
 
             def step(state: DragResult) -> None:
@@ -227,7 +251,7 @@ class Session:
                 with clock.paused():
                     self._gate.breathe()
 
-            result = self.editor.drag(
+            result = editor.drag(
                 edit.handles,
                 edit.targets,
                 mask=mask,
@@ -241,7 +265,11 @@ class Session:
             )
             if clock.spent():
                 result = dataclasses.replace(result, reason="budget")
-            self._commit(edit, name, result)
+            moments = self._moments_after(moments, edit, name, result)
+            # Nothing below can fail.
+            self.editor, self.moments, self.present, self._opened = editor, moments, len(moments) - 1, opened
+            self._forget_oldest()
+            self._changed()
         return result
 
     def undo(self, steps: int = 1) -> None:
@@ -285,25 +313,27 @@ class Session:
         self._next += 1
         return Moment(self._next, png(shrink(image, THUMB_PX)), scene, outcome)
 
-    def _commit(self, edit: Edit, mask: str | None, result: DragResult) -> None:
-        """Remember what lay on the image before the edit, and what lies on it now."""
-        before = self.moments[self.present]
+    def _moments_after(self, moments: list[Moment], edit: Edit, mask: str | None, result: DragResult) -> list[Moment]:
+        """The history after an edit of its last image; that image gets the scene which the edit asked for."""
+        before = moments[-1]
         asked = Scene(
             points=[PointState(handle=drag.handle, target=drag.target) for drag in edit.drags],
             anchors=list(edit.anchors),
             mask=mask,
         )
-        self.moments[self.present :] = [
+        return [
+            *moments[:-1],
             Moment(before.number, before.thumb, asked, before.outcome),
             self._moment(result.image, scene_after(asked, result, self.editor.image_size), outcome_of(result)),
         ]
-        self.present += 1
+
+    def _forget_oldest(self) -> None:
+        """Bound the history."""
         dropped = self.editor.forget(self.config.history, REFERENCES)
         if dropped:
             del self.moments[:dropped]
             self.present -= dropped
             self._opened = (None, self._opened[1], None)
-        self._changed()
 
     def _move(self, present: int) -> None:
         self.present = present
@@ -312,6 +342,13 @@ class Session:
     def _changed(self) -> None:
         self.revision += 1
         self.saved = False
+
+
+def check_latent(editor: DragEditor) -> None:
+    """Refuse the open image if its latent would overflow the generator."""
+    largest = float(editor.latent.abs().max())
+    if not largest <= MAX_LATENT:
+        raise AutodragError(f"the latent has a value of size {largest:g}; expected at most {MAX_LATENT:g}")
 
 
 def check_size(text: bytes | str, config: AppConfig) -> None:
