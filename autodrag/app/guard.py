@@ -1,11 +1,10 @@
-"""The door: who may come in, and how much they may carry. Plain ASGI, around everything.
+"""Access control and request limits, as plain ASGI middleware around the whole application.
 
-* `Host` must be an address or a known name. A page of another site can have its own name point here (DNS rebinding),
-  but its browser then says that name.
-* `Origin`, which browsers send with WebSockets and with requests that change something, must be this very host.
-* Where a token is demanded, it comes as a bearer token, as the cookie that `/?token=...` sets, and for nothing less
-  does anything answer.
-* A body has a limit of bytes and of time.
+* `Host` must be an address or a known name. A page of another site can point its own name to this server (DNS
+  rebinding), but its browser then sends that name.
+* `Origin`, which browsers send with WebSockets and with requests that change something, must be this host.
+* If the server has a token, every request needs it: as a bearer token, or as the cookie that `/?token=...` sets.
+* The size of a body and the time until it has arrived are limited.
 """
 
 from __future__ import annotations
@@ -50,13 +49,13 @@ HEADERS = [
 
 
 class Guard:
-    """See the module."""
+    """The middleware; see the module."""
 
     def __init__(self, app: ASGIApp, config: AppConfig) -> None:
         self._app, self._config = app, config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, WebSocket or life span."""
+        """Handle one request, WebSocket or lifespan."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -74,10 +73,10 @@ class Guard:
             return
         await self._serve(scope, receive, send, headers)
 
-    # --- who ----------------------------------------------------------------------------------------------------
+    # --- access -------------------------------------------------------------------------------------------------
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Status and sentence, or None to let it pass."""
+        """Status and sentence of a refusal; None: accepted."""
         host = headers.get("host", "")
         if not self._known(host):
             return 421, f"host {host[:100]!r} is not served here; use the address that the server printed"
@@ -98,7 +97,7 @@ class Guard:
             return True
         if self._config.is_local:
             return is_loopback(name)
-        try:  # an address cannot be rebound
+        try:  # DNS rebinding needs a name
             ipaddress.ip_address(name)
         except ValueError:
             return False
@@ -114,7 +113,7 @@ class Guard:
         return any(self._right(token) for token in given) or self._offered(scope) is not None
 
     def _offered(self, scope: Scope) -> str | None:
-        """The right token, where somebody brings it to the front door."""
+        """The token, if a request for the page has the right one in its query."""
         if self._config.token is None or scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
             return None
         return next((value for name, value in parse_qsl(_query(scope)) if name == "token" and self._right(value)), None)
@@ -123,7 +122,7 @@ class Guard:
         expected = self._config.token or ""
         return bool(token) and hmac.compare_digest(token.encode(), expected.encode())
 
-    # --- how much -----------------------------------------------------------------------------------------------
+    # --- limits -------------------------------------------------------------------------------------------------
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> None:
         limit, started = self._config.body_bytes, time.monotonic()
@@ -137,7 +136,7 @@ class Guard:
         async def bounded() -> Message:
             nonlocal seen, complete
             if complete:
-                return await receive()  # waits for the client to leave
+                return await receive()  # waits until the client disconnects
             left = self._config.body_s - (time.monotonic() - started)
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0.001))

@@ -1,4 +1,4 @@
-"""The HTTP API: sessions, edits, history, files in and out, and every bad input with its status and sentence."""
+"""The HTTP API: sessions, edits, history, uploads, exports, and refusals of bad input with status and sentence."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from autodrag.infer.editor import DragEditor
 
 
 def mask_png(height: int = 32, width: int = 32) -> bytes:
-    """The left half may move."""
+    """A mask whose left half may change."""
     mask = np.zeros((height, width, 3), np.uint8)
     mask[:, : width // 2] = 255
     return png(mask)
@@ -192,7 +192,7 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/open", {"seed": -1}, 422, "seed"),
     ("POST", "/open", {"seed": 2**40}, 422, "seed"),
     ("POST", "/open", b'{"psi": NaN}', 422, "psi"),
-    ("POST", "/open", {"checkpoint": "../../etc"}, 422, "not among those on offer"),
+    ("POST", "/open", {"checkpoint": "../../etc"}, 422, "is not available"),
     ("POST", "/open", {"seed": 1, "label": 3}, 422, "no classes"),
     ("POST", "/open", {"sede": 1}, 422, "sede"),
     ("POST", "/open", b"[" * 100000, 400, "parsing the body"),
@@ -221,7 +221,7 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ),
     ("PUT", "/session", b"PK\x03\x04 rubbish", 422, "zip"),
     ("PUT", "/session", {"drags": EDIT["drags"]}, 422, "neither a seed nor a latent"),
-    ("PUT", "/session", {**EDIT, "seed": 1, "checkpoint": "elsewhere"}, 422, "not among those on offer"),
+    ("PUT", "/session", {**EDIT, "seed": 1, "checkpoint": "elsewhere"}, 422, "is not available"),
     ("PUT", "/session", b"x" * (9 * 2**20), 413, "limit"),
 ]
 

@@ -1,4 +1,4 @@
-"""Turns at computing: never more than there are, the longest waiting first, and stop reaches those who wait."""
+"""Turns: the limit holds, the order is first come, first served, and waiting computations can be stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autodrag.app.gate import Gate, Stopped, Stopwatch
 
 
 def waiting(gate: Gate, count: int) -> None:
-    """Return when so many wait."""
+    """Return when `count` threads are waiting."""
     while len(gate._waiting) < count:
         time.sleep(0.001)
 

@@ -1,4 +1,4 @@
-"""The live drag: the newest position wins, a release becomes an edit, stop stops, and rubbish closes the socket."""
+"""The live drag: the newest pull is previewed, a release makes an edit, invalid messages close the socket."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def has_ipv6() -> bool:
 
 @pytest.fixture
 def serve(settings: dict[str, Any], tmp_path: Path) -> Iterator[Serve]:
-    """Start servers with settings of their own; they end with the test."""
+    """Start servers with other settings; they end with the test."""
     running: list[Running] = []
 
     def start(**overrides: Any) -> Running:
@@ -155,7 +155,7 @@ def test_a_killed_server_loses_no_saved_session(serve: Serve, settings: dict[str
     assert serve().http.get(f"/api/sessions/{key}/image").content == image
 
 
-# --- the door --------------------------------------------------------------------------------------------------------
+# --- access ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_foreign_host_or_origin_is_turned_away(shared: Running) -> None:

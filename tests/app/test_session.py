@@ -12,6 +12,7 @@ import pytest
 from app.serving import EDIT
 from autodrag.app import session as session_module
 from autodrag.app.config import AppConfig
+from autodrag.app.frames import png
 from autodrag.app.gate import Gate
 from autodrag.app.session import Session
 from autodrag.checkpoint import REPOSITORY
@@ -76,7 +77,7 @@ def test_an_edit_that_opens_another_image_and_fails_keeps_the_present_one(sessio
 def test_an_edit_that_opens_another_image_keeps_its_mask(session: Session) -> None:
     mask = np.zeros((32, 32, 3), np.uint8)
     mask[:, :16] = 255
-    session.add_mask("half.png", session_module.png(mask))
+    session.add_mask("half.png", png(mask))
     drag(session, seed=8, mask="half.png")
     assert session.scene.mask == "half.png" and session.mask("half.png") is not None
     assert session.opened == (8, 0.7, None)
@@ -105,7 +106,7 @@ def test_a_preview_uses_the_method_of_its_edit(critters: DragEditor, method: str
     session = opened(critters.sibling())
     mask = np.full((64, 64, 3), 255, np.uint8)
     mask[50:] = 0
-    session.add_mask("most.png", session_module.png(mask))
+    session.add_mask("most.png", png(mask))
     document = {"drags": [{"handle": [25, 30], "target": [28, 30]}], "method": method}
     edit = session.read({**document, "mask": "most.png"} if masked else document)
     first = session.preview(edit, None, moving=True)
