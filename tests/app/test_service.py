@@ -1,4 +1,4 @@
-"""Bounds, the door, and what survives: sessions in memory, sessions on disk, a killed server."""
+"""Limits, access, and sessions that survive: in memory, on disk, after a killed server."""
 
 from __future__ import annotations
 
