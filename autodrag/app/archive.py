@@ -1,7 +1,7 @@
-"""Sessions as files: what a client takes away and brings back, and what the server keeps.
+"""Sessions as files: export and import by clients, and saving on the server.
 
-A taken session is the common session file; where masks or an opened latent go with it, a zip of them. A kept one also
-holds the latents of its history and what lay on each image, so that it comes back at once and bit for bit.
+An exported session is the common session file, or a zip of it with its masks and opened latent. A saved session also
+holds the latents of its history and the scene of each image, so that it is restored without computing, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from autodrag.app.gate import Gate, Stopped, Stopwatch
-from autodrag.app.models import Outcome, PointState, Scene
-from autodrag.app.session import Session, outcome_of, scene_after
+from autodrag.app.models import EditOutcome, PointState, Scene
+from autodrag.app.session import Session, check_latent, outcome_of, scene_after
 from autodrag.edits import Edit, read_edits
 from autodrag.errors import AutodragError
 from autodrag.files import replacing, write_json
@@ -35,8 +35,8 @@ MAX_DOCUMENT = 256 * 2**10
 MAX_UNPACKED = 64 * 2**20
 
 
-def take(session: Session) -> tuple[bytes, str]:
-    """The session file up to the present image, and its suffix: json, or zip where files go with it."""
+def export(session: Session) -> tuple[bytes, str]:
+    """Export the session up to the present image; returns the file and its suffix, json or zip."""
     if session.present == 0:
         raise AutodragError("the session would be empty; make an edit first")
     with tempfile.TemporaryDirectory() as name:
@@ -49,10 +49,10 @@ def take(session: Session) -> tuple[bytes, str]:
 
 
 def unpack(data: bytes, folder: Path) -> Path:
-    """Lay an uploaded session file or zip into `folder`; returns the path of the session file.
+    """Write an uploaded session file, or the files of an uploaded zip, to `folder`; returns the session file's path.
 
     Raises:
-        AutodragError: not such a file, or larger or fuller than allowed, or with names that are not plain.
+        AutodragError: no session, too many bytes or files, or file names with folders.
     """
     if not data.startswith(b"PK"):
         (folder / SESSION).write_bytes(data)
@@ -87,14 +87,14 @@ def replay(
     gate: Gate,
     stop: threading.Event,
 ) -> None:
-    """Open a session file in `session`, which stays as it was if that fails.
+    """Replay a session file in `session`. If the replay fails, the session stays unchanged.
 
     Args:
-        choose: an editor for the checkpoint of that name.
+        choose: returns an editor for a checkpoint's name.
 
     Raises:
         Stopped: `stop` was set.
-        AutodragError: a file that cannot be replayed here.
+        AutodragError: the file cannot be replayed on this server.
     """
     if path.stat().st_size > MAX_DOCUMENT:
         raise AutodragError(f"the session file has more than {MAX_DOCUMENT} bytes, which is this server's limit")
@@ -119,7 +119,8 @@ def replay(
 
     with gate.turn(stop):
         images = [editor.open(first.seed, first.psi, first.label, first.latent)]
-        scenes: list[tuple[Scene, Outcome | None]] = [(Scene(), None)]
+        check_latent(editor)
+        scenes: list[tuple[Scene, EditOutcome | None]] = [(Scene(), None)]
         masks: dict[str, np.ndarray] = {}
         for number, edit in enumerate(edits, start=1):
             if number > 1 and (edit.seed is not None or edit.latent is not None):
@@ -137,8 +138,8 @@ def replay(
         session.adopt(editor, (first.seed, first.psi, first.label), images, scenes, masks)
 
 
-def keep(session: Session, path: Path) -> None:
-    """Write everything that brings the session back, up to the present image; whole or not at all."""
+def save(session: Session, path: Path) -> None:
+    """Save everything that `restore` needs, up to the present image. A failed write leaves no partial file."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if session.present:
@@ -165,8 +166,8 @@ def keep(session: Session, path: Path) -> None:
         temporary.write_bytes(data)
 
 
-def bring_back(session: Session, path: Path, choose: Callable[[str], DragEditor], gate: Gate) -> None:
-    """Put a kept session into `session`, which is new."""
+def restore(session: Session, path: Path, choose: Callable[[str], DragEditor], gate: Gate) -> None:
+    """Restore a saved session into `session`, which is new."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with zipfile.ZipFile(path) as archive:
@@ -176,7 +177,7 @@ def bring_back(session: Session, path: Path, choose: Callable[[str], DragEditor]
         past = load_tensors(folder / PAST, kind="past")[0]["past"]
         editor = choose(state["checkpoint"])
         scenes = [
-            (Scene.model_validate(scene), None if outcome is None else Outcome.model_validate(outcome))
+            (Scene.model_validate(scene), None if outcome is None else EditOutcome.model_validate(outcome))
             for scene, outcome in zip(state["scenes"], state["outcomes"], strict=True)
         ]
         masks = {

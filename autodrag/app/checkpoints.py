@@ -1,4 +1,4 @@
-"""The checkpoints on offer: each is loaded once, on first use, and shared by all sessions."""
+"""The available checkpoints. Each is loaded once, at its first use, and shared by all sessions."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from autodrag.checkpoint import GENERATOR_FILE, REPOSITORY
 from autodrag.errors import CheckpointError
 from autodrag.infer.editor import DragEditor
 
-THUMBNAILS = 1024  # in memory; each is a few kilobytes
+THUMBNAILS = 1024
+"""Maximum number of thumbnails in memory; each has a few kilobytes."""
 THUMBNAIL_PX = 128
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A checkpoint that can be chosen."""
+    """An available checkpoint."""
 
     name: str
     """Name of its folder."""
     path: Path
-    """That folder."""
+    """The folder."""
 
 
 class Checkpoints:
-    """Loads by name only: a client never names a path."""
+    """Loads checkpoints by name, because a client must not name a path."""
 
     def __init__(self, config: AppConfig) -> None:
         self._config = config
@@ -39,14 +40,14 @@ class Checkpoints:
         self._thumbnails: OrderedDict[tuple[str, int, float, int | None], bytes] = OrderedDict()
 
     def offers(self) -> list[Offer]:
-        """What is there, by name; the shipped checkpoints where the configured folder is the usual one and absent."""
+        """The available checkpoints, sorted by name. If a relative folder is missing, those beside the package."""
         folder = self._config.checkpoints
         if not folder.is_absolute() and not folder.is_dir():
             folder = REPOSITORY / folder
         return [Offer(file.parent.name, file.parent) for file in sorted(folder.glob(f"*/{GENERATOR_FILE}"))]
 
     def choose(self, name: str | None) -> Offer:
-        """The checkpoint of that name; None gives critters, or else the first."""
+        """The checkpoint with a name; None: critters if available, otherwise the first."""
         offers = self.offers()
         wanted = name or "critters"
         for offer in offers:
@@ -55,10 +56,10 @@ class Checkpoints:
         if name is None and offers:
             return offers[0]
         known = ", ".join(offer.name for offer in offers) or f"none in {str(self._config.checkpoints)!r}"
-        raise CheckpointError(f"checkpoint {wanted[:100]!r} is not among those on offer: {known}")
+        raise CheckpointError(f"checkpoint {wanted[:100]!r} is not available; expected one of: {known}")
 
     def editor(self, name: str | None = None) -> DragEditor:
-        """A new editor around the shared networks of a checkpoint; loads them if need be."""
+        """A new editor with the shared networks of a checkpoint, which are loaded if necessary."""
         offer = self.choose(name)
         with self._lock:
             lock = self._loading.setdefault(offer.name, threading.Lock())
@@ -67,18 +68,18 @@ class Checkpoints:
                 loaded = self._editors.get(offer.name)
             if loaded is None:
                 loaded = DragEditor.load(offer.path, device=self._config.device)
-                # Saved edits name the checkpoint as every other tool does, from the folder above.
+                # Saved edits name the checkpoint relative to the parent folder, as all other commands do.
                 loaded.checkpoint = f"{self._config.checkpoints.name}/{offer.name}"
                 _warm(loaded)
         with self._lock:
             self._editors[offer.name] = loaded
             self._editors.move_to_end(offer.name)
-            while len(self._editors) > self._config.loaded:  # sessions that use it keep it alive
+            while len(self._editors) > self._config.loaded:  # sessions that still use it keep it in memory
                 self._editors.popitem(last=False)
         return loaded.sibling()
 
     def thumbnail(self, name: str, seed: int, psi: float, label: int | None, gate: Gate) -> bytes:
-        """A small PNG of a seed."""
+        """PNG of a seed's image, at most `THUMBNAIL_PX` px wide and high."""
         key = (name, seed, psi, label)
         with self._lock:
             if key in self._thumbnails:
@@ -96,7 +97,7 @@ class Checkpoints:
 
 
 def _warm(editor: DragEditor) -> None:
-    """The first drag of a process takes several times as long as the others; nobody shall wait for it."""
+    """Make a preview, because the first one of a process takes several times as long as the others."""
     height, width = editor.image_size
     editor.open(0, label=0 if editor.generator.config.c_dim else None)
     editor.preview([[width / 2, height / 2]], [[width / 2 + 1, height / 2]])

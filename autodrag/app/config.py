@@ -1,4 +1,4 @@
-"""What the server is told, and what it bounds."""
+"""Settings and limits of the server."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class AppConfig:
-    """Settings of one server; every bound is there so that one client cannot starve the others."""
+    """Settings of one server. The limits keep one client from blocking the others."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 8765
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0: any free port."""
     token: str | None = None
-    """What clients must know; None only where `host` is a loopback address."""
+    """Secret of the clients; None: no token, which is only allowed on a loopback address."""
     hosts: tuple[str, ...] = ()
-    """Further names under which the server is reached, as a `Host` header has them, without the port."""
+    """Additional host names of the server, as in a `Host` header without the port."""
     checkpoints: Path = Path("checkpoints")
-    """Folder whose sub-folders are offered as checkpoints."""
+    """Folder whose sub-folders are the checkpoints."""
     data: Path = Path("~/.local/share/autodrag")
-    """Where saved sessions are kept."""
+    """Folder of saved sessions."""
     device: str | None = None
-    """Where the networks run; None takes CUDA where it is available."""
+    """Device of the networks; None: CUDA if available."""
     workers: int = min(4, os.cpu_count() or 1)
-    """How many computations run at the same time."""
+    """Maximum number of computations at the same time."""
     sessions: int = 64
-    """Most sessions in memory."""
+    """Maximum number of sessions in memory."""
     sessions_per_address: int = 64
-    """Most of them opened from one address."""
+    """Maximum number of sessions in memory that one address has opened."""
     idle_s: float = 1800.0
-    """A session that nobody uses for so long is dropped."""
+    """A session is dropped after this time without use, seconds."""
     saved: int = 1000
-    """Most sessions kept on disk."""
+    """Maximum number of sessions on disk."""
     history: int = 100
-    """Most edits that a session can undo; an image in the history takes one latent of memory."""
+    """Maximum number of edits that a session can undo. Each takes the memory of one latent."""
     points: int = 100
-    """Most handles of an edit, and most anchors."""
+    """Maximum number of handles of an edit; the same limit holds for its anchors."""
     masks: int = 32
-    """Most masks that a session holds."""
+    """Maximum number of masks of a session."""
     edit_s: float = 30.0
-    """Most seconds of computing that one edit may take; waiting for others does not count."""
+    """Maximum computing time of an edit, seconds, without the time of waiting for a turn."""
     replay_s: float = 300.0
-    """Most seconds of computing for the replay of an opened session file."""
+    """Maximum computing time of the replay of a session file, seconds."""
     body_bytes: int = 8 * 2**20
-    """Most bytes of a request."""
+    """Maximum size of a request body, bytes."""
     message_bytes: int = 64 * 2**10
-    """Most bytes of a message over a WebSocket."""
+    """Maximum size of a WebSocket message and of an edit, bytes."""
     body_s: float = 30.0
-    """Most seconds that a request's body may take to arrive."""
+    """Maximum time until a request body has arrived, seconds."""
     loaded: int = 3
-    """Most checkpoints in memory."""
+    """Number of checkpoints that stay in memory when no session uses them."""
 
     def __post_init__(self) -> None:
         if self.token is None and not self.is_local:
-            raise ValueError(f"host {self.host!r} can be reached from elsewhere: a token is needed.")
+            raise ValueError(f"host {self.host!r} can be reached from other machines: a token is needed.")
         for name in ("workers", "sessions", "sessions_per_address", "history", "points", "masks", "loaded"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1.")
@@ -69,7 +69,7 @@ class AppConfig:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is an address of this machine's own loopback, such as 127.0.0.1 or ::1."""
+    """Whether a host is a loopback address, such as 127.0.0.1 or ::1."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

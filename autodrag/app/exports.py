@@ -1,4 +1,4 @@
-"""What a client takes away: pictures, the latent, and the history as a film."""
+"""Files for the client: the annotated image, the latent, and the history as a film."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from autodrag.images import write_animation
 from autodrag.infer.draw import annotate
 
 FRAMES = 180
-"""About so many frames at most, whatever the length of the history."""
+"""Approximate maximum number of frames of a film."""
 PER_EDIT = 20
+"""Maximum number of frames of one edit."""
 REST = 10
+"""Number of identical frames at the start and at the end."""
 FILM_PX = {"mp4": 512, "gif": 320}
+"""Minimum width and height of the frames, px; smaller images are enlarged."""
 
 
 def annotated(session: Session) -> bytes:
-    """PNG of the present image with what lies on it."""
+    """PNG of the present image with its points and its mask."""
     scene = session.scene
     mask = session.mask(scene.mask)
     picture = annotate(
@@ -48,9 +51,9 @@ def latent(session: Session) -> bytes:
 
 
 def film(session: Session, suffix: Literal["mp4", "gif"], gate: Gate) -> bytes:
-    """The history up to the present image: each edit goes straight from its latent to the next one's.
+    """The history up to the present image; each edit is interpolated linearly between the latents before and after it.
 
-    Call it inside of a turn; it gives way between frames.
+    Call it inside a turn; other sessions may compute between its frames.
     """
     frames: list[UInt8[np.ndarray, "H W 3"]] = []
     past = session.editor.past

@@ -1,11 +1,11 @@
-"""Images on their way to the page: one binary message holds what there is to say about an image, and the image.
+"""Messages to the page: one binary message holds an image and a header that describes it.
 
     4 bytes   length of the header, little-endian
     header    JSON
     image     PNG, or JPEG for the large images of a motion
 
-What stays (the present image) is always PNG, so that an undone edit is bit for bit the image before it. Frames of a
-motion are PNG up to `LOSSLESS_PX` pixels, where that takes a fraction of a millisecond, and JPEG above.
+The present image is always PNG, so that undo gives the same image bit for bit. Frames of a motion are PNG up to
+`LOSSLESS_PX` pixels, because PNG then takes a fraction of a millisecond, and JPEG above.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
 
 
 def moving(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """A frame of a motion, in the format that arrives soonest."""
+    """A frame of a motion: PNG if the image is small, otherwise JPEG."""
     if image.shape[0] * image.shape[1] <= LOSSLESS_PX:
         return png(image)
     return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
 def shrink(image: UInt8[np.ndarray, "H W 3"], most: int) -> UInt8[np.ndarray, "h w 3"]:
-    """An image at most `most` px high and wide; smaller ones stay."""
+    """Scale an image to at most `most` px of height and width; smaller images stay unchanged."""
     share = most / max(image.shape[:2])
     if share >= 1:
         return image
@@ -50,7 +50,7 @@ def pack(header: dict[str, Any], image: bytes) -> bytes:
 
 
 def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
-    """What `pack` put together."""
+    """Header and image of a message of `pack`."""
     (length,) = struct.unpack_from("<I", message)
     header: dict[str, Any] = json.loads(message[4 : 4 + length])
     return header, message[4 + length :]

@@ -1,7 +1,7 @@
-"""Turns at computing: a few run at once, and who has waited longest is next.
+"""A fair limit on the number of computations at the same time. Each computation takes a turn, first come, first served.
 
-An edit may take a hundred steps. It gives way between two of them (`breathe`), so that a pointer that moves elsewhere
-waits for a step and not for an edit.
+An edit may take a hundred steps. Between two steps it lets other computations go first (`breathe`), so that a preview
+in another session waits for one step and not for the whole edit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 
 class Stopped(Exception):
-    """What was waiting or computing has been stopped."""
+    """A computation was stopped, before or after its start."""
 
 
 class Gate:
@@ -27,7 +27,7 @@ class Gate:
 
     @contextmanager
     def turn(self, stop: threading.Event | None = None) -> Iterator[None]:
-        """Compute inside of this.
+        """A context manager to compute in.
 
         Raises:
             Stopped: `stop` was set while waiting.
@@ -39,7 +39,7 @@ class Gate:
             self._leave()
 
     def breathe(self) -> None:
-        """Inside of a turn: let one who waits go first."""
+        """Inside a turn: let waiting computations go first."""
         with self._condition:
             if not self._waiting:
                 return
@@ -47,7 +47,7 @@ class Gate:
         self._enter(None)
 
     def wake(self) -> None:
-        """Have everybody who waits look at his `stop`."""
+        """Make all waiting computations check their `stop` events."""
         with self._condition:
             self._condition.notify_all()
 
@@ -72,18 +72,18 @@ class Gate:
 
 
 class Stopwatch:
-    """Seconds of work against a limit; waiting does not count."""
+    """Measures computing time against a limit; time of waiting does not count."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit, self._used, self._mark = limit_s, 0.0, time.monotonic()
 
     def spent(self) -> bool:
-        """Whether the limit has been passed."""
+        """Whether the limit is exceeded."""
         return self._used + time.monotonic() - self._mark > self._limit
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Wait inside of this."""
+        """A context manager to wait in."""
         self._used += time.monotonic() - self._mark
         try:
             yield

@@ -1,11 +1,10 @@
-"""The door: who may come in, and how much they may carry. Plain ASGI, around everything.
+"""Access control and request limits, as plain ASGI middleware around the whole application.
 
-* `Host` must be an address or a known name. A page of another site can have its own name point here (DNS rebinding),
-  but its browser then says that name.
-* `Origin`, which browsers send with WebSockets and with requests that change something, must be this very host.
-* Where a token is demanded, it comes as a bearer token, as the cookie that `/?token=...` sets, and for nothing less
-  does anything answer.
-* A body has a limit of bytes and of time.
+* `Host` must be an address or a known name. A page of another site can point its own name to this server (DNS
+  rebinding), but its browser then sends that name.
+* `Origin`, which browsers send with WebSockets and with requests that change something, must be this host.
+* If the server has a token, every request needs it: as a bearer token, or as the cookie that `/?token=...` sets.
+* The size of a body and the time until it has arrived are limited.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import ipaddress
 import json
 import time
 from http.cookies import CookieError, SimpleCookie
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +23,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from autodrag.app.config import AppConfig, is_loopback
 
 COOKIE = "autodrag_token"
+TOKEN_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>autodrag: token needed</title>
+<h1>This editor needs a token</h1>
+<p>Open the full address that <code>autodrag app</code> printed when it started. It ends with <code>?token=…</code></p>
+<p>If you do not have the address, ask the person who started the server.</p>
+</html>
+"""
+"""What a browser shows instead of the JSON of a 401. It uses no other file, because these need the token too."""
 HEADERS = [
     (
         b"content-security-policy",
@@ -38,13 +49,13 @@ HEADERS = [
 
 
 class Guard:
-    """See the module."""
+    """The middleware; see the module."""
 
     def __init__(self, app: ASGIApp, config: AppConfig) -> None:
         self._app, self._config = app, config
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, WebSocket or life span."""
+        """Handle one request, WebSocket or lifespan."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -62,10 +73,10 @@ class Guard:
             return
         await self._serve(scope, receive, send, headers)
 
-    # --- who ----------------------------------------------------------------------------------------------------
+    # --- access -------------------------------------------------------------------------------------------------
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Status and sentence, or None to let it pass."""
+        """Status and sentence of a refusal; None: accepted."""
         host = headers.get("host", "")
         if not self._known(host):
             return 421, f"host {host[:100]!r} is not served here; use the address that the server printed"
@@ -86,7 +97,7 @@ class Guard:
             return True
         if self._config.is_local:
             return is_loopback(name)
-        try:  # an address cannot be rebound
+        try:  # DNS rebinding needs a name
             ipaddress.ip_address(name)
         except ValueError:
             return False
@@ -102,19 +113,16 @@ class Guard:
         return any(self._right(token) for token in given) or self._offered(scope) is not None
 
     def _offered(self, scope: Scope) -> str | None:
-        """The right token, where somebody brings it to the front door."""
+        """The token, if a request for the page has the right one in its query."""
         if self._config.token is None or scope["type"] != "http" or scope["path"] != "/" or scope["method"] != "GET":
             return None
-        for token in parse_qs(scope["query_string"].decode("latin-1")).get("token", []):
-            if self._right(token):
-                return token
-        return None
+        return next((value for name, value in parse_qsl(_query(scope)) if name == "token" and self._right(value)), None)
 
     def _right(self, token: str) -> bool:
         expected = self._config.token or ""
         return bool(token) and hmac.compare_digest(token.encode(), expected.encode())
 
-    # --- how much -----------------------------------------------------------------------------------------------
+    # --- limits -------------------------------------------------------------------------------------------------
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: dict[str, str]) -> None:
         limit, started = self._config.body_bytes, time.monotonic()
@@ -128,7 +136,7 @@ class Guard:
         async def bounded() -> Message:
             nonlocal seen, complete
             if complete:
-                return await receive()  # waits for the client to leave
+                return await receive()  # waits until the client disconnects
             left = self._config.body_s - (time.monotonic() - started)
             try:
                 message = await asyncio.wait_for(receive(), max(left, 0.001))
@@ -148,13 +156,26 @@ class Guard:
         await self._app(scope, bounded, adorned)
 
 
+def _query(scope: Scope) -> str:
+    text: str = scope["query_string"].decode("latin-1")
+    return text
+
+
+def _wants_page(scope: Scope) -> bool:
+    """Whether a person opened the address in a browser; programs and scripts do not ask for HTML."""
+    accepted = b",".join(value for name, value in scope["headers"] if name.lower() == b"accept")
+    return scope["method"] == "GET" and b"text/html" in accepted.lower()
+
+
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sentence: str) -> None:
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": sentence})  # before accepting: HTTP 403
         return
-    body = json.dumps({"detail": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    body, kind = json.dumps({"detail": sentence}).encode(), b"application/json"
+    if status == 401 and _wants_page(scope):
+        body, kind = TOKEN_PAGE.encode(), b"text/html; charset=utf-8"
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *HEADERS]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     if status in (408, 413):  # the rest of the body is not read
@@ -164,8 +185,19 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sente
 
 
 async def _enter(scope: Scope, send: Send, token: str) -> None:
-    """Turn the token in the address into a cookie, so that it does not stay in sight."""
-    cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"
-    headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0"), *HEADERS]
+    """Move the token from the address to a cookie, so that it is not visible; the rest of the query stays.
+
+    Lax, because a browser does not send a strict cookie when a link on another site is followed. Requests of other
+    sites that change something carry no lax cookie either, and are refused by their `Origin`.
+    """
+    rest = [(name, value) for name, value in parse_qsl(_query(scope), keep_blank_values=True) if name != "token"]
+    location = "/?" + urlencode(rest) if rest else "/"
+    cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Lax; Path=/"
+    headers = [
+        (b"location", location.encode()),
+        (b"set-cookie", cookie.encode()),
+        (b"content-length", b"0"),
+        *HEADERS,
+    ]
     await send({"type": "http.response.start", "status": 303, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

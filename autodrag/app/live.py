@@ -2,18 +2,18 @@
 
 From the client, JSON texts:
 
-    {"type": "pull", "pull": 3, "edit": {...}}    the pointer is here now; of several only the newest counts
-    {"type": "drag", "pull": 3, "edit": {...}}    the pointer was released here: make it an edit, with the refiner
-    {"type": "stop"}                              stop whatever is going on
+    {"type": "pull", "pull": 3, "edit": {...}}    the pointer moved: preview the edit; only the newest pull is computed
+    {"type": "drag", "pull": 3, "edit": {...}}    the pointer was released: make the edit
+    {"type": "stop"}                              stop the computation
 
-From the server, binary messages (`frames.pack`), of which an image is part:
+From the server, binary messages with an image (`frames.pack`):
 
-    preview   of a pull, `pull` says of which
-    step      of a drag: the refiner at work
-    state     the present image, lossless, with everything about the session
+    preview   the preview of a pull; `pull` is its number
+    step      an intermediate result of a drag
+    state     the present image, lossless, and the state of the session
 
-and JSON texts: `{"type": "error", "pull": 3, "message": "..."}`, and `{"type": "idle"}` when nothing is going on.
-A pull or a drag that comes while a drag is being refined stops that one, which keeps what it has reached.
+and JSON texts: `{"type": "error", "pull": 3, "message": "..."}`, and `{"type": "idle"}` when no work is left.
+A pull or a drag that arrives during a drag stops that drag, whose result so far becomes an edit.
 """
 
 from __future__ import annotations
@@ -38,26 +38,29 @@ from autodrag.infer.task import DragResult
 T = TypeVar("T")
 
 LISTENERS = 8
+"""Maximum number of WebSockets of a session."""
 SEND_S = 30.0
+"""Maximum time until a client has taken a message, seconds."""
 MESSAGES_PER_S = 300.0
+"""Maximum rate of messages of one client."""
 FRAME_S = 1 / 10
-"""Least seconds between two frames of the refiner, which would rather compute than draw."""
+"""Minimum time between two frames of a drag, seconds, because drawing delays the refiner."""
 ARRIVED_PX = 0.5
-"""A preview goes on refining under a resting pointer until its points are so near."""
+"""Under a resting pointer, a preview is refined until all points are this close to their targets, px."""
 NEARLY_PX = 0.25
-"""How much farther than in the preview before points may be in a frame of the refiner."""
+"""Frames of a drag are hidden while its mean distance exceeds that of the last preview by more than this, px."""
 
 
 @dataclass(frozen=True)
 class _Order:
-    """Something a client wants done."""
+    """A pull or a drag of a client."""
 
     pull: int
     document: dict[str, Any]
 
 
 class Live:
-    """The live drag of a session: at most one computation, and of what waits only the newest."""
+    """The live drag of a session: at most one computation runs, and only the newest order waits."""
 
     def __init__(self, service: Service, seat: Seat) -> None:
         self._service, self._seat = service, seat
@@ -69,34 +72,34 @@ class Live:
         self._stopped = False
 
     def pull(self, order: _Order) -> None:
-        """The pointer is here now."""
+        """The pointer moved: preview the edit."""
         self._seat.session.interrupt()
         self._pull.append(order)
         self._go()
 
     def drag(self, order: _Order) -> None:
-        """The pointer was released."""
+        """The pointer was released: make the edit."""
         self._seat.session.interrupt()
         self._pull.clear()
         self._drag.append(order)
         self._go()
 
     def stop(self) -> None:
-        """Nothing shall go on."""
+        """Stop the computation and discard waiting orders."""
         self._pull.clear()
         self._drag.clear()
         self._seat.session.interrupt()
         self._stopped = True
         self._go()
 
-    # --- inside -------------------------------------------------------------------------------------------------
+    # --- internals ----------------------------------------------------------------------------------------------
 
     def _go(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
-        """Serve orders until there are none. A drag, or a stop, ends with the present image and the word idle."""
+        """Serve orders until none is left. A drag or a stop ends with the messages `state` and `idle`."""
         while self._drag or self._pull or self._stopped:
             if self._drag:
                 order = self._drag.pop()
@@ -117,7 +120,7 @@ class Live:
                     self._tell({"type": "idle"})
 
     async def _caught(self, pull: int, work: Awaitable[T]) -> T | None:
-        """Await work; what goes wrong is told to the client."""
+        """Await work; errors are sent to the client."""
         try:
             return await work
         except (NothingToDo, Stopped):
@@ -126,35 +129,35 @@ class Live:
             message = str(error)
         except Exception:
             LOG.exception("live drag")
-            message = "the server failed at this edit; take it back or try another"
+            message = "the server failed at this edit; undo it or try another"
         self._tell({"type": "error", "pull": pull, "message": message})
         return None
 
     def _run_pull(self) -> _Order | None:
-        """A preview of the newest position, in a worker thread: newest when the turn has come, not when it was asked.
+        """Preview the newest order, in a worker thread. The order is chosen after waiting for the turn.
 
-        Returns the order again where the preview is worth going on with even if the pointer rests.
+        Returns the order again if more computing improves the preview while the pointer rests, otherwise None.
         """
         session = self._seat.session
         with self._service.gate.turn():
             try:
                 order = self._pull.pop()
-            except IndexError:  # stopped meanwhile
+            except IndexError:  # stopped while it waited
                 return None
             edit = session.read(order.document)
-            before = None
+            before = None  # the previous preview of the same pull and points
             if self._last is not None and self._last[0].pull == order.pull:
                 before = self._last if len(self._last[1].points) == len(edit.drags) else None
-            preview = session.preview(edit, None if before is None else before[1])
+            rests = before is not None and before[0].document == order.document
+            preview = session.preview(edit, None if before is None else before[1], moving=not rests)
             frame = pack(
                 {**_header("preview", order.pull, preview), "seconds": round(preview.seconds, 4)}, moving(preview.image)
             )
         self._last = (order, preview)
         self._loop.call_soon_threadsafe(self._show, frame)
-        if session.editor.can_predict:
-            return None
+        if preview.method == "predict":  # under a resting pointer, several points are predicted again in all rounds
+            return order if len(edit.drags) > 1 and not rests else None
         left = float(preview.distances.max())
-        rests = before is not None and before[0].document == order.document
         gained = not rests or before is None or left < float(before[1].distances.max()) - 0.05
         return order if gained and left > ARRIVED_PX else None
 
@@ -167,8 +170,8 @@ class Live:
             session.disarm(stop)
 
     def _refine(self, order: _Order, stop: threading.Event) -> None:
-        """In a worker thread. The refiner starts at the image before the pull; until it has come as far as the last
-        preview, that one stays in view."""
+        """Make the edit, in a worker thread. The refiner starts at the image before the pull, so that its first frames
+        are farther from the targets than the last preview; the page keeps showing the preview until they catch up."""
         session = self._seat.session
         drawn = 0.0
         shown = float("inf") if self._last is None else float(self._last[1].distances.mean())
@@ -176,7 +179,7 @@ class Live:
         def watch(state: DragResult) -> None:
             nonlocal drawn
             now = time.monotonic()
-            if now - drawn < FRAME_S or not self._seat.hungry or float(state.distances.mean()) > shown + NEARLY_PX:
+            if now - drawn < FRAME_S or not self._seat.ready or float(state.distances.mean()) > shown + NEARLY_PX:
                 return
             drawn = now
             frame = pack({**_header("step", order.pull, state), "step": state.steps}, moving(state.image))
@@ -194,7 +197,7 @@ class Live:
 
 
 def live_of(service: Service, seat: Seat) -> Live:
-    """The session's live drag; there is one, however many listen."""
+    """The live drag of a session, shared by all its WebSockets."""
     if seat.extra is None:
         seat.extra = Live(service, seat)
     live: Live = seat.extra
@@ -202,7 +205,7 @@ def live_of(service: Service, seat: Seat) -> Live:
 
 
 async def attend(service: Service, seat: Seat, socket: WebSocket) -> None:
-    """Serve an accepted WebSocket until either side closes it; whatever is wrong closes it with a reason."""
+    """Serve an accepted WebSocket until either side closes it. An invalid message closes it with a reason."""
     if len(seat.listeners) >= LISTENERS:
         await socket.close(1013, f"this session has {LISTENERS} listeners already")
         return
@@ -226,13 +229,13 @@ async def attend(service: Service, seat: Seat, socket: WebSocket) -> None:
 
 
 async def _send(socket: WebSocket, mailbox: Mailbox) -> tuple[int, str]:
-    """Send what comes; returns how to close."""
+    """Send messages of the mailbox; returns code and reason for closing, code 0 if the client has gone."""
     while True:
         message = await mailbox.take()
         if isinstance(message, str) and message.startswith(CLOSE):
             return 1001, message.removeprefix(CLOSE)
-        if mailbox.overflown:
-            return 1008, "too slow: what was to be said has piled up"
+        if mailbox.overflowing:
+            return 1008, "too slow: too many messages are waiting"
         try:
             sending = socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message)
             await asyncio.wait_for(sending, SEND_S)
@@ -243,7 +246,7 @@ async def _send(socket: WebSocket, mailbox: Mailbox) -> tuple[int, str]:
 
 
 async def _receive(service: Service, seat: Seat, live: Live, socket: WebSocket) -> tuple[int, str]:
-    """Read until something is wrong; returns how to close."""
+    """Read messages until one is invalid; returns code and reason for closing, code 0 if the client has gone."""
     allowance, mark = MESSAGES_PER_S, time.monotonic()
     while True:
         try:
@@ -254,7 +257,7 @@ async def _receive(service: Service, seat: Seat, live: Live, socket: WebSocket) 
             return 0, "gone"
         now = time.monotonic()
         allowance, mark = min(MESSAGES_PER_S, allowance + (now - mark) * MESSAGES_PER_S) - 1, now
-        if allowance < 0:  # what is not read waits at the client
+        if allowance < 0:  # unread messages wait at the client
             await asyncio.sleep(-allowance / MESSAGES_PER_S)
         seat.session.touched = time.monotonic()
         problem = _obey(live, message.get("text"), service.config.message_bytes)
@@ -263,7 +266,7 @@ async def _receive(service: Service, seat: Seat, live: Live, socket: WebSocket) 
 
 
 def _obey(live: Live, text: str | None, most: int) -> str | None:
-    """Pass a message on; returns what is wrong with it."""
+    """Execute a message; returns the reason if it is invalid."""
     if text is None:
         return "binary message; expected JSON text"
     if len(text) > most:
@@ -285,7 +288,7 @@ def _obey(live: Live, text: str | None, most: int) -> str | None:
     return None
 
 
-def _header(kind: str, pull: int, state: DragResult | DragResult) -> dict[str, Any]:
+def _header(kind: str, pull: int, state: DragResult) -> dict[str, Any]:
     return {
         "type": kind,
         "pull": pull,

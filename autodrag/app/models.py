@@ -1,4 +1,4 @@
-"""What goes over HTTP, besides the edit itself, whose schema is that of `autodrag.edits`."""
+"""JSON bodies of the HTTP API. Edits have the schema of `autodrag.edits`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Label = Annotated[int | None, Field(ge=0, le=1_000_000, description="Class of a 
 
 
 class Problem(BaseModel):
-    """Why something was refused, in one sentence."""
+    """The reason of a refusal, in one sentence."""
 
     detail: str
 
 
-class OpenImage(BaseModel):
+class OpenRequest(BaseModel):
     """An image to open."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     checkpoint: Annotated[str | None, Field(max_length=200)] = None
-    """Name of a checkpoint on offer; None takes the session's, or critters for a new one."""
+    """Name of an available checkpoint; None: that of the session, or critters for a new session."""
     seed: Seed = 0
     psi: Psi = 0.7
     label: Label = None
@@ -35,29 +35,29 @@ class PointState(BaseModel):
     """A dragged point, px of the image."""
 
     handle: XY
-    """Where its content is now."""
+    """Present position."""
     target: XY
-    """Where it should be."""
+    """Desired position."""
     distance: float | None = None
-    """Between the two, as the tracker sees it; None before the first drag."""
+    """Distance between the two according to the tracker; None before the first drag."""
     confidence: float | None = None
-    """How sure the tracker is, 0 to 1."""
+    """Confidence of the tracker, 0 to 1."""
     lost: bool = False
-    """No longer recognised: its distance means little."""
+    """Whether the confidence is too low; the distance is then unreliable."""
     landmark_distance: float | None = None
-    """Distance left by the landmark net, where there is one and a landmark is near."""
+    """Distance left according to the landmark net; None without a net, or without a landmark nearby."""
 
 
 class Scene(BaseModel):
-    """What is in force beside the image."""
+    """Points, anchors and mask of an image."""
 
     points: list[PointState] = []
     anchors: list[XY] = []
     mask: str | None = None
-    """Name of an uploaded mask; None: everything may move."""
+    """Name of an uploaded mask; None: all pixels may change."""
 
 
-class Outcome(BaseModel):
+class EditOutcome(BaseModel):
     """How the last edit ended."""
 
     method: str
@@ -65,47 +65,47 @@ class Outcome(BaseModel):
     steps: int
     seconds: float
     reason: str
-    """arrived, steps, budget, stopped, stalled or lost."""
+    """arrived, rounds, steps, budget, stopped, stalled or lost."""
 
 
 class SessionState(BaseModel):
-    """Everything about a session but its pixels."""
+    """A session without its pixels."""
 
     key: str
-    """The secret that opens the session; whoever knows it, may edit."""
+    """Secret of the session; everyone who knows it may edit."""
     checkpoint: str
     fingerprint: str
     width: int
     height: int
     classes: int
-    """Number of classes of a conditional generator, else 0."""
+    """Number of classes of a conditional generator, otherwise 0."""
     can_predict: bool
-    """Whether the checkpoint has a predictor; without one, `method` must be refine."""
+    """Whether the checkpoint has a predictor; without a predictor, `method` must be refine or auto."""
     seed: int | None
-    """None: opened from a latent."""
+    """None: opened from a latent, or the oldest edits were dropped."""
     psi: float
     label: int | None
     revision: int
     """Grows with every change of the present image."""
     images: list[int]
-    """Ids of the images of the history, from the opened one on, those that redo brings back included."""
+    """Ids of the images of the history, from the opened image to the last one that redo restores."""
     present: int
-    """Index of the present image among them: the number of edits that undo can take back."""
+    """Index of the present image in `images`, which is the number of edits that undo can take back."""
     scene: Scene
-    outcome: Outcome | None
-    """Of the edit that led to the present image."""
+    outcome: EditOutcome | None
+    """Result of the edit that led to the present image."""
     saved: bool
-    """Whether the present state is kept on disk."""
+    """Whether the present state is saved on disk."""
 
 
 class CheckpointInfo(BaseModel):
-    """A checkpoint on offer."""
+    """An available checkpoint."""
 
     name: str
 
 
 class About(BaseModel):
-    """The server and its bounds."""
+    """The server and its limits."""
 
     version: str
     checkpoints: list[CheckpointInfo]

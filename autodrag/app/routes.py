@@ -1,4 +1,4 @@
-"""The HTTP API: sessions, edits in the common schema, what can be taken away."""
+"""The HTTP API: sessions, edits in the common schema, exports."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from autodrag.app import archive, exports
 from autodrag.app.frames import png
 from autodrag.app.gate import Stopped
 from autodrag.app.live import attend, live_of
-from autodrag.app.models import About, CheckpointInfo, OpenImage, Problem, SessionState
+from autodrag.app.models import About, CheckpointInfo, OpenRequest, Problem, SessionState
 from autodrag.app.service import LOG, NotFound, Seat, Service
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
 from autodrag.infer.task import DragResult
 
 Key = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="The session's key.")]
-MaskName = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\.png$", description="What an edit calls the mask.")]
-ImageId = Annotated[int | None, Query(ge=0, le=2**53, description="Id of an image of the history; the present one.")]
-Steps = Annotated[int, Query(ge=1, le=1000, description="How many edits.")]
+MaskName = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\.png$", description="Name of the mask in edits.")]
+ImageId = Annotated[
+    int | None, Query(ge=0, le=2**53, description="Id of an image of the history; default: the present image.")
+]
+Steps = Annotated[int, Query(ge=1, le=1000, description="Number of edits.")]
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
-        400: "Not a request that can be read",
-        404: "No such session",
-        408: "The body came too slowly",
+        400: "The request cannot be read",
+        404: "There is no session with this key",
+        408: "The body arrived too slowly",
         413: "The body is too large",
-        422: "Cannot be used; the sentence says why",
-        503: "A bound of the server is reached",
+        422: "The input cannot be used",
+        503: "A limit of the server is reached",
     }.items()
 }
 
@@ -77,7 +79,7 @@ def build(service: Service) -> APIRouter:
 
     @router.get("/about")
     async def about() -> About:
-        """The server: its checkpoints and its bounds."""
+        """The server: its checkpoints and its limits."""
         config = service.config
         offers = await asyncio.to_thread(service.checkpoints.offers)
         return About(
@@ -106,25 +108,25 @@ def build(service: Service) -> APIRouter:
         return Response(data, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
 
     @router.post("/sessions", status_code=201)
-    async def create(request: Request, image: OpenImage) -> SessionState:
-        """Open an image in a new session. Its key opens the session to whoever knows it."""
+    async def create(request: Request, image: OpenRequest) -> SessionState:
+        """Open an image in a new session. Everyone who knows the key of the session may edit."""
         seat = await service.create(address(request), image.checkpoint, image.seed, image.psi, image.label)
         return seat.session.state()
 
     @router.get("/sessions/{key}")
     async def look(key: Key, request: Request) -> SessionState:
-        """Everything about a session but its pixels."""
+        """The state of a session."""
         seat = await service.find(key, address(request))
         return await service.run(seat, seat.session.state)
 
     @router.delete("/sessions/{key}", status_code=204)
     async def delete(key: Key) -> None:
-        """Forget a session, on disk too."""
+        """Delete a session, also from disk."""
         await service.delete(await service.find(key))
 
     @router.post("/sessions/{key}/open")
-    async def open_image(key: Key, image: OpenImage) -> SessionState:
-        """Open another image in a session; its history is forgotten."""
+    async def open_image(key: Key, image: OpenRequest) -> SessionState:
+        """Open another image in a session and discard its history."""
         seat = await service.find(key)
         seat.session.interrupt()
         name = image.checkpoint or seat.session.state().checkpoint
@@ -134,7 +136,7 @@ def build(service: Service) -> APIRouter:
 
     @router.put("/sessions/{key}/latent", openapi_extra=_body("A latent file.", {"application/octet-stream": BINARY}))
     async def open_latent(key: Key, request: Request) -> SessionState:
-        """Open a latent.safetensors file in a session; its history is forgotten."""
+        """Open a latent.safetensors file in a session and discard its history."""
         seat, data = await service.find(key), await request.body()
         seat.session.interrupt()
 
@@ -152,7 +154,7 @@ def build(service: Service) -> APIRouter:
         openapi_extra=_body("A session file, or a zip.", {"application/json": {}, "application/zip": BINARY}),
     )
     async def open_session(key: Key, request: Request) -> SessionState:
-        """Replay a session file in a session, which keeps what it has if that fails."""
+        """Replay a session file in a session. If the replay fails, the session stays unchanged."""
         seat, data = await service.find(key), await request.body()
         seat.session.interrupt()
         stop = seat.session.arm()
@@ -172,13 +174,13 @@ def build(service: Service) -> APIRouter:
         "/sessions/{key}/masks/{name}", status_code=204, openapi_extra=_body("An image.", {"image/png": BINARY})
     )
     async def put_mask(key: Key, name: MaskName, request: Request) -> None:
-        """Upload a mask of the image's size under a name, which edits then use: brighter than 127 may move."""
+        """Upload a mask of the size of the image; pixels brighter than 127 may change. Edits use it by its name."""
         seat, data = await service.find(key), await request.body()
         await service.run(seat, seat.session.add_mask, name, data)
 
     @router.get("/sessions/{key}/masks/{name}", response_class=Response, responses=_file("image/png"))
     async def get_mask(key: Key, name: MaskName) -> Response:
-        """A mask of the session: white may move."""
+        """A mask of the session; white pixels may change."""
         seat = await service.find(key)
         pixels = await service.run(seat, seat.session.mask, name)
         assert pixels is not None
@@ -186,7 +188,7 @@ def build(service: Service) -> APIRouter:
 
     @router.post("/sessions/{key}/drag", openapi_extra=EDIT)
     async def drag(key: Key, request: Request) -> SessionState:
-        """Do an edit, and answer when it is done. `mask` is the name of an uploaded one; `latent` cannot be given."""
+        """Make an edit and answer when it has ended. `mask` names an uploaded mask; `latent` is refused."""
         seat, document = await service.find(key), await request.body()
         await _drag(service, seat, document, None)
         return await changed(seat)
@@ -198,24 +200,24 @@ def build(service: Service) -> APIRouter:
         responses={200: {"description": "Events", "content": {"text/event-stream": {}}}},
     )
     async def refine(key: Key, request: Request) -> StreamingResponse:
-        """Do an edit, and tell of every step while it goes on.
+        """Make an edit and send an event after every step.
 
         Events: `step` (step, distances, confidences, lost, seconds), then `done` (the session) or `problem`.
-        To go away is to stop.
+        The edit stops if the client disconnects.
         """
         seat, document = await service.find(key), await request.body()
-        await service.run(seat, seat.session.read, document)  # what is wrong with it is said by the status
+        await service.run(seat, seat.session.read, document)  # an invalid edit gets a status, not an event
         return StreamingResponse(_events(service, seat, document, changed), media_type="text/event-stream")
 
     @router.post("/sessions/{key}/stop", status_code=204)
     async def stop(key: Key) -> None:
-        """Stop what is being computed; an edit that has begun keeps what it has reached."""
+        """Stop the computation. The result so far of a running edit becomes the present image."""
         seat = await service.find(key)
         live_of(service, seat).stop()
 
     @router.post("/sessions/{key}/undo")
     async def undo(key: Key, steps: Steps = 1) -> SessionState:
-        """Take edits back: image, points, anchors, mask and what was tracked."""
+        """Undo edits: image, points, anchors and mask."""
         seat = await service.find(key)
         seat.session.interrupt()
         await service.compute(seat, seat.session.undo, steps)
@@ -223,7 +225,7 @@ def build(service: Service) -> APIRouter:
 
     @router.post("/sessions/{key}/redo")
     async def redo(key: Key, steps: Steps = 1) -> SessionState:
-        """Bring edits back that were undone."""
+        """Redo edits that were undone."""
         seat = await service.find(key)
         seat.session.interrupt()
         await service.compute(seat, seat.session.redo, steps)
@@ -231,14 +233,14 @@ def build(service: Service) -> APIRouter:
 
     @router.post("/sessions/{key}/save")
     async def save(key: Key) -> SessionState:
-        """Keep the session up to the present image on disk, under its key."""
+        """Save the session up to the present image on disk, under its key."""
         seat = await service.find(key)
-        await service.keep(seat)
+        await service.save(seat)
         return seat.session.state()
 
     @router.delete("/sessions/{key}/save", status_code=204)
     async def forget(key: Key) -> None:
-        """Remove what is kept on disk; the session itself goes on."""
+        """Remove the saved session from disk; the session in memory stays open."""
         service.forget(await service.find(key))
 
     @router.get("/sessions/{key}/image", response_class=Response, responses=_file("image/png"))
@@ -251,20 +253,20 @@ def build(service: Service) -> APIRouter:
     @router.get(
         "/sessions/{key}/thumb",
         response_class=Response,
-        responses={**_file("image/png"), 204: {"description": "Forgotten meanwhile: another image has been opened"}},
+        responses={**_file("image/png"), 204: {"description": "The image was discarded when another image was opened"}},
     )
     async def thumb(key: Key, number: Annotated[int, Query(ge=0, le=2**53)]) -> Response:
         """A small picture of an image of the history."""
         seat = await service.find(key)
         data = seat.session.thumb_of(number)
-        # The history may be replaced between a page's hearing of an image and its asking for it: no error of anybody's.
+        # Another image may have been opened since the page received this id, which is no error.
         if data is None:
             return Response(status_code=204)
         return Response(data, media_type="image/png", headers=_caching(number))
 
     @router.get("/sessions/{key}/annotated", response_class=Response, responses=_file("image/png"))
     async def annotated(key: Key) -> Response:
-        """The present image with handles red, targets blue, anchors green, and what may not move dimmed."""
+        """The present image with handles in red, targets in blue, anchors in green, and fixed pixels dimmed."""
         seat = await service.find(key)
         data = await service.compute(seat, exports.annotated, seat.session)
         return Response(data, media_type="image/png", headers=_attached("annotated.png"))
@@ -280,9 +282,9 @@ def build(service: Service) -> APIRouter:
         "/sessions/{key}/session", response_class=Response, responses=_file("application/json", "application/zip")
     )
     async def session(key: Key) -> Response:
-        """The session file up to the present image; a zip where masks or a latent go with it."""
+        """The session file up to the present image; a zip if it has masks or a latent."""
         seat = await service.find(key)
-        data, suffix = await service.run(seat, archive.take, seat.session)
+        data, suffix = await service.run(seat, archive.export, seat.session)
         return Response(data, media_type=f"application/{suffix}", headers=_attached(f"session.{suffix}"))
 
     @router.get("/sessions/{key}/film", response_class=Response, responses=_file("video/mp4", "image/gif"))
@@ -311,7 +313,7 @@ async def _drag(service: Service, seat: Seat, document: bytes, watch: Any) -> No
     try:
         await service.run(seat, lambda: seat.session.drag(seat.session.read(document), stop, watch))
     except Stopped:
-        raise AutodragError("the edit was stopped before anything had changed; send it again") from None
+        raise AutodragError("the edit was stopped before the image had changed; send it again") from None
     finally:
         seat.session.disarm(stop)
 
@@ -341,7 +343,7 @@ async def _events(service: Service, seat: Seat, document: bytes, changed: Any) -
             queue.put_nowait(("problem", {"detail": str(error)}))
         except Exception:
             LOG.exception("refine")
-            queue.put_nowait(("problem", {"detail": "the server failed at this edit; take it back or try another"}))
+            queue.put_nowait(("problem", {"detail": "the server failed at this edit; undo it or try another"}))
 
     task = asyncio.create_task(work())
     try:
@@ -355,7 +357,7 @@ async def _events(service: Service, seat: Seat, document: bytes, changed: Any) -
 
 
 def _named(folder: str, function: Any, *args: Any) -> Any:
-    """Call, and keep the server's folders out of what is said about a client's file."""
+    """Call a function, and remove the temporary folder from its error messages."""
     try:
         return function(*args)
     except AutodragError as error:
@@ -367,5 +369,5 @@ def _attached(name: str) -> dict[str, str]:
 
 
 def _caching(number: int | None) -> dict[str, str]:
-    """An id is never used for another image; the present one changes."""
+    """Images with an id may be cached forever, because ids are never reused; the present image changes."""
     return {"cache-control": "no-store" if number is None else "private, max-age=86400, immutable"}

@@ -1,4 +1,4 @@
-"""The server: the page, the API and the guard put together."""
+"""The server, assembled from the page, the API and the guard."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAGE = Path(__file__).with_name("page")
 
 
 def create_app(config: AppConfig) -> tuple[ASGIApp, FastAPI, Service]:
-    """The guarded application to serve; the API in it, whose `openapi()` describes it; and its inside."""
+    """The guarded application to serve, the API inside it (for its `openapi()`), and the service."""
     service = Service(config)
 
     @contextlib.asynccontextmanager
@@ -57,17 +57,17 @@ def create_app(config: AppConfig) -> tuple[ASGIApp, FastAPI, Service]:
 
 
 class Page(StaticFiles):
-    """The page's files; browsers ask whether they have changed, so that an update is seen at once."""
+    """The page's files. Browsers check for changes at every load, so that an update is visible at once."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """As the parent's, with that header."""
+        """The file with a `Cache-Control` header."""
         response = super().file_response(*args, **kwargs)
         response.headers["cache-control"] = "no-cache"
         return response
 
 
 def _describe(api: FastAPI) -> None:
-    """Have the OpenAPI document carry the one edit schema."""
+    """Add the edit schema to the OpenAPI document."""
     original: Callable[[], dict[str, Any]] = api.openapi
 
     def openapi() -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _describe(api: FastAPI) -> None:
 
 
 def _explain(api: FastAPI) -> None:
-    """Every refusal is one sentence under `detail`."""
+    """Turn all errors of requests into one sentence under `detail`."""
 
     def sentence(status: int, text: str) -> JSONResponse:
         return JSONResponse({"detail": " ".join(text.split())}, status)
@@ -107,22 +107,41 @@ def _explain(api: FastAPI) -> None:
 
 
 def make_server(config: AppConfig, announce: Callable[[str], None]) -> uvicorn.Server:
-    """A server that has yet to `run()`. `announce` is told its address once it listens."""
+    """A server that is started by `run()`. `announce` is called with its address as soon as it listens."""
     guarded, _, _ = create_app(config)
     options = uvicorn.Config(
         guarded,
         host=config.host,
         port=config.port,
         log_level="warning",
-        access_log=False,  # it would hold the keys of sessions
+        access_log=False,  # it would contain the keys of sessions
         server_header=False,
         ws_max_size=config.message_bytes,
-        ws_per_message_deflate=False,  # pictures do not get smaller
+        ws_per_message_deflate=False,  # images are compressed already
         limit_concurrency=config.sessions * 8,
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=32 * 2**10,
     )
     return _Announcing(options, config, announce)
+
+
+def reachable(host: str) -> str:
+    """The address at which clients reach a server that listens on `host`.
+
+    0.0.0.0 and :: mean all interfaces and are no addresses of a machine. They give the address of the interface with
+    the default route, or of the loopback interface if there is no network.
+    """
+    probes = {"0.0.0.0": (socket.AF_INET, "192.0.2.1", "127.0.0.1"), "::": (socket.AF_INET6, "2001:db8::1", "::1")}
+    if host not in probes:
+        return host
+    family, elsewhere, loopback = probes[host]
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # chooses the interface and sends nothing
+            name: str = probe.getsockname()[0]
+    except OSError:
+        return loopback
+    return name
 
 
 class _Announcing(uvicorn.Server):
@@ -131,10 +150,11 @@ class _Announcing(uvicorn.Server):
         self._told, self._announce = config, announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As the parent's; then say where."""
+        """Start to listen, then announce the address."""
         await super().startup(sockets)
         if self.started:
             config = self._told
             port = self.servers[0].sockets[0].getsockname()[1]
-            host = f"[{config.host}]" if ":" in config.host else config.host
+            host = reachable(config.host)
+            host = f"[{host}]" if ":" in host else host
             self._announce(f"http://{host}:{port}/" + (f"?token={config.token}" if config.token else ""))

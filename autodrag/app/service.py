@@ -1,4 +1,4 @@
-"""The server's inside: sessions, the threads that work for them, and who is told what became of it."""
+"""The sessions of a server, their worker threads, and the messages to their listeners. Independent of HTTP routes."""
 
 from __future__ import annotations
 
@@ -26,45 +26,46 @@ T = TypeVar("T")
 
 LOG = logging.getLogger("autodrag.app")
 FRESH_S = 60.0
-"""A full server gives up sessions that have not been used for so long."""
+"""A full server may drop sessions that have not been used for this time, seconds."""
 
 
 class NotFound(AutodragError):
-    """No session has that key."""
+    """No session has the key."""
 
 
 class Busy(AutodragError):
-    """A bound of the server is reached; later it may work."""
+    """A limit of the server is reached; the same request may succeed later."""
 
 
 class Mailbox:
-    """What waits to be sent over one WebSocket: states in order, of frames only the newest.
+    """Outgoing messages of one WebSocket: all texts and states in order, and the newest frame only.
 
     Methods are called in the event loop.
     """
 
-    MOST = 64
+    MAX_MESSAGES = 64
+    """Maximum number of waiting messages."""
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
         self._messages: list[bytes | str] = []
         self._frame: bytes | None = None
-        self.overflown = False
+        self.overflowing = False
 
     @property
-    def hungry(self) -> bool:
-        """Whether a frame would be sent at once; may be asked from any thread."""
+    def ready(self) -> bool:
+        """Whether no frame is waiting, so that the next one is sent at once. May be called from any thread."""
         return self._frame is None
 
     def tell(self, message: bytes | str) -> None:
-        """Send for certain, in order; frames from before are dropped."""
+        """Send a message that must not be skipped. An older frame that still waits is dropped."""
         self._frame = None
         self._messages.append(message)
-        self.overflown = self.overflown or len(self._messages) > self.MOST
+        self.overflowing = self.overflowing or len(self._messages) > self.MAX_MESSAGES
         self._news.set()
 
     def show(self, frame: bytes) -> None:
-        """Send unless a newer frame comes first."""
+        """Send a frame, unless a newer one replaces it first."""
         self._frame = frame
         self._news.set()
 
@@ -81,23 +82,23 @@ class Mailbox:
 
 
 class Seat:
-    """A session's place in the event loop: its lock, and its listeners."""
+    """A session in the event loop, with its lock and its listeners."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.lock = asyncio.Lock()
         self.listeners: set[Mailbox] = set()
         self.extra: Any = None
-        """The live drag, which `live.py` keeps here."""
+        """The live drag, set by `live.py`."""
 
     @property
-    def hungry(self) -> bool:
-        """Whether anybody waits for a frame."""
-        return any(mailbox.hungry for mailbox in list(self.listeners))
+    def ready(self) -> bool:
+        """Whether a listener has no waiting frame."""
+        return any(mailbox.ready for mailbox in list(self.listeners))
 
 
 class Service:
-    """All of it; one for each server."""
+    """Sessions, checkpoints and worker threads of one server."""
 
     def __init__(self, config: AppConfig) -> None:
         self.config = config
@@ -111,12 +112,12 @@ class Service:
     # --- work ---------------------------------------------------------------------------------------------------
 
     async def run(self, seat: Seat, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call in a worker thread, holding the session; `function` takes a turn if it computes."""
+        """Call a function in a worker thread under the session's lock. If it computes, it must take a turn."""
         async with seat.lock:
             return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     async def compute(self, seat: Seat, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """`run` inside of a turn."""
+        """As `run`, inside a turn."""
 
         def turn() -> T:
             with self.gate.turn():
@@ -125,7 +126,7 @@ class Service:
         return await self.run(seat, turn)
 
     async def errand(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Work for no session yet, such as loading, two at a time; `function` takes a turn if it computes."""
+        """Call a function without a session, such as loading, in one of two threads; see `run`."""
         return await asyncio.get_running_loop().run_in_executor(self._errands, lambda: function(*args, **kwargs))
 
     # --- sessions -----------------------------------------------------------------------------------------------
@@ -141,36 +142,36 @@ class Service:
             return session
 
         session = await self.errand(begin)
-        self._make_room(address)  # others may have come meanwhile
+        self._make_room(address)  # other sessions may have been opened since the first check
         seat = self._seats[session.key] = Seat(session)
         return seat
 
     async def find(self, key: str, address: str = "") -> Seat:
-        """The session of a key, brought back from disk if it was saved and is not in memory.
+        """The session with a key. A saved session that is not in memory is restored from disk.
 
         Raises:
-            NotFound: no such key.
+            NotFound: no session has the key.
         """
         seat = self._seats.get(key)
         if seat is None:
             path = self._path(key)
             if not path.is_file():
-                raise NotFound("there is no session with this key; it was dropped, or never was")
+                raise NotFound("there is no session with this key; it was dropped or never existed, so open a new one")
             async with self._returning.setdefault(key, asyncio.Lock()):
                 if key not in self._seats:
                     self._make_room(address)
-                    self._seats[key] = Seat(await self.errand(self._bring_back, key, address, path))
+                    self._seats[key] = Seat(await self.errand(self._restore, key, address, path))
                 seat = self._seats[key]
             self._returning.pop(key, None)
         seat.session.touched = time.monotonic()
         return seat
 
-    async def keep(self, seat: Seat) -> None:
-        """Write a session to disk, whole or not at all."""
+    async def save(self, seat: Seat) -> None:
+        """Save a session on disk. A failed write leaves no partial file."""
         path = self._path(seat.session.key)
         if not path.exists() and len(list(path.parent.glob("*.zip"))) >= self.config.saved:
             raise Busy(f"{self.config.saved} sessions are saved already, which is this server's limit; delete one")
-        await self.run(seat, archive.keep, seat.session, path)
+        await self.run(seat, archive.save, seat.session, path)
         seat.session.saved = True
 
     def forget(self, seat: Seat) -> None:
@@ -179,12 +180,12 @@ class Service:
         seat.session.saved = False
 
     async def delete(self, seat: Seat) -> None:
-        """Forget a session, on disk too."""
+        """Drop a session and remove it from disk."""
         self._drop(seat, "the session was deleted")
         self.forget(seat)
 
     def drop_idle(self) -> None:
-        """Drop what nobody has used for long; saved sessions stay on disk."""
+        """Drop sessions that were not used for `idle_s`; saved sessions stay on disk."""
         now = time.monotonic()
         for seat in list(self._seats.values()):
             if now - seat.session.touched > self.config.idle_s and not seat.lock.locked():
@@ -197,7 +198,7 @@ class Service:
             self.drop_idle()
 
     def close(self) -> None:
-        """Stop everything."""
+        """Drop all sessions and stop the threads."""
         for seat in list(self._seats.values()):
             self._drop(seat, "the server is closing")
         self._threads.shutdown(wait=True, cancel_futures=True)
@@ -206,35 +207,39 @@ class Service:
     # --- listeners ----------------------------------------------------------------------------------------------
 
     async def publish(self, seat: Seat) -> None:
-        """Tell every listener of the session what is now."""
+        """Send the present state to all listeners of a session."""
         if seat.listeners:
             message = await self.compute(seat, state_message, seat.session)
             for mailbox in list(seat.listeners):
                 mailbox.tell(message)
 
-    # --- inside -------------------------------------------------------------------------------------------------
+    # --- internals ----------------------------------------------------------------------------------------------
 
     def _session(self, key: str, address: str, editor: DragEditor) -> Session:
         return Session(key, address, editor, self.gate, self.config)
 
-    def _bring_back(self, key: str, address: str, path: Path) -> Session:
+    def _restore(self, key: str, address: str, path: Path) -> Session:
         session = self._session(key, address, self.checkpoints.editor())
         try:
-            archive.bring_back(session, path, self.checkpoints.editor, self.gate)
+            archive.restore(session, path, self.checkpoints.editor, self.gate)
         except AutodragError:
             raise
         except Exception as error:
             LOG.exception("saved session %s", path)
-            raise AutodragError("the saved session cannot be read any more; open another") from error
+            raise AutodragError("the saved session cannot be read; open another") from error
         session.saved = True
         return session
 
     def _path(self, key: str) -> Path:
-        """Where a session is kept; the name tells nobody the key."""
+        """File of a saved session; its name does not reveal the key."""
         return self.config.data.expanduser() / "sessions" / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.zip"
 
     def _make_room(self, address: str) -> None:
-        """Drop the session that has not been used for longest, if a bound asks for it and it is not in use."""
+        """If a limit is reached, drop the least recently used session.
+
+        Raises:
+            Busy: all sessions are in use.
+        """
         config, seats = self.config, list(self._seats.values())
         mine = [seat for seat in seats if seat.session.address == address]
         if len(mine) >= config.sessions_per_address:
@@ -261,5 +266,5 @@ CLOSE = "close:"
 
 
 def state_message(session: Session) -> bytes:
-    """The present image, lossless, and everything about it."""
+    """The present image, lossless, and the state of the session."""
     return pack({"type": "state", "state": session.state().model_dump()}, png(session.editor.image))

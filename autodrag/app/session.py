@@ -1,7 +1,7 @@
-"""One open image with its history, as a client sees it: an editor, and what lies on the image at every step.
+"""One open image with its history: an editor, and the points, anchors and mask of each image.
 
-Nothing here knows of HTTP. Methods run in worker threads, one at a time for each session (`App.run` sees to that);
-only `interrupt` may be called from anywhere.
+Independent of HTTP. Methods run in worker threads, one at a time for each session (see `Service.run`). Only
+`interrupt` may be called at any time from any thread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxtyping import Bool, UInt8
 from autodrag.app.config import AppConfig
 from autodrag.app.frames import png, shrink
 from autodrag.app.gate import Gate, Stopped, Stopwatch
-from autodrag.app.models import Outcome, PointState, Scene, SessionState
+from autodrag.app.models import EditOutcome, PointState, Scene, SessionState
 from autodrag.edits import Edit, parse_edits
 from autodrag.errors import AutodragError
 from autodrag.images import decode_image
@@ -31,29 +31,33 @@ from autodrag.infer.editor import DragEditor
 from autodrag.infer.task import DragResult
 
 FOLDER = Path("session").resolve()
-"""Paths in an edit are names of what was uploaded to the session; this stands for the folder they would be in."""
+"""Stands for the folder of the uploaded files, because paths in an edit are names of uploaded files. It is not read."""
 THUMB_PX = 96
+"""Maximum width and height of thumbnails in the history."""
+MAX_LATENT = 1e4
+"""Largest absolute value of an uploaded latent. Values of real latents are around 1; float32 overflows at 1e38."""
 REFERENCES = 8
-"""Edits back to which `keep_references` reaches after undo."""
+"""Number of latest edits that keep their references, for `keep_references` after undo."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """An image of the history, and what lay on it."""
+    """An image of the history with its scene."""
 
     number: int
-    """Id, never used again in this session, not even after it came back from disk."""
+    """Id, which is never reused in this session, even after it was restored from disk."""
     thumb: bytes
     """Small PNG."""
     scene: Scene
-    outcome: Outcome | None = None
+    outcome: EditOutcome | None = None
+    """Result of the edit that led to the image."""
 
 
 class Session:
-    """See the module."""
+    """An open image with its history; see the module."""
 
     def __init__(self, key: str, address: str, editor: DragEditor, gate: Gate, config: AppConfig) -> None:
-        """An editor without an image; one of the `open` methods must follow."""
+        """Takes an editor without an image. Call `open`, `open_latent` or `adopt` next."""
         self.key, self.address, self.config, self._gate = key, address, config, gate
         self.editor = editor
         self.touched = time.monotonic()
@@ -64,24 +68,24 @@ class Session:
         self._opened: tuple[int | None, float, int | None] = (None, 0.7, None)
         self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
         self._stops: set[threading.Event] = set()
-        # Browsers keep images by their id, and a session that comes back from disk has the same key: the ids of its
-        # first life must not come again.
+        # Browsers cache images by id. A session that is restored from disk has the same key, so that its ids must
+        # differ from those before.
         self._first = self._next = time.time_ns() // 10**6
 
-    # --- what is there ------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------------
 
     @property
     def scene(self) -> Scene:
-        """What lies on the present image."""
+        """Points, anchors and mask of the present image."""
         return self.moments[self.present].scene
 
     @property
     def opened(self) -> tuple[int | None, float, int | None]:
-        """Seed, psi and label of the opened image; no seed: it came from a latent, or its edits have been forgotten."""
+        """Seed, psi and label of the opened image. The seed is None after a latent or a dropped edit."""
         return self._opened
 
     def state(self) -> SessionState:
-        """Everything but the pixels."""
+        """The session without its pixels."""
         height, width = self.editor.image_size
         seed, psi, label = self._opened
         return SessionState(
@@ -104,7 +108,7 @@ class Session:
         )
 
     def image_of(self, number: int | None) -> UInt8[np.ndarray, "H W 3"]:
-        """The image with that id, up to the present one, which None means."""
+        """The image with an id, up to the present image; None: the present image."""
         if number is None or number == self.moments[self.present].number:
             return self.editor.image
         for index, moment in enumerate(self.moments[: self.present]):
@@ -113,7 +117,7 @@ class Session:
         raise AutodragError(f"image {number} is not in the history up to the present image")
 
     def thumb_of(self, number: int) -> bytes | None:
-        """Small PNG of the image with that id; None where it has been forgotten meanwhile."""
+        """Small PNG of the image with an id; None if the image was discarded."""
         for moment in self.moments:
             if moment.number == number:
                 return moment.thumb
@@ -122,7 +126,7 @@ class Session:
         raise AutodragError(f"image {number} is not in the history")
 
     def mask(self, name: str | None) -> Bool[np.ndarray, "H W"] | None:
-        """An uploaded mask."""
+        """The uploaded mask with a name, True where the image may change."""
         if name is None:
             return None
         if name not in self._masks:
@@ -132,13 +136,14 @@ class Session:
     # --- opening ------------------------------------------------------------------------------------------------
 
     def open(self, editor: DragEditor, seed: int, psi: float, label: int | None) -> None:
-        """Open a seed with `editor`, which has this session's checkpoint or another."""
+        """Open a seed with `editor`, which may have another checkpoint."""
         editor.open(seed, psi, label)
         self._start(editor, (seed, psi, label))
 
     def open_latent(self, editor: DragEditor, path: Path) -> None:
         """Open a latent file."""
         editor.open(latent=path)
+        check_latent(editor)
         self._start(editor, (None, 0.7, None))
 
     def adopt(
@@ -146,10 +151,16 @@ class Session:
         editor: DragEditor,
         opened: tuple[int | None, float, int | None],
         images: list[np.ndarray],
-        scenes: list[tuple[Scene, Outcome | None]],
+        scenes: list[tuple[Scene, EditOutcome | None]],
         masks: dict[str, np.ndarray],
     ) -> None:
-        """Take over an editor with a history; images and scenes belong to its states, from the opened one on."""
+        """Replace the editor by one with a history.
+
+        Args:
+            opened: see `opened`.
+            images, scenes: one for each state of the history, from the opened image on.
+            masks: the masks that the scenes name.
+        """
         self._start(editor, opened)
         editor.forget(self.config.history, REFERENCES)
         self._masks = OrderedDict(masks)
@@ -161,7 +172,7 @@ class Session:
     # --- editing ------------------------------------------------------------------------------------------------
 
     def read(self, document: bytes | str | dict[str, Any]) -> Edit:
-        """An edit in the common schema, checked against this session and the server's bounds."""
+        """Parse an edit in the common schema and check it for this session and the limits of the server."""
         text = json.dumps(document) if isinstance(document, dict) else document
         check_size(text, self.config)
         edits = parse_edits(text, folder=FOLDER, where="the edit")
@@ -170,8 +181,8 @@ class Session:
         (edit,) = edits
         if edit.parameters.keep_references and len(edit.drags) != len(self.scene.points):
             raise AutodragError(
-                f"keep_references goes on with the {len(self.scene.points)} points of the edit before, "
-                f"and this one has {len(edit.drags)}; leave it out"
+                f"keep_references needs the {len(self.scene.points)} points of the previous edit, "
+                f"and this edit has {len(edit.drags)}; leave it out"
             )
         if edit.latent is not None:
             raise AutodragError("an edit over HTTP cannot name a latent file; upload the latent, then send the edit")
@@ -181,40 +192,61 @@ class Session:
             )
         return edit
 
-    def preview(self, edit: Edit, start: DragResult | None) -> DragResult:
-        """What a drag would give; call it inside of a turn."""
-        mask = self.mask(_mask_name(edit))
-        return self.editor.preview(edit.handles, edit.targets, mask, edit.anchors or None, start)
+    def preview(self, edit: Edit, start: DragResult | None, *, moving: bool) -> DragResult:
+        """A fast result with the settings of the edit. Call it inside a turn.
+
+        Args:
+            start: the previous preview of the same points.
+            moving: whether the pointer still moves; several points are then predicted in fewer rounds.
+        """
+        return self.editor.preview(
+            edit.handles,
+            edit.targets,
+            self.mask(_mask_name(edit)),
+            edit.anchors or None,
+            start,
+            method=edit.method,
+            preset=edit.parameters.preset,
+            moving=moving,
+            **edit.parameters.overrides(),
+        )
 
     def arm(self) -> threading.Event:
-        """What `interrupt` will set, for work that is about to begin; `disarm` it in the end."""
+        """An event for a computation that is about to start; `interrupt` sets it. `disarm` it at the end."""
         stop = threading.Event()
         self._stops.add(stop)
         return stop
 
     def disarm(self, stop: threading.Event) -> None:
-        """That work is over."""
+        """Release the event of a computation that has ended."""
         self._stops.discard(stop)
 
     def interrupt(self) -> None:
-        """Stop what is being computed after its current step, and what waits to be. From any thread."""
+        """Stop waiting computations, and the running one after its current step. May be called from any thread."""
         for stop in list(self._stops):
             stop.set()
         self._gate.wake()
 
     def drag(self, edit: Edit, stop: threading.Event, watch: Callable[[DragResult], None] | None = None) -> DragResult:
-        """Drag, and remember; `watch` sees the steps. Takes its own turn and gives way between steps.
+        """Make an edit and append it to the history. If it fails, the session stays unchanged.
+
+        Takes its own turn and lets other sessions compute between steps.
+
+        Args:
+            watch: called with each intermediate result.
 
         Raises:
             Stopped: `stop` was set before anything had changed.
         """
         name = _mask_name(edit)
         mask = self.mask(name)
-        if edit.seed is not None:
-            with self._gate.turn(stop):
-                self.open(self.editor.sibling(), edit.seed, edit.psi, edit.label)
-        before = self.editor.latent
         with self._gate.turn(stop):
+            if edit.seed is None:
+                editor, moments, opened = self.editor.branch(), self.moments[: self.present + 1], self._opened
+            else:
+                editor, opened = self.editor.sibling(), (edit.seed, edit.psi, edit.label)
+                moments = [self._moment(editor.open(*opened), Scene(), None)]
+            before = editor.latent
             clock = Stopwatch(self.config.edit_s)
 
             def step(state: DragResult) -> None:
@@ -227,7 +259,7 @@ class Session:
                 with clock.paused():
                     self._gate.breathe()
 
-            result = self.editor.drag(
+            result = editor.drag(
                 edit.handles,
                 edit.targets,
                 mask=mask,
@@ -241,11 +273,15 @@ class Session:
             )
             if clock.spent():
                 result = dataclasses.replace(result, reason="budget")
-            self._commit(edit, name, result)
+            moments = self._moments_after(moments, edit, name, result)
+            # Nothing below can fail.
+            self.editor, self.moments, self.present, self._opened = editor, moments, len(moments) - 1, opened
+            self._forget_oldest()
+            self._changed()
         return result
 
     def undo(self, steps: int = 1) -> None:
-        """Back by so many edits."""
+        """Undo a number of edits."""
         if steps > self.present:
             raise AutodragError(f"there are {self.present} edits to undo, not {steps}")
         for _ in range(steps):
@@ -253,7 +289,7 @@ class Session:
         self._move(self.present - steps)
 
     def redo(self, steps: int = 1) -> None:
-        """Forward again."""
+        """Redo a number of edits."""
         if steps > len(self.moments) - 1 - self.present:
             raise AutodragError(f"there are {len(self.moments) - 1 - self.present} edits to redo, not {steps}")
         for _ in range(steps):
@@ -261,7 +297,7 @@ class Session:
         self._move(self.present + steps)
 
     def add_mask(self, name: str, data: bytes) -> None:
-        """Keep a mask under a name: an image of the image's size; brighter than 127 may move."""
+        """Store a mask: an encoded image of the size of the present image; pixels brighter than 127 may change."""
         height, width = self.editor.image_size
         image = decode_image(data, "the mask", most=height * width)
         if image.shape[:2] != (height, width):
@@ -274,36 +310,38 @@ class Session:
             del self._masks[spare]
         self._masks[name] = image.mean(axis=2) > 127
 
-    # --- inside -------------------------------------------------------------------------------------------------
+    # --- internals -------------------------------------------------------------------------------------------------
 
     def _start(self, editor: DragEditor, opened: tuple[int | None, float, int | None]) -> None:
         self.editor, self._opened, self.present, self._masks = editor, opened, 0, OrderedDict()
         self.moments = [self._moment(editor.image, Scene(), None)]
         self._changed()
 
-    def _moment(self, image: np.ndarray, scene: Scene, outcome: Outcome | None) -> Moment:
+    def _moment(self, image: np.ndarray, scene: Scene, outcome: EditOutcome | None) -> Moment:
         self._next += 1
         return Moment(self._next, png(shrink(image, THUMB_PX)), scene, outcome)
 
-    def _commit(self, edit: Edit, mask: str | None, result: DragResult) -> None:
-        """Remember what lay on the image before the edit, and what lies on it now."""
-        before = self.moments[self.present]
+    def _moments_after(self, moments: list[Moment], edit: Edit, mask: str | None, result: DragResult) -> list[Moment]:
+        """The history after an edit of its last image; the scene of that image becomes the one of the edit."""
+        before = moments[-1]
         asked = Scene(
             points=[PointState(handle=drag.handle, target=drag.target) for drag in edit.drags],
             anchors=list(edit.anchors),
             mask=mask,
         )
-        self.moments[self.present :] = [
+        return [
+            *moments[:-1],
             Moment(before.number, before.thumb, asked, before.outcome),
             self._moment(result.image, scene_after(asked, result, self.editor.image_size), outcome_of(result)),
         ]
-        self.present += 1
+
+    def _forget_oldest(self) -> None:
+        """Bound the history."""
         dropped = self.editor.forget(self.config.history, REFERENCES)
         if dropped:
             del self.moments[:dropped]
             self.present -= dropped
             self._opened = (None, self._opened[1], None)
-        self._changed()
 
     def _move(self, present: int) -> None:
         self.present = present
@@ -314,14 +352,21 @@ class Session:
         self.saved = False
 
 
+def check_latent(editor: DragEditor) -> None:
+    """Refuse the open image if its latent would overflow the generator."""
+    largest = float(editor.latent.abs().max())
+    if not largest <= MAX_LATENT:
+        raise AutodragError(f"the latent has a value of size {largest:g}; expected at most {MAX_LATENT:g}")
+
+
 def check_size(text: bytes | str, config: AppConfig) -> None:
-    """Refuse an edit of too many bytes or points before the schema is asked, which takes a second for a thousand."""
+    """Refuse an edit with too many bytes or points, before the slower validation of the schema."""
     if len(text) > config.message_bytes:
         raise AutodragError(f"the edit has {len(text)} bytes, more than this server's limit of {config.message_bytes}")
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        return  # which the parser will say better
+        return  # the parser of edits gives a better message
     for name in ("drags", "anchors"):
         values = document.get(name) if isinstance(document, dict) else None
         if isinstance(values, list) and len(values) > config.points:
@@ -329,7 +374,7 @@ def check_size(text: bytes | str, config: AppConfig) -> None:
 
 
 def scene_after(asked: Scene, result: DragResult, image: tuple[int, int]) -> Scene:
-    """Handles where the tracker sees them, inside of the image; everything else as it was asked for."""
+    """The scene after an edit: handles at their tracked positions inside the image, the rest as in `asked`."""
     height, width = image
     points = []
     landmarks = result.landmark_distances or (None,) * len(result.points)
@@ -348,9 +393,9 @@ def scene_after(asked: Scene, result: DragResult, image: tuple[int, int]) -> Sce
     return Scene(points=points, anchors=asked.anchors, mask=asked.mask)
 
 
-def outcome_of(result: DragResult) -> Outcome:
-    """How an edit ended."""
-    return Outcome(method=result.method, steps=result.steps, seconds=round(result.seconds, 3), reason=result.reason)
+def outcome_of(result: DragResult) -> EditOutcome:
+    """The numbers of a result that the state shows."""
+    return EditOutcome(method=result.method, steps=result.steps, seconds=round(result.seconds, 3), reason=result.reason)
 
 
 def _mask_name(edit: Edit) -> str | None:

@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 
 
 PREVIEW_S = 0.1
-"""Time budget of a preview by the refiner, where there is no predictor."""
+"""Time budget of a preview by the refiner, seconds."""
+MOVING_ROUNDS = 3
+"""Maximum number of predictions of a preview of several points while the pointer moves."""
 
 
 class DragEditor:
@@ -221,26 +223,39 @@ class DragEditor:
         mask: Bool[np.ndarray, "H W"] | None = None,
         anchors: PointsLike | None = None,
         start: DragResult | None = None,
+        *,
+        method: str = "auto",
+        preset: Preset = "default",
+        moving: bool = False,
+        **settings: Any,
     ) -> DragResult:
         """The fast result of a drag of the present image, for a moving pointer; image and history are not changed.
 
-        With a predictor, the prediction from the present image. Otherwise the refiner works for `PREVIEW_S` seconds
-        and continues from `start`, the previous preview of the same handles.
+        If `method` predicts, the prediction from the present image, without refinement. Otherwise the refiner works
+        for `PREVIEW_S` seconds and continues from `start`, the previous preview of the same handles.
+
+        Args:
+            start: the previous preview of the same handles; None: start from the present image.
+            method, preset, settings: as `drag`.
+            moving: whether the pointer still moves; several points then get at most `MOVING_ROUNDS` predictions.
 
         Raises:
             NothingToDo, AutodragError: as `drag`.
         """
-        opened = self._opened()
-        if self.can_predict or start is None:
-            task = self._task(handles, targets, mask, anchors)
-        else:
+        opened, task = self._opened(), self._task(handles, targets, mask, anchors)
+        chosen = self._settings(Parameters.of(preset=preset, **settings), method, task)
+        if chosen.method != "refine":
+            chosen = dataclasses.replace(chosen, method="predict")
+            if moving and self._limits_rounds(task):
+                rounds = min(MOVING_ROUNDS, chosen.predictor.rounds or MOVING_ROUNDS)
+                chosen = dataclasses.replace(chosen, predictor=dataclasses.replace(chosen.predictor, rounds=rounds))
+        elif start is not None and start.references is not None:
             opened = OpenImage(self.generator, start.latent.to(self.device))
             task = self._task(start.points, targets, mask, anchors)
             task = dataclasses.replace(task, references=start.references)
-        settings = self._settings(Parameters(), "predict" if self.can_predict else "refine", task)
-        control = Control(None if self.can_predict else PREVIEW_S)
+        control = Control(PREVIEW_S if chosen.method == "refine" else None)
         with self._precision():
-            return run_drag(opened, task, settings, control, self._basis())
+            return run_drag(opened, task, chosen, control, self._basis())
 
     def apply(
         self,
@@ -307,6 +322,12 @@ class DragEditor:
         other._history, other._image, other._open = History(), None, None
         return other
 
+    def branch(self) -> DragEditor:
+        """A sibling with the same image and history; drags of one do not change the other."""
+        other = copy.copy(self)
+        other._history = self._history.copy()
+        return other
+
     @property
     def past(self) -> Float[Tensor, "K L D"]:
         """Latents from the opened image to the present one, on the CPU."""
@@ -356,6 +377,10 @@ class DragEditor:
 
     def _task(self, handles: PointsLike, targets: PointsLike, mask: np.ndarray | None, anchors: Any) -> Drag:
         return Drag.of(handles, targets, self.image_size, mask=mask, anchors=anchors, device=self.device)
+
+    def _limits_rounds(self, task: Drag) -> bool:
+        """Whether fewer rounds make a prediction faster; the paper's variant makes one round only."""
+        return len(task.handles) > 1 and self.learned is not None and self.learned.predictor.config.variant != "paper"
 
     def _settings(self, parameters: Parameters, method: str, task: Drag) -> DragSettings:
         chosen = choose_method(

@@ -69,6 +69,12 @@ class History:
         """Forget everything and begin with the image that `source` names."""
         self._states, self._cursor, self._source = [State(latent)], 0, source
 
+    def copy(self) -> History:
+        """An independent history with the same states."""
+        other = History()
+        other._states, other._cursor, other._source = list(self._states), self._cursor, self._source
+        return other
+
     def push(self, state: State) -> None:
         """What an edit led to is the present image; what was undone before is forgotten."""
         del self._states[self._cursor + 1 :]

@@ -120,8 +120,8 @@ class Evaluation:
     features: Features
     points: Float[Tensor, "N 2"]
     """All tracked points, anchors last, px."""
-    confidences: Float[Tensor, " N"]
-    """Without anchors."""
+    confidences: Float[Tensor, " H"]
+    """Of the H handles, without the anchors."""
     errors: Float[Tensor, "E"]
     """Weighted displacements from targets to points, x and y in turn."""
     change: Float[Tensor, "C h w"] | None

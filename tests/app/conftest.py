@@ -14,7 +14,7 @@ from autodrag.app.config import AppConfig
 
 @pytest.fixture(scope="session")
 def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a server of tests is given: the tiny checkpoint, and a folder of its own."""
+    """Settings of test servers: the tiny checkpoint, and a temporary data folder."""
     return {
         "port": 0,
         "checkpoints": tiny_checkpoint.parent,
@@ -28,7 +28,7 @@ def settings(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def shared(settings: dict[str, Any]) -> Iterator[Running]:
-    """One server for all tests that do not need settings of their own."""
+    """One server for all tests of a module that need no other settings."""
     running = run(AppConfig(**settings))
     yield running
     running.end()

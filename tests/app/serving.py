@@ -1,4 +1,4 @@
-"""Real servers on free ports, and what tests ask of them."""
+"""Real servers on free ports, with clients."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(config: AppConfig) -> Running:
 
 
 def hear(socket: ClientConnection, kind: str) -> tuple[dict[str, Any], bytes]:
-    """Messages of a live WebSocket up to the first of a kind; that one's header and image."""
+    """Skip messages of a live WebSocket until the first of a kind; returns its header and image."""
     while True:
         message = socket.recv(timeout=30)
         header, image = unpack(message) if isinstance(message, bytes) else (json.loads(message), b"")

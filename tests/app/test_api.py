@@ -1,10 +1,11 @@
-"""The HTTP API: sessions, edits, history, files in and out, and every bad input with its status and sentence."""
+"""The HTTP API: sessions, edits, history, uploads, exports, and refusals of bad input with status and sentence."""
 
 from __future__ import annotations
 
 import io
 import json
 import socket
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,38 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from app.serving import EDIT, Running
 from autodrag.app import exports
 from autodrag.app.frames import png
+from autodrag.checkpoint import save_latent
 from autodrag.edits import read_edits
 from autodrag.infer.editor import DragEditor
 
 
 def mask_png(height: int = 32, width: int = 32) -> bytes:
-    """The left half may move."""
+    """A mask whose left half may change."""
     mask = np.zeros((height, width, 3), np.uint8)
     mask[:, : width // 2] = 255
     return png(mask)
+
+
+def latent_file(value: float) -> bytes:
+    """A latent of the tiny generator with one value everywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "latent.safetensors"
+        save_latent(path, torch.full((1, 8, 32), value), {})
+        return path.read_bytes()
+
+
+def zipped(**files: bytes) -> bytes:
+    """A zip with these files; `__` in a name stands for a dot."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name.replace("__", "."), data)
+    return buffer.getvalue()
 
 
 def decoded(data: bytes) -> np.ndarray:
@@ -156,6 +176,10 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/drag", {"drags": [{"handle": [k, 1], "target": [2, 2]} for k in range(101)]}, 422, "limit of 100"),
     ("POST", "/drag", {**EDIT, "mask": "/etc/passwd"}, 422, "leaves"),
     ("POST", "/drag", {**EDIT, "mask": "nothing.png"}, 422, "upload it first"),
+    ("POST", "/drag", {**EDIT, "mask": "\ud800"}, 422, "surrogate"),
+    ("POST", "/refine", {**EDIT, "mask": "\ud800"}, 422, "surrogate"),
+    ("POST", "/open", {"checkpoint": "\ud800"}, 422, "unicode"),
+    ("POST", "/open", {"\ud800": 1}, 422, "unicode"),
     ("POST", "/drag", {**EDIT, "latent": "a.safetensors"}, 422, "upload the latent"),
     ("POST", "/drag", {**EDIT, "fingerprint": "0123456789abcdef"}, 422, "generator"),
     ("POST", "/drag", {**EDIT, "method": "predict"}, 422, "predictor"),
@@ -168,7 +192,7 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/open", {"seed": -1}, 422, "seed"),
     ("POST", "/open", {"seed": 2**40}, 422, "seed"),
     ("POST", "/open", b'{"psi": NaN}', 422, "psi"),
-    ("POST", "/open", {"checkpoint": "../../etc"}, 422, "not among those on offer"),
+    ("POST", "/open", {"checkpoint": "../../etc"}, 422, "is not available"),
     ("POST", "/open", {"seed": 1, "label": 3}, 422, "no classes"),
     ("POST", "/open", {"sede": 1}, 422, "sede"),
     ("POST", "/open", b"[" * 100000, 400, "parsing the body"),
@@ -183,9 +207,21 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ("PUT", "/masks/..%2Fhalf.png", mask_png(), 405, ""),
     ("PUT", "/masks/half.exe", mask_png(), 422, "name"),
     ("PUT", "/latent", b"rubbish", 422, "corrupt"),
+    ("PUT", "/latent", latent_file(1e38), 422, "expected at most 10000"),
+    ("PUT", "/latent", latent_file(-1e38), 422, "expected at most 10000"),
+    (
+        "PUT",
+        "/session",
+        zipped(
+            a__json=json.dumps({**EDIT, "latent": "b.safetensors", "checkpoint": "tiny"}).encode(),
+            b__safetensors=latent_file(1e38),
+        ),
+        422,
+        "expected at most 10000",
+    ),
     ("PUT", "/session", b"PK\x03\x04 rubbish", 422, "zip"),
     ("PUT", "/session", {"drags": EDIT["drags"]}, 422, "neither a seed nor a latent"),
-    ("PUT", "/session", {**EDIT, "seed": 1, "checkpoint": "elsewhere"}, 422, "not among those on offer"),
+    ("PUT", "/session", {**EDIT, "seed": 1, "checkpoint": "elsewhere"}, 422, "is not available"),
     ("PUT", "/session", b"x" * (9 * 2**20), 413, "limit"),
 ]
 

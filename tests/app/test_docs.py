@@ -1,4 +1,4 @@
-"""The example of docs/http.md does what it says."""
+"""The example of docs/http.md runs and gives the files that it names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autodrag.app.config import AppConfig
 from autodrag.checkpoint import REPOSITORY
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_curl_example_runs(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs" / "http.md").read_text(encoding="utf-8")
     match = re.search(r"```sh\n(.*?)```", text, re.DOTALL)

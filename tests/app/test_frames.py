@@ -1,4 +1,4 @@
-"""Messages come apart as they were put together; what stays is lossless."""
+"""Messages are unpacked as they were packed; the present image is lossless."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-"""Turns at computing: never more than there are, the longest waiting first, and stop reaches those who wait."""
+"""Turns: the limit holds, the order is first come, first served, and waiting computations can be stopped."""
 
 from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
-from fakes import set_clock
 
 from autodrag.app import gate as gate_module
 from autodrag.app.gate import Gate, Stopped, Stopwatch
 
 
 def waiting(gate: Gate, count: int) -> None:
-    """Return when so many wait."""
+    """Return when `count` threads are waiting."""
     while len(gate._waiting) < count:
         time.sleep(0.001)
 
@@ -96,7 +96,7 @@ def test_a_failure_inside_gives_the_turn_back() -> None:
 
 def test_waiting_does_not_count_as_work(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    set_clock(monkeypatch, lambda: now[0], gate_module)
+    monkeypatch.setattr(gate_module, "time", SimpleNamespace(monotonic=lambda: now[0]))  # only in this module
     clock = Stopwatch(5.0)
     now[0] = 4.0
     assert not clock.spent()

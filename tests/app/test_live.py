@@ -1,4 +1,4 @@
-"""The live drag: the newest position wins, a release becomes an edit, stop stops, and rubbish closes the socket."""
+"""The live drag: the newest pull is previewed, a release makes an edit, invalid messages close the socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from app.serving import EDIT, Running, hear
+from app.serving import EDIT, Running, hear, run
+from autodrag.app.config import AppConfig
+from autodrag.checkpoint import REPOSITORY
 from autodrag.infer import editor
 from autodrag.infer.editor import DragEditor
 
@@ -47,11 +49,11 @@ def test_of_many_positions_only_the_newest_is_computed(shared: Running, monkeypa
     begun, go = threading.Event(), threading.Event()
     original = DragEditor.preview
 
-    def preview(self: DragEditor, handles: Any, targets: Any, *rest: Any) -> Any:
+    def preview(self: DragEditor, handles: Any, targets: Any, *rest: Any, **options: Any) -> Any:
         seen.append(targets[0][0])
         begun.set()
         assert go.wait(20)
-        return original(self, handles, targets, *rest)
+        return original(self, handles, targets, *rest, **options)
 
     session = shared.open(seed=3)
     with shared.live(session) as socket:
@@ -81,6 +83,35 @@ def test_a_new_pull_ends_what_is_being_refined_and_keeps_what_it_reached(shared:
         assert hear(socket, "preview")[0]["pull"] == 2
 
 
+def test_several_points_are_predicted_again_in_all_rounds_when_the_pointer_rests(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving: list[bool] = []
+    original = DragEditor.preview
+
+    def preview(self: DragEditor, *args: Any, **options: Any) -> Any:
+        if "moving" in options:  # the server's warm-up has no pointer
+            moving.append(options["moving"])
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(DragEditor, "preview", preview)
+    server = run(AppConfig(**{**settings, "checkpoints": REPOSITORY / "checkpoints"}))
+    try:
+        with server.live(server.open(seed=13)) as socket:
+            hear(socket, "state")
+            pairs = [{"handle": [25, 30], "target": [29, 32]}, {"handle": [40, 24], "target": [43, 26]}]
+            say(socket, "pull", 1, drags=pairs, parameters={})
+            hear(socket, "preview")
+            hear(socket, "preview")
+            say(socket, "pull", 2, drags=pairs[:1], parameters={})
+            assert hear(socket, "preview")[0]["pull"] == 2
+            socket.send('{"type": "stop"}')
+            hear(socket, "idle")
+    finally:
+        server.end()
+    assert moving == [True, False, True], "one point has all its rounds at once"
+
+
 @pytest.mark.parametrize("how", ["socket", "http"])
 def test_stop_stops(shared: Running, how: str) -> None:
     session = shared.open(seed=3)
@@ -97,9 +128,6 @@ def test_stop_stops(shared: Running, how: str) -> None:
 
 
 def test_an_edit_has_a_limit_of_computing(settings: dict[str, Any]) -> None:
-    from app.serving import run
-    from autodrag.app.config import AppConfig
-
     server = run(AppConfig(**{**settings, "edit_s": 0.3}))
     try:
         session = server.open(seed=3)
@@ -118,6 +146,7 @@ def test_a_mistake_in_an_edit_is_told_and_the_socket_stays(shared: Running) -> N
             ({"drags": []}, "no points"),
             ({"drags": [{"handle": [10, 12], "target": [1000, 0]}]}, "outside the image"),
             ({"mask": "none.png"}, "upload it first"),
+            ({"mask": "\ud800"}, "surrogate"),
             ({"mask": "../../etc/passwd"}, "leaves"),
             ({"drags": [{"handle": [k, k], "target": [k, 0]} for k in range(101)]}, "limit of 100"),
             ({"unknown": 1}, "unknown"),

@@ -1,13 +1,16 @@
-"""Bounds, the door, and what survives: sessions in memory, sessions on disk, a killed server."""
+"""Limits, access, and sessions that survive: in memory, on disk, after a killed server."""
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -19,9 +22,18 @@ from autodrag.app.config import AppConfig
 Serve = Callable[..., Running]
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
 def serve(settings: dict[str, Any], tmp_path: Path) -> Iterator[Serve]:
-    """Start servers with settings of their own; they end with the test."""
+    """Start servers with other settings; they end with the test."""
     running: list[Running] = []
 
     def start(**overrides: Any) -> Running:
@@ -143,7 +155,7 @@ def test_a_killed_server_loses_no_saved_session(serve: Serve, settings: dict[str
     assert serve().http.get(f"/api/sessions/{key}/image").content == image
 
 
-# --- the door --------------------------------------------------------------------------------------------------------
+# --- access ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_foreign_host_or_origin_is_turned_away(shared: Running) -> None:
@@ -168,12 +180,34 @@ def test_where_a_token_is_demanded_nothing_answers_without_it(serve: Serve) -> N
     del server.http.headers["authorization"]
     with pytest.raises(InvalidStatus), server.live(session):
         pass
-    entered = server.http.get("/?token=a-long-secret")
-    assert entered.status_code == 303 and "httponly" in entered.headers["set-cookie"].lower()
+    entered = server.http.get("/?token=a-long-secret&seed=7&psi=")
+    assert entered.status_code == 303 and entered.headers["location"] == "/?seed=7&psi="
+    assert {"httponly", "samesite=lax"} <= set(entered.headers["set-cookie"].lower().split("; "))
     assert server.http.get("/").status_code == 200, "the cookie is enough"
     cookie = entered.headers["set-cookie"].partition(";")[0]
-    with server.live(session, additional_headers={"cookie": cookie}) as socket:
-        hear(socket, "state")
+    with server.live(session, additional_headers={"cookie": cookie}) as live:
+        hear(live, "state")
+
+
+def test_a_person_without_a_token_sees_a_page_and_a_program_json(serve: Serve) -> None:
+    server = serve(token="a-long-secret")
+    browser = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    page = server.http.get("/?seed=3", headers=browser)
+    assert page.status_code == 401 and page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "needs a token" in page.text and "?token=" in page.text and "a-long-secret" not in page.text
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert server.http.get("/").json()["detail"].startswith("a token is needed")
+    assert server.http.post("/api/sessions", headers=browser).json()["detail"].startswith("a token is needed")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_the_address_of_a_server_on_all_interfaces_can_be_opened(serve: Serve, host: str) -> None:
+    if host == "::" and not has_ipv6():
+        pytest.skip("no IPv6")
+    server = serve(host=host, token="a-long-secret")
+    name = urlsplit(server.address).hostname
+    assert name is not None and not ipaddress.ip_address(name).is_unspecified
+    assert server.http.get("/?token=a-long-secret").status_code == 303
 
 
 def test_a_server_that_others_can_reach_needs_a_token() -> None:
@@ -183,8 +217,6 @@ def test_a_server_that_others_can_reach_needs_a_token() -> None:
 
 
 def test_a_body_that_trickles_is_ended(serve: Serve) -> None:
-    import socket
-
     server = serve(body_s=0.5)
     port = int(server.address.rstrip("/").rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
