@@ -223,6 +223,8 @@ def renderer(generator: Generator, latent: Float[Tensor, "1 L D"], features: Fea
 
 def check_points(values: object, image: Size, name: str) -> Float[np.ndarray, "N 2"]:
     """`values` as (N, 2) float64 points inside an image (H, W); `name` is used in error messages."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
     try:
         points = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
