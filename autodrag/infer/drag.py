@@ -124,12 +124,13 @@ def choose_settings(parameters: Parameters, method: Method, generator: Generator
 def run_drag(
     image: OpenImage, drag: Drag, settings: Settings, control: Control | None = None, basis: LatentBasis | None = None
 ) -> DragResult:
-    """DragBatch an open image (B = 1). `basis` is needed by the default refiner and made if it is not given."""
+    """Drags an open image (B = 1). `basis` is needed by the default refiner and made if it is not given."""
     control = control or Control()
     if settings.method == "refine":
         return _refine(image, drag, settings, control, basis)
     if image.editor is None:
         raise ValueError(f"method {settings.method!r} needs a predictor.")
+    drag = replace(drag, references=drag.references or References(image.latent, drag.handles))
     guess = predict(image, batch_of(drag, image.editor), settings.predictor, control)
     arrived = bool((guess.distances[0, : len(drag.handles)] <= settings.refiner.stop_px).all())
     reason: Reason | None = None
@@ -145,7 +146,6 @@ def run_drag(
         return _predicted(image, drag, guess, settings, control, reason)
 
     count = len(drag.handles)
-    drag = drag if drag.references is not None else replace(drag, references=References(image.latent, drag.handles))
     start = Start(
         image.latent + HALFWAY * (guess.latent - image.latent),
         drag.handles + HALFWAY * (guess.points[0, :count] - drag.handles),

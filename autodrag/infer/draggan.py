@@ -9,7 +9,7 @@ code a grid stretched by h / (h - 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -91,7 +91,6 @@ def draggan(image: OpenImage, drag: Drag, config: DragganConfig, control: Contro
         with torch.no_grad():
             points, confidences = track(maps, reference, points, size, radius=config.tracking_radius)
             distances = (points - drag.targets).norm(dim=1)
-        reason = _reason(distances, step, config, control)
         result = DragResult(
             latent=latent.detach(),
             handles=drag.handles.double().cpu().numpy(),
@@ -103,14 +102,15 @@ def draggan(image: OpenImage, drag: Drag, config: DragganConfig, control: Contro
             method="refine",
             steps=step,
             seconds=control.seconds,
-            reason=reason or "steps",
+            reason="steps",
             references=references,
             render=renderer(generator, latent.detach(), features),
         )
         if control.callback is not None:
             control.callback(result)
+        reason = _reason(distances, step, config, control)
         if reason is not None:
-            return result
+            return replace(result, reason=reason)
         loss = motion_supervision(maps, points, drag.targets, size, radius=config.supervision_radius)
         if fixed is not None:
             loss = loss + config.mask_weight * mask_loss(maps, initial, fixed)

@@ -118,7 +118,7 @@ class Evaluation:
     """Standard coordinates of the edit from the start; R = 1 (W) or the number of edited layers (W+)."""
     latent: Float[Tensor, "1 L D"]
     features: Features
-    points: Float[Tensor, "N 2"]
+    points: Float[Tensor, "K 2"]
     """All tracked points, anchors last, px."""
     confidences: Float[Tensor, " N"]
     """Without anchors."""

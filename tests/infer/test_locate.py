@@ -1,441 +1,383 @@
-"""The refiner: the published loop against a plain version of it, and what every drag must hold to."""
+"""Our refiner: its step against normal equations and ridge regression, its linear model, and complete drags."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from autodrag.checkpoint import load_generator, load_landmarks
-from autodrag.infer.refine import SKETCH, Origin, RefineConfig, Slopes, StepState, refine, take_slopes
-from autodrag.infer.settings import ALONE
+from autodrag.infer import locate as module
+from autodrag.infer.locate import SKETCH, Evaluation, LinearModel, LocateConfig, Start, linearise, locate
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.task import Control, Drag, DragResult, References
 from autodrag.nets.latent_space import LatentBasis
-from autodrag.nets.stylegan2 import Generator, seed_z
+from autodrag.nets.stylegan2 import Features, Generator, seed_z
 from autodrag.tracking import appearance, follow
 
 IMAGE = (32, 32)
 HANDLE, TARGET = torch.tensor([[12.0, 14.0]]), torch.tensor([[18.0, 11.0]])
-Make = Callable[..., Generator]
 
 
 @pytest.fixture(scope="module")
-def generator(make_generator: Make) -> Generator:
-    return make_generator().freeze()
+def image(make_generator: Callable[..., Generator]) -> OpenImage:
+    generator = make_generator().freeze()
+    return OpenImage(generator, generator.map(seed_z(3, 32)))
 
 
 @pytest.fixture(scope="module")
-def latent(generator: Generator) -> torch.Tensor:
-    return generator.map(seed_z(3, generator.config.z_dim))
+def basis(image: OpenImage) -> LatentBasis:
+    return LatentBasis.of(image.generator)
 
 
-def settings(name: str = "default", **changes: object) -> RefineConfig:
-    return replace(RefineConfig.preset(name, IMAGE), **changes)  # type: ignore[arg-type]
+@pytest.fixture
+def run(image: OpenImage, basis: LatentBasis) -> Callable[..., DragResult]:
+    """Refine the image; keyword arguments are fields of the config, `given` the task."""
+
+    def run(
+        given: Drag | None = None,
+        opened: OpenImage = image,
+        control: Control | None = None,
+        start: Start | None = None,
+        **changes: Any,
+    ) -> DragResult:
+        config = replace(LocateConfig.for_image(IMAGE), **changes)
+        return locate(opened, given or drag(), config, basis, control, start)
+
+    return run
 
 
-def test_published_constants() -> None:
-    """r1, r2, stop in px at 256, 512, 1024: 2/6/2, 3/12/2, 6/24/4; Adam 1e-3; mask weight 20; six layers; block 5."""
-    for size, expected in ((256, (2, 6, 2.0)), (512, (3, 12, 2.0)), (1024, (6, 24, 4.0))):
-        c = RefineConfig.preset("draggan", (size, size))
-        assert (c.supervision_radius, c.tracking_radius, c.stop_px) == expected
-        assert (c.lr, c.mask_weight, c.edit_layers, c.feature_block, c.space) == (1e-3, 20.0, 6, 5, "w+")
-    with pytest.raises(ValueError, match="preset 'fast': expected default or draggan"):
-        RefineConfig.preset("fast", IMAGE)
+Run = Callable[..., DragResult]
 
 
-@pytest.mark.parametrize("name", ["draggan", "default"])
-def test_an_objective_reads_the_settings_in_use_and_no_others(
-    generator: Generator, latent: torch.Tensor, name: str
-) -> None:
-    asked: set[str] = set()
-
-    class Watched(RefineConfig):
-        def __getattribute__(self, name: str) -> Any:
-            asked.add(name)
-            return super().__getattribute__(name)
-
-    config = Watched(**vars(settings(name, steps=3, stop_px=0.01)))
-    known = set(vars(config))
-    asked.clear()
-    for mask in (None, torch.arange(IMAGE[1]).expand(IMAGE) > 8):
-        refine(generator, latent, HANDLE, TARGET, config=config, mask=mask, anchors=torch.tensor([[2.0, 2.0]]))
-    read = asked & known
-    assert read <= set(config.in_use())
-    assert {"steps", "mask_weight", "anchor_weight", *ALONE[config.objective]} - {"raft_weights"} <= read
+def drag(handles: Any = HANDLE, targets: Any = TARGET, **options: Any) -> Drag:
+    return Drag.of(handles, targets, IMAGE, **options)
 
 
-def plain_draggan(
-    generator: Generator, latent: torch.Tensor, mask: torch.Tensor | None, steps: int, config: RefineConfig
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The official loop, written down plainly: resize the features to the image, track, supervise, step."""
-    w = latent[:, :6].clone().requires_grad_()
-    optimizer = torch.optim.Adam([w], lr=config.lr)
-    point, first, reference = HANDLE[0].clone(), None, torch.empty(0)
-    for step in range(steps + 1):
-        features = generator.features(torch.cat([w, latent[:, 6:]], dim=1), block=3).last
-        big = F.interpolate(features, IMAGE, mode="bilinear", align_corners=False)
-        if first is None:
-            first = features.detach()
-            reference = big[0, :, int(point[1]), int(point[0])].detach()
-        r2 = config.tracking_radius
-        x, y = int(point[0]), int(point[1])
-        patch = big.detach()[0, :, max(0, y - r2) : y + r2 + 1, max(0, x - r2) : x + r2 + 1]
-        index = int((patch - reference[:, None, None]).norm(dim=0).flatten().argmin())
-        row, column = divmod(index, patch.shape[2])
-        point = torch.tensor([max(0, x - r2) + column, max(0, y - r2) + row]).float()
-        if step == steps:
-            break
-        way = TARGET[0] - point
-        direction = way / (way.norm() + 1e-7)
-        terms = []
-        for py in range(32):
-            for px in range(32):
-                if (px - point[0]) ** 2 + (py - point[1]) ** 2 < config.supervision_radius**2:
-                    qx, qy = px + direction[0], py + direction[1]
-                    grid = torch.stack([qx / 31 * 2 - 1, qy / 31 * 2 - 1])[None, None, None]
-                    there = F.grid_sample(big, grid, align_corners=True)[0, :, 0, 0]
-                    terms.append((big[0, :, py, px].detach() - there).abs())
-        loss = torch.stack(terms).mean()
-        if mask is not None:
-            fixed = 1 - F.interpolate(mask[None, None].float(), features.shape[2:], mode="area")
-            loss = loss + config.mask_weight * ((features - first) * fixed).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return torch.cat([w.detach(), latent[:, 6:]], dim=1), point
+def half_mask() -> np.ndarray:
+    """The lower quarter is fixed."""
+    return np.arange(32)[:, None].repeat(32, axis=1) < 24
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_draggan_is_the_published_loop(generator: Generator, latent: torch.Tensor, masked: bool) -> None:
-    mask = None
-    if masked:
-        mask = torch.zeros(32, 32, dtype=torch.bool)
-        mask[4:28, 4:28] = True
-    config = settings("draggan", steps=6, lr=0.01, supervision_radius=3, tracking_radius=4)
-    expected, point = plain_draggan(generator, latent, mask, 6, config)
-    result = refine(generator, latent, HANDLE, TARGET, config=config, mask=mask)
-    assert result.steps == 6 and result.reason == "steps"
-    assert torch.equal(result.points[0], point)
-    assert torch.allclose(result.latent, expected, atol=2e-4)
-    assert float((result.latent - latent).abs().max()) > 0.02  # it did move
+# --- complete drags --------------------------------------------------------------------------------------------------
 
 
-def test_our_objective_arrives_on_the_shipped_generator() -> None:
-    """Noses of critters go where they are dragged, as a landmark net sees it that knows nothing of the tracker."""
+def test_it_arrives_on_the_shipped_generator() -> None:
+    """Noses of critters reach their targets according to a landmark net, which is independent of the tracker."""
     folder = Path(__file__).parents[2] / "checkpoints" / "critters"
     critters = load_generator(folder)[0].freeze()
-    net = load_landmarks(folder)
+    net, basis = load_landmarks(folder), LatentBasis.of(critters)
     assert net is not None
     nose = net.config.names.index("nose")
     left = []
     for seed in range(6):
-        start = critters.map(seed_z(seed, critters.config.z_dim), psi=0.7)
-        handle = net(critters(start)).points[0, nose : nose + 1]
+        opened = OpenImage(critters, critters.map(seed_z(seed, critters.config.z_dim), psi=0.7))
+        handle = net(critters(opened.latent)).points[0, nose : nose + 1]
         goal = handle + torch.tensor([[6.0 if float(handle[0, 0]) < 32 else -6.0, 0.0]])
-        result = refine(critters, start, handle, goal, config=RefineConfig.preset("default", (64, 64)))
+        task = Drag.of(handle, goal, (64, 64))
+        result = locate(opened, task, LocateConfig.for_image((64, 64)), basis)
         seen = net(critters(result.latent)).points[0, nose]
         left.append(float((seen - goal[0]).norm()))
-    assert sorted(left)[3] < 2.0  # of 6.0 px
+    assert sorted(left)[3] < 2.0  # of 6 px
 
 
-@pytest.mark.parametrize("name", ["default", "draggan"])
 @pytest.mark.parametrize("space", ["w", "w+"])
-def test_only_the_edited_layers_change(generator: Generator, latent: torch.Tensor, name: str, space: str) -> None:
-    config = settings(name, steps=2, edit_layers=4, space=space, lr=0.01)
-    result = refine(generator, latent, HANDLE, TARGET, config=config)
-    change = (result.latent - latent)[0]
-    assert float(change[:4].abs().max()) > 0
-    assert float(change[4:].abs().max()) == 0
+def test_only_the_edited_layers_change(run: Run, image: OpenImage, space: str) -> None:
+    change = (run(steps=2, edit_layers=4, space=space).latent - image.latent)[0]
+    assert float(change[:4].abs().max()) > 0 and float(change[4:].abs().max()) == 0
     if space == "w":
         assert torch.allclose(change[0], change[3], atol=1e-6)
 
 
-def test_layers_move_together_unless_a_mask_holds_something(generator: Generator, latent: torch.Tensor) -> None:
-    """`auto`: one step in W for all edited layers; with a mask one for each."""
-    mask = torch.ones(32, 32, dtype=torch.bool)
-    mask[24:] = False
-    apart = []
-    for given in (None, torch.ones_like(mask), mask):
-        result = refine(generator, latent, HANDLE, TARGET, config=settings(steps=3), mask=given)
-        change = (result.latent - latent)[0, :6]
+def test_layers_move_together_unless_a_mask_fixes_something(run: Run, image: OpenImage) -> None:
+    """`auto`: W; with a mask W+."""
+    spread = []
+    for mask in (None, np.ones(IMAGE, dtype=bool), half_mask()):
+        change = (run(drag(mask=mask), steps=3).latent - image.latent)[0, :6]
         assert float(change.abs().max()) > 0.01
-        apart.append(float((change - change[0]).abs().max()))
-    assert apart[0] < 1e-6 and apart[1] < 1e-6 and apart[2] > 0.01
-    with pytest.raises(ValueError, match="space auto is for the objective locate alone; expected w or w"):
-        settings("draggan", space="auto")
+        spread.append(float((change - change[0]).abs().max()))
+    assert spread[0] < 1e-6 and spread[1] < 1e-6 and spread[2] > 0.01
 
 
 @pytest.mark.parametrize("space", ["w", "w+"])
-def test_the_length_of_an_edit_is_counted_from_the_code_before_a_guess(
-    generator: Generator, latent: torch.Tensor, space: str
+def test_the_length_of_an_edit_counts_from_the_open_image(
+    run: Run, image: OpenImage, basis: LatentBasis, space: str
 ) -> None:
-    """Where lengths are dear, a guess is taken back; counted from the guess itself, it is kept."""
-    basis = LatentBasis.of(generator)
+    """With a large penalty on length, a start far from the open image is taken back."""
     rng = torch.Generator().manual_seed(4)
-    guess = latent.clone()
-    guess[:, :6] += basis.offset(torch.randn(1, 1 if space == "w" else 6, latent.shape[2], generator=rng))
-    handles, targets = torch.tensor([[10.0, 10.0]]), torch.tensor([[14.0, 10.0]])
+    guess = image.latent.clone()
+    guess[:, :6] += basis.offset(torch.randn(1, 1 if space == "w" else 6, guess.shape[2], generator=rng))
+    task = drag([[10.0, 10.0]], [[14.0, 10.0]])
+    whole = float(basis.coordinates((guess - image.latent)[:, :6]).norm())
 
-    def away(before: torch.Tensor | None) -> float:
-        config = settings(space=space, prior=1e4, steps=20, lost_confidence=0.0)
-        result = refine(generator, guess, handles, targets, config=config, basis=basis, before=before)
-        return float(basis.coordinates((result.latent - latent)[:, :6]).norm())
+    def length(opened: OpenImage, start: Start | None) -> float:
+        # The references are found with certainty in the guess, so that the point is not lost there.
+        known = replace(task, references=References(guess, task.handles))
+        result = run(known, opened, start=start, space=space, prior=1e4, steps=20)
+        return float(basis.coordinates((result.latent - image.latent)[:, :6]).norm())
 
-    whole = float(basis.coordinates((guess - latent)[:, :6]).norm())
-    assert away(latent) < 0.1 * whole
-    assert away(None) > 0.9 * whole
-
-
-@pytest.mark.parametrize("name", ["default", "draggan"])
-def test_points_and_latent_belong_together(generator: Generator, latent: torch.Tensor, name: str) -> None:
-    states: list[StepState] = []
-    result = refine(generator, latent, HANDLE, TARGET, config=settings(name, steps=5, lr=0.01), callback=states.append)
-    assert [s.step for s in states] == list(range(len(states)))
-    match = [s for s in states if torch.equal(s.latent, result.latent)]
-    assert len(match) == 1
-    assert torch.equal(match[0].points, result.points)
-    assert torch.allclose((result.points - TARGET).norm(dim=1), result.distances)
-    assert torch.allclose(match[0].render(), generator(result.latent), atol=1e-5)
-    assert torch.equal(states[0].latent, latent)
+    assert length(image, Start(guess, task.handles)) < 0.1 * whole
+    assert length(OpenImage(image.generator, guess), None) > 0.9 * whole
 
 
-def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> None:
-    mask = torch.zeros(32, 32, dtype=torch.bool)
+def test_every_result_belongs_to_its_latent(run: Run, image: OpenImage) -> None:
+    states: list[DragResult] = []
+    result = run(control=Control(callback=states.append), steps=5)
+    assert [state.steps for state in states] == list(range(len(states)))
+    assert torch.equal(states[0].latent, image.latent)
+    (match,) = [state for state in states if torch.equal(state.latent, result.latent)]
+    assert np.array_equal(match.points, result.points)
+    assert float(result.distances.sum()) == min(float(state.distances.sum()) for state in states)
+    np.testing.assert_allclose(result.distances, np.linalg.norm(result.points - result.targets, axis=1), atol=1e-5)
+    with torch.no_grad():
+        pixels = image.generator(result.latent)
+    expected = (pixels[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5
+    assert np.abs(match.image - expected.numpy()).max() < 1.5
+    assert result.features is not None
+    torch.testing.assert_close(result.features.last, image.generator.features(result.latent, block=3).last)
+
+
+def test_a_mask_keeps_the_fixed_region(run: Run, image: OpenImage) -> None:
+    mask = np.zeros(IMAGE, dtype=bool)
     mask[6:22, 4:26] = True
-    block = 3
 
-    def change(given: torch.Tensor | None) -> float:
-        # The shipped price on length holds everything back, masked or not; here the mask is to do it.
-        config = settings(feature_block=3, prior=1.0)
-        edited = refine(generator, latent, HANDLE, TARGET, config=config, mask=given).latent
-        maps = [generator.features(x, block=block).last for x in (latent, edited)]
-        return float((maps[1] - maps[0]).abs()[..., ~mask].mean())
+    def change(given: np.ndarray | None) -> float:
+        # With the default prior the edit is short with or without a mask; here the mask alone limits it.
+        edited = run(drag(mask=given), prior=1.0).latent
+        after = image.generator.features(edited, block=3).last
+        return float((after - image.output(3)).abs()[..., torch.from_numpy(~mask)].mean())
 
     assert change(mask) < 0.7 * change(None)
-    everything = torch.ones(32, 32, dtype=torch.bool)
-    assert change(everything) == change(None)
-
-
-def test_what_a_mask_holds_weighs_as_much_beside_several_drags(generator: Generator, latent: torch.Tensor) -> None:
-    """A drag that is given twice doubles the whole objective, not the share of its error alone."""
-    mask = torch.zeros(32, 32, dtype=torch.bool)
-    mask[6:22, 4:26] = True
-    elsewhere = generator.map(seed_z(4, generator.config.z_dim))
-    losses = []
-    for count in (1, 2):
-        states: list[StepState] = []
-        handles, targets = HANDLE.expand(count, 2), TARGET.expand(count, 2)
-        for weight in (5000.0, 0.0):
-            config = settings(feature_block=3, prior=0.0, steps=1, mask_weight=weight)
-            known = Origin(latent, handles)
-            kept = {"mask": mask, "references": known, "callback": states.append}
-            refine(generator, elsewhere, handles, targets, config=config, **kept)  # type: ignore[arg-type]
-        losses.append([state.loss for state in states if state.step == 0])
-    (held, free), (held_twice, free_twice) = losses
-    assert held > 1.1 * free
-    assert free_twice == pytest.approx(2 * free) and held_twice == pytest.approx(2 * held)
+    assert change(np.ones(IMAGE, dtype=bool)) == change(None)
 
 
 @pytest.mark.parametrize("place", [(16.0, 18.0), (8.0, 20.0), (14.0, 22.0)])
-def test_anchors_stay(generator: Generator, latent: torch.Tensor, place: tuple[float, float]) -> None:
-    """What lay at an anchor is found there again, and a pixel away without it."""
+def test_anchors_stay(run: Run, image: OpenImage, place: tuple[float, float]) -> None:
+    """The content of an anchor is found at its place, and more than a pixel off without the anchor."""
     anchor = torch.tensor([place])
-    before = generator.features(latent, block=3).outputs[1:]
-    what = appearance(before, anchor[None], IMAGE)
+    reference = appearance(image.features.outputs[1:], anchor[None], IMAGE)
 
-    def away(given: torch.Tensor | None) -> float:
-        # The shipped price on length holds everything back, anchored or not; here the anchor is to do it.
-        edited = refine(generator, latent, HANDLE, TARGET, config=settings(prior=1.0), anchors=given).latent
-        found, _ = follow(generator.features(edited, block=3).outputs[1:], what, IMAGE, near=anchor[None], pull=0.5)
+    def drift(anchors: Tensor | None) -> float:
+        edited = run(drag(anchors=anchors), prior=1.0).latent
+        maps = image.generator.features(edited, block=3).outputs[1:]
+        found, _ = follow(maps, reference, IMAGE, near=anchor[None], pull=0.5)
         return float((found[0] - anchor).norm())
 
-    assert away(anchor) < 0.5 * away(None)
-    assert away(None) > 1
+    assert drift(anchor) < 0.5 * drift(None)
+    assert drift(None) > 1
 
 
-def test_stopping(generator: Generator, latent: torch.Tensor) -> None:
+def test_results_have_no_anchors(run: Run) -> None:
+    result = run(drag(anchors=[[28.0, 28.0]]), steps=2)
+    assert result.points.shape == (1, 2) and result.lost.shape == result.confidences.shape == (1,)
+
+
+def test_stopping(run: Run) -> None:
     event = threading.Event()
 
-    def soon(state: StepState) -> None:
-        if state.step == 2:
+    def stop(state: DragResult) -> None:
+        if state.steps == 2:
             event.set()
 
-    result = refine(generator, latent, HANDLE, TARGET, config=settings("draggan"), stop=event, callback=soon)
+    result = run(control=Control(stop=event, callback=stop), stop_px=0.01)
     assert (result.reason, result.steps) == ("stopped", 2)
 
 
-def test_another_thread_can_stop_it(generator: Generator, latent: torch.Tensor) -> None:
-    event = threading.Event()
-    timer = threading.Timer(0.2, event.set)
-    timer.start()
-    config = settings("draggan", steps=100_000, lr=1e-9)
-    assert refine(generator, latent, HANDLE, TARGET, config=config, stop=event).reason == "stopped"
+def test_budget(run: Run) -> None:
+    result = run(control=Control(1e-6))
+    assert (result.reason, result.steps) == ("budget", 0)
 
 
-def test_budget(generator: Generator, latent: torch.Tensor) -> None:
-    config = settings("draggan", budget_s=0.05, steps=100_000, lr=1e-9)
-    result = refine(generator, latent, HANDLE, TARGET, config=config, callback=lambda _: time.sleep(0.02))
-    assert result.reason == "budget"
-    assert result.steps < 100
+def test_steps_and_points_near_their_targets(run: Run, image: OpenImage) -> None:
+    result = run(steps=1)
+    assert (result.reason, result.steps) == ("steps", 1)
+    result = run(drag(HANDLE, HANDLE + 0.2))
+    assert (result.reason, result.steps) == ("arrived", 0) and torch.equal(result.latent, image.latent)
 
 
-def test_steps_and_nothing_to_do(generator: Generator, latent: torch.Tensor) -> None:
-    assert refine(generator, latent, HANDLE, TARGET, config=settings("draggan", steps=1)).steps == 1
-    result = refine(generator, latent, HANDLE, HANDLE + 0.2, config=settings())
-    assert (result.reason, result.steps) == ("arrived", 0)
-    assert torch.equal(result.latent, latent)
+def test_no_progress_ends_it(run: Run) -> None:
+    result = run(prior=1e6, steps=1000)
+    assert result.reason == "stalled" and result.steps < 20
 
 
-def test_a_point_that_cannot_be_found_is_lost(generator: Generator, latent: torch.Tensor) -> None:
-    other = generator.map(seed_z(99, generator.config.z_dim))
-    sure = float(refine(generator, latent, HANDLE, TARGET, config=settings(steps=0)).confidences)
-    config = settings(lost_confidence=sure - 0.01)  # as sure as in its own image
-    assert refine(generator, latent, HANDLE, TARGET, config=config).reason != "lost"
-    result = refine(generator, other, HANDLE, TARGET, config=config, references=Origin(latent, HANDLE))
+def test_a_point_that_is_not_recognised_is_lost(
+    run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = OpenImage(image.generator, image.generator.map(seed_z(99, 32)))
+    own = float(run(steps=0).confidences[0])
+    monkeypatch.setattr(module, "LOST_CONFIDENCE", own - 0.01)
+    assert run().reason != "lost"
+    result = run(replace(drag(), references=References(image.latent, HANDLE)), other)
     assert (result.reason, result.steps) == ("lost", 0)
-    assert bool(result.lost.all()) and float(result.confidences) < sure - 0.01
-    assert torch.equal(result.latent, other)
+    assert result.lost.all() and float(result.confidences[0]) < own - 0.01
+    assert torch.equal(result.latent, other.latent)
 
 
-def test_references_can_be_kept(generator: Generator, latent: torch.Tensor) -> None:
-    first = refine(generator, latent, HANDLE, TARGET, config=settings(steps=3))
-    kept = refine(generator, first.latent, first.points, TARGET, config=settings(steps=0), references=first.references)
-    anew = refine(generator, first.latent, first.points, TARGET, config=settings(steps=0))
+def test_a_lost_point_does_not_pull(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two points, of which one is not recognised: the edit is that of the other point alone."""
+    real = module.follow
+
+    def hides_the_second(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        points, confidences = real(*args, **options)
+        if confidences.shape[1] == 2:
+            confidences = torch.cat([confidences[:, :1], torch.zeros(1, 1)], dim=1)
+        return points, confidences
+
+    monkeypatch.setattr(module, "follow", hides_the_second)
+    pair = run(drag([HANDLE[0].tolist(), [24.0, 24.0]], [TARGET[0].tolist(), [20.0, 20.0]]), steps=4)
+    assert pair.lost.tolist() == [False, True] and pair.reason != "lost"
+    alone = run(steps=4)
+    # The weight of the lost point is 0, but it still counts in the mean that scales the damping.
+    shares = [float((r.latent - image.latent).norm()) for r in (pair, alone)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.3)
+    assert pair.distances[0] < 6.0
+
+
+def test_references_define_the_appearance(run: Run, image: OpenImage) -> None:
+    first = run(steps=3)
+    assert first.references is not None and torch.equal(first.references.handles, HANDLE)
+    edited = OpenImage(image.generator, first.latent)
+    again = run(drag(first.points, TARGET), edited, steps=0)
+    kept = run(replace(drag(first.points, TARGET), references=first.references), edited, steps=0)
     assert kept.references is first.references
-    assert float(anew.confidences) > float(kept.confidences)  # anew: it looks exactly like itself
+    assert float(again.confidences[0]) > float(kept.confidences[0])  # the present image resembles itself exactly
 
 
-@pytest.mark.parametrize("name", ["default", "draggan"])
-def test_the_order_of_points_does_not_matter(generator: Generator, latent: torch.Tensor, name: str) -> None:
+def test_the_order_of_points_does_not_matter(run: Run) -> None:
     handles = torch.tensor([[12.0, 14.0], [20.0, 20.0], [6.0, 24.0]])
     targets = handles + torch.tensor([[3.0, -2.0], [-1.0, 2.5], [0.0, -3.0]])
     order = torch.tensor([2, 0, 1])
-    config = settings(name, steps=3, lr=0.01)
-    a = refine(generator, latent, handles, targets, config=config)
-    b = refine(generator, latent, handles[order], targets[order], config=config)
+    a, b = run(drag(handles, targets), steps=3), run(drag(handles[order], targets[order]), steps=3)
     assert torch.allclose(a.latent, b.latent, atol=1e-3)
-    assert torch.allclose(a.points[order], b.points, atol=1e-2)
+    np.testing.assert_allclose(a.points[order.numpy()], b.points, atol=1e-2)
 
 
-def test_basis_whitens_the_latents(generator: Generator) -> None:
-    basis = LatentBasis.of(generator)
-    w = generator.mapping(torch.randn(4000, generator.config.z_dim, generator=torch.Generator().manual_seed(5)))
-    coordinates = torch.linalg.solve(basis.directions, (w - basis.mean).t()).t()
-    assert torch.allclose(coordinates.std(dim=0)[:8], torch.ones(8), atol=0.1)
-    assert torch.allclose(basis.offset(coordinates) + basis.mean, w, atol=1e-3)
+def test_the_tracker_searches_where_a_step_should_lead(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First near the handle; then one px (of 32) from the found point toward the target."""
+    near: list[Tensor] = []
+    found: list[Tensor] = []
+    real = module.follow
+
+    def spy(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        near.append(options["near"][0])
+        points, confidences = real(*args, **options)
+        found.append(points[0].detach())
+        return points, confidences
+
+    monkeypatch.setattr(module, "follow", spy)
+    monkeypatch.setattr(module, "DAMPING", 1e-6)
+    run(steps=1, prior=0.01)
+    torch.testing.assert_close(near[0], HANDLE)
+    displacement = TARGET - found[0]
+    torch.testing.assert_close(near[1], found[0] + displacement / displacement.norm(), atol=0.02, rtol=0)
+
+
+def test_the_stop_distance_scales_with_the_image() -> None:
+    assert [LocateConfig.for_image((size, size)).stop_px for size in (64, 512, 1024)] == [0.5, 1.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(lr=0.0), dict(steps=-1), dict(budget_s=0.0), dict(edit_layers=0), dict(tracking_radius=0)]
+    "wrong",
+    [{"steps": -1}, {"edit_layers": 0}, {"feature_block": -1}, {"stop_px": 0.0}, {"prior": -1.0}],
 )
-def test_wrong_configs(wrong: dict[str, float]) -> None:
+def test_wrong_configs(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        RefineConfig(**wrong)  # type: ignore[arg-type]
+        LocateConfig(**wrong)
 
 
-def test_a_step_is_the_shortest_that_does_what_is_asked() -> None:
-    """Against the normal equations solved in full, with and without what must not change, near and far."""
+# --- one step --------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_solves_the_damped_normal_equations() -> None:
+    """With and without a mask, for points nearer and farther than the reach."""
     rng = torch.Generator().manual_seed(0)
-    jacobian, here = torch.randn(6, 40, generator=rng), torch.randn(40, generator=rng)
-    errors, uphill = torch.randn(4, generator=rng), torch.randn(40, generator=rng)
-    for held in (None, uphill):
+    jacobian, edit = torch.randn(6, 40, generator=rng), torch.randn(40, generator=rng)
+    errors, mask_gradient = torch.randn(4, generator=rng), torch.randn(40, generator=rng)
+    for held in (None, mask_gradient):
         rows = jacobian if held is not None else jacobian[:4]
-        slopes = Slopes(errors, rows, held, torch.tensor(2.0))
+        model = LinearModel(errors, rows, held, torch.tensor(2.0))
         m = 0.3 + 0.5 * 2.0
         lengths = errors.view(2, 2).norm(dim=1, keepdim=True)
-        for reach in (100.0, 0.25 * float(lengths.min())):  # beyond both points, and short of either
-            asked = -errors.view(2, 2) * (reach / lengths).clamp_max(1)
-            part = 1.0 if reach == 100 else float(asked.norm() / errors.norm())
-            down = jacobian[:4].t() @ asked.flatten() - part * (0.3 * here + (0 if held is None else held))
-            expected = torch.linalg.solve(rows.t() @ rows + m * torch.eye(40), down)
-            torch.testing.assert_close(slopes.step(here, reach, 0.3, 0.5), expected, atol=1e-4, rtol=1e-4)
+        for reach in (100.0, 0.25 * float(lengths.min())):
+            wanted = -errors.view(2, 2) * (reach / lengths).clamp_max(1)
+            share = 1.0 if reach == 100 else float(wanted.norm() / errors.norm())
+            gradient = share * (0.3 * edit + (0 if held is None else held))
+            right = jacobian[:4].t() @ wanted.flatten() - gradient
+            expected = torch.linalg.solve(rows.t() @ rows + m * torch.eye(40), right)
+            torch.testing.assert_close(model.solve(edit, reach, 0.3, 0.5), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("reach", [100.0, 1.0, 0.1])
-def test_short_steps_lead_where_long_ones_do(reach: float) -> None:
-    """Where errors are linear the best edit is known: that of ridge regression. A price weighed in full beside a part
-    of the way there would end far before it."""
+def test_short_steps_lead_to_the_ridge_regression(reach: float) -> None:
+    """With linear errors the best edit is known. Without the share of the prior's gradient, short steps end before."""
     rng = torch.Generator().manual_seed(4)
     jacobian, start, prior = 3 * torch.randn(2, 12, generator=rng), torch.tensor([17.0, -9.0]), 5.0
     best = -jacobian.t() @ torch.linalg.solve(jacobian @ jacobian.t() + prior * torch.eye(2), start)
-    here = torch.zeros(12)
+    edit = torch.zeros(12)
     for _ in range(400):
-        slopes = Slopes(start + jacobian @ here, jacobian, None, torch.tensor(1.0))
-        here = here + slopes.step(here, reach, prior, 0.0)
-    torch.testing.assert_close(here, best, atol=1e-3, rtol=1e-3)
+        model = LinearModel(start + jacobian @ edit, jacobian, None, torch.tensor(1.0))
+        edit = edit + model.solve(edit, reach, prior, 0.0)
+    torch.testing.assert_close(edit, best, atol=1e-3, rtol=1e-3)
 
 
-def test_the_tracker_looks_where_a_step_should_have_led(
-    generator: Generator, latent: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """First near the handle; then ahead of where it was found, by the one px (of 32) that a step asks for."""
-    near: list[torch.Tensor] = []
-    found: list[torch.Tensor] = []
-
-    def spy(*args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        near.append(options["near"][0])
-        places, sure = follow(*args, **options)
-        found.append(places[0].detach())
-        return places, sure
-
-    monkeypatch.setattr("autodrag.infer.refine.locate", spy)
-    refine(generator, latent, HANDLE, TARGET, config=settings(steps=1, reuse=0, prior=0.01, damping=1e-6))
-    torch.testing.assert_close(near[0], HANDLE)
-    way = TARGET - found[0]
-    torch.testing.assert_close(near[1], found[0] + way / way.norm(), atol=0.02, rtol=0)
-
-
-def test_slopes_learn_from_a_step() -> None:
-    """Broyden's update explains the step, changes nothing across it, and leaves slopes that were right alone."""
+def test_broydens_update() -> None:
+    """It explains the step, changes nothing orthogonal to the step, and leaves an exact Jacobian unchanged."""
     rng = torch.Generator().manual_seed(2)
     true, guess, step, across = (torch.randn(n, generator=rng) for n in ((4, 9), (4, 9), 9, 9))
     across = across - step * (across @ step) / step.square().sum()
     before = torch.randn(4, generator=rng)
     after = before + true @ step
-    learned = Slopes(before, guess, None, torch.tensor(1.0)).learn(step, after, stay=False)
+    learned = LinearModel(before, guess, None, torch.tensor(1.0)).updated(step, after, accepted=True)
     torch.testing.assert_close(learned.jacobian @ step, after - before)
     torch.testing.assert_close(learned.jacobian @ across, guess @ across)
     assert learned.errors.equal(after)
-    right = Slopes(before, true, None, torch.tensor(1.0)).learn(step, after, stay=True)
-    torch.testing.assert_close(right.jacobian, true)
-    assert right.errors.equal(before)
+    exact = LinearModel(before, true, None, torch.tensor(1.0)).updated(step, after, accepted=False)
+    torch.testing.assert_close(exact.jacobian, true)
+    assert exact.errors.equal(before)
 
 
-def test_gradients_are_taken_once_in_two_steps(
-    generator: Generator, latent: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[int] = []
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_second_step_reuses_the_jacobian(run: Run, monkeypatch: pytest.MonkeyPatch, masked: bool) -> None:
+    """With a mask every accepted step computes gradients, because the mask penalty has no update."""
+    computed: list[int] = []
 
-    def count(*args: Any) -> Slopes:
-        taken.append(1)
-        return take_slopes(*args)
+    def count(*args: Any) -> LinearModel:
+        computed.append(1)
+        return linearise(*args)
 
-    monkeypatch.setattr("autodrag.infer.refine.take_slopes", count)
-    numbers = []
-    for reuse, share in ((0, 1.0), (1, 0.6)):
-        taken.clear()
-        result = refine(generator, latent, HANDLE, TARGET, config=settings(reuse=reuse, steps=6, patience=9))
-        assert 0 < len(taken) <= share * result.steps
-        numbers.append(len(taken))
-    assert numbers[1] < numbers[0]
+    monkeypatch.setattr(module, "linearise", count)
+    monkeypatch.setattr(module, "PATIENCE", 99)
+    states: list[DragResult] = []
+    result = run(drag(mask=half_mask() if masked else None), control=Control(callback=states.append), steps=6)
+    assert result.steps == 6
+    if masked:
+        assert len(computed) > 3
+    else:
+        assert 0 < len(computed) <= 3
 
 
-def test_slopes_are_the_gradients_of_every_error() -> None:
+def test_the_linear_model_has_the_gradients_of_every_error() -> None:
     value = torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    errors = torch.stack([value.square().sum(), value.sum(), value[0, 0, 0] * 3, value[0, 1].prod()]).view(2, 2)
+    errors = torch.stack([value.square().sum(), value.sum(), value[0, 0, 0] * 3, value[0, 1].prod()])
     change = value.view(2, 5, 1).expand(2, 5, 4) * 0.5
-    slopes = take_slopes(errors, change, value, torch.Generator().manual_seed(0))
-    assert slopes.jacobian.shape == (4 + SKETCH, 10) and slopes.uphill is not None
-    torch.testing.assert_close(slopes.jacobian[0], 2 * value.detach().flatten())
-    torch.testing.assert_close(slopes.jacobian[1], torch.ones(10))
-    torch.testing.assert_close(slopes.uphill, value.detach().flatten() * 4 * 0.25)
-    # The sketch has, on average, the curvature of the whole: here 1 on the diagonal.
-    many = [take_slopes(errors, change, value, torch.Generator().manual_seed(k)).jacobian[4:] for k in range(300)]
+    none = torch.zeros(0)
+    at = Evaluation(value, torch.zeros(1, 2, 5), Features(()), torch.zeros(2, 2), none, errors, change, 0.0)
+    model = linearise(at, torch.Generator().manual_seed(0))
+    assert model.jacobian.shape == (4 + SKETCH, 10) and model.mask_gradient is not None
+    torch.testing.assert_close(model.jacobian[0], 2 * value.detach().flatten())
+    torch.testing.assert_close(model.jacobian[1], torch.ones(10))
+    torch.testing.assert_close(model.mask_gradient, value.detach().flatten() * 4 * 0.25)
+    torch.testing.assert_close(model.scale, model.jacobian[:4].square().sum(dim=1).mean())
+    # On average the sketch has the curvature of the penalty, here 1 on the diagonal.
+    many = [linearise(at, torch.Generator().manual_seed(k)).jacobian[4:] for k in range(300)]
     curvature = torch.stack([rows.t() @ rows for rows in many]).mean(dim=0)
     torch.testing.assert_close(curvature, torch.eye(10), atol=0.15, rtol=0)

@@ -43,7 +43,7 @@ def test_points_become_tensors(kind: Callable[[Any], Any]) -> None:
         ([[1, -0.6]], [[1, 2]], "handle 1,-0.6 lies outside the image"),
         ([[1, 2]], [[1, 32]], "target 1,32 lies outside the image"),
         ([[5, 5], [5.4, 4.6]], [[1, 1], [2, 2]], "two handles lie on the pixel 5,5"),
-        (np.array([1, 2]), [1, 2], r"the handles have shape \(2,\); expected \(N, 2\)"),
+        (np.array([1, 2]), np.array([1, 2]), r"the handles have shape \(2,\); expected \(N, 2\)"),
         ([[1, 2, 3]], [[1, 2]], r"the handles have shape \(1, 3\)"),
         (np.array("abc"), [[1, 2]], "the handles are not numbers"),
         ([[1, 2], [3]], [[1, 2]], "the handles are not numbers"),
