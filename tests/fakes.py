@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from autodrag.infer.drag import RefinerConfig
-from autodrag.infer.locate import Start
 from autodrag.infer.open_image import OpenImage
-from autodrag.infer.task import Control, Drag, DragResult, References, renderer
+from autodrag.infer.task import Control, Drag, DragResult, References, Start, renderer
 from autodrag.nets.latent_space import LatentBasis
 
 
@@ -46,9 +45,11 @@ class FakeRefiner:
         """As `autodrag.infer.locate.locate`; `calls` keeps the arguments."""
         return self._run(Call(image, drag, config, control, start))
 
-    def draggan(self, image: OpenImage, drag: Drag, config: RefinerConfig, control: Control) -> DragResult:
+    def draggan(
+        self, image: OpenImage, drag: Drag, config: RefinerConfig, control: Control, start: Start | None = None
+    ) -> DragResult:
         """As `autodrag.infer.draggan.draggan`; `calls` keeps the arguments."""
-        return self._run(Call(image, drag, config, control, None))
+        return self._run(Call(image, drag, config, control, start))
 
     def _run(self, call: Call) -> DragResult:
         self.calls.append(call)

@@ -17,10 +17,10 @@ from torch import Tensor
 from autodrag.edits import Method, Parameters
 from autodrag.errors import AutodragError
 from autodrag.infer.draggan import DragganConfig, draggan
-from autodrag.infer.locate import LOST_CONFIDENCE, LocateConfig, Start, locate
+from autodrag.infer.locate import LOST_CONFIDENCE, LocateConfig, locate
 from autodrag.infer.open_image import OpenImage
 from autodrag.infer.predict import PredictConfig, Prediction, batch_of, predict
-from autodrag.infer.task import Control, Drag, DragResult, Reason, References, renderer
+from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, renderer
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import GeneratorConfig
 
@@ -168,10 +168,7 @@ def _refine(
     start: Start | None = None,
 ) -> DragResult:
     if isinstance(settings.refiner, DragganConfig):
-        if start is not None:
-            image = OpenImage(image.generator, start.latent)
-            drag = replace(drag, handles=start.points)
-        return draggan(image, drag, settings.refiner, control)
+        return draggan(image, drag, settings.refiner, control, start)
     basis = basis or LatentBasis.of(image.generator)
     return locate(image, drag, settings.refiner, basis, control, start)
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodrag.infer.open_image import FEATURE_BLOCK, OpenImage, feature_block
-from autodrag.infer.task import Control, Drag, DragResult, Reason, References, renderer
+from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, renderer
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features
 from autodrag.points import Size, resize_mask
@@ -78,14 +78,6 @@ class LocateConfig:
     def for_image(size: Size) -> LocateConfig:
         """The default settings for images of `size` (H, W): the stop distance is 1 px at 512 px, and at least 0.5."""
         return LocateConfig(stop_px=max(size[0] / 512, 0.5))
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where the optimisation begins, if not at the open image: a predicted latent and the points found in it."""
-
-    latent: Float[Tensor, "1 L D"]
-    points: Float[Tensor, "N 2"]
 
 
 def locate(

@@ -97,6 +97,15 @@ class Drag:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where an optimisation begins, if not at the open image: a predicted latent and the points found in it."""
+
+    latent: Float[Tensor, "1 L D"]
+    points: Float[Tensor, "N 2"]
+    """px."""
+
+
+@dataclass(frozen=True)
 class Control:
     """Limits of one drag, and its observer. The clock starts when the object is made."""
 

@@ -24,7 +24,7 @@ from autodrag.infer.draggan import (
     track,
 )
 from autodrag.infer.open_image import OpenImage
-from autodrag.infer.task import Control, Drag, DragResult, References
+from autodrag.infer.task import Control, Drag, DragResult, References, Start
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 IMAGE = (24, 24)
@@ -269,6 +269,17 @@ def test_the_order_of_points_does_not_matter(image: OpenImage) -> None:
     b = draggan(image, drag(handles[order], targets[order]), config())
     assert torch.allclose(a.latent, b.latent, atol=1e-3)
     np.testing.assert_allclose(a.points[order.numpy()], b.points, atol=1e-2)
+
+
+def test_it_may_start_from_another_latent(image: OpenImage) -> None:
+    """The features of the handles are those of the open image."""
+    latent = image.generator.map(seed_z(9, 32))
+    start = Start(latent, torch.tensor([[14.0, 13.0]]))
+    states: list[DragResult] = []
+    result = draggan(image, drag(), config(), Control(callback=states.append), start)
+    assert torch.equal(states[0].latent, latent) and float(states[0].confidences[0]) < 0.9
+    assert result.handles.tolist() == HANDLE.tolist()
+    assert result.references is not None and torch.equal(result.references.latent, image.latent)
 
 
 def test_references_define_the_appearance(image: OpenImage) -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.infer import locate as module
-from autodrag.infer.locate import SKETCH, Evaluation, LinearModel, LocateConfig, Start, linearise, locate
+from autodrag.infer.locate import SKETCH, Evaluation, LinearModel, LocateConfig, linearise, locate
 from autodrag.infer.open_image import OpenImage
-from autodrag.infer.task import Control, Drag, DragResult, References
+from autodrag.infer.task import Control, Drag, DragResult, References, Start
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features, Generator, seed_z
 from autodrag.tracking import appearance, follow
