@@ -1,4 +1,4 @@
-"""Shared set-up: shapes and types in signatures are checked at run time, and only here."""
+"""Shared fixtures. Shapes and types in signatures are checked at run time, in tests only."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("loaded machine", deadline=None)
 hypothesis.settings.load_profile("loaded machine")
-torch.set_num_threads(1)  # the nets are tiny: a second thread would only wait for the first
+torch.set_num_threads(1)  # the nets are too small for a second thread
 
 
 @pytest.fixture(autouse=True)
 def keep_denormals() -> Iterator[None]:
-    """A training flushes them to zero in its whole process, and hypothesis draws them."""
+    """Trainings flush denormals to zero in the whole process; hypothesis draws denormals."""
     yield
     torch.set_flush_denormal(False)
 
@@ -70,11 +70,12 @@ def tiny_checkpoint(tiny_generator: Generator, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def fake_refiner(monkeypatch: pytest.MonkeyPatch) -> FakeRefiner:
-    """The editor's refiner, replaced by one that takes no time."""
+    """Both refiners of `run_drag`, replaced by one that takes no time."""
     from fakes import FakeRefiner
 
     from autodrag.infer import drag
 
     refiner = FakeRefiner()
-    monkeypatch.setattr(drag, "refine", refiner)
+    monkeypatch.setattr(drag, "locate", refiner.locate)
+    monkeypatch.setattr(drag, "draggan", refiner.draggan)
     return refiner

@@ -1,68 +1,95 @@
-"""Stand-ins for what is slow, shared by several tests."""
+"""Stand-ins for slow parts, shared by several tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from autodrag.infer.refine import Origin, RefineConfig, RefineResult, StepState
-from torch import Tensor
 
-from autodrag.nets.stylegan2 import Generator
+from autodrag.infer.drag import RefinerConfig
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.task import Control, Drag, DragResult, References, Start, renderer
+from autodrag.nets.latent_space import LatentBasis
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one call of a refiner."""
+
+    image: OpenImage
+    drag: Drag
+    config: RefinerConfig
+    control: Control
+    start: Start | None
 
 
 class FakeRefiner:
-    """Moves the latent by a fixed amount a step and says that every point arrived half a pixel away."""
+    """Moves the latent by a fixed amount per step and reports that every point arrived half a pixel away."""
 
     def __init__(self) -> None:
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[Call] = []
 
-    def __call__(
-        self, generator: Generator, latent: Tensor, handles: Tensor, targets: Tensor, **options: Any
-    ) -> RefineResult:
-        """As `autodrag.infer.refine.refine`; `calls` remembers the arguments."""
-        config: RefineConfig = options["config"]
-        self.calls.append({"latent": latent, "handles": handles, "targets": targets, **options})
-        steps = min(config.steps, 5)
-        count = len(handles)
-        confidences, lost = torch.full((count,), 0.9), torch.zeros(count, dtype=torch.bool)
-        moved, points = latent, handles
+    def locate(
+        self,
+        image: OpenImage,
+        drag: Drag,
+        config: RefinerConfig,
+        basis: LatentBasis,
+        control: Control,
+        start: Start | None = None,
+    ) -> DragResult:
+        """As `autodrag.infer.locate.locate`; `calls` keeps the arguments."""
+        return self._run(Call(image, drag, config, control, start))
+
+    def draggan(
+        self, image: OpenImage, drag: Drag, config: RefinerConfig, control: Control, start: Start | None = None
+    ) -> DragResult:
+        """As `autodrag.infer.draggan.draggan`; `calls` keeps the arguments."""
+        return self._run(Call(image, drag, config, control, start))
+
+    def _run(self, call: Call) -> DragResult:
+        self.calls.append(call)
+        image, drag = call.image, call.drag
+        latent = image.latent if call.start is None else call.start.latent
+        handles = drag.handles if call.start is None else call.start.points
+        steps = min(call.config.steps, 5)
+
+        def result(step: int) -> DragResult:
+            moved = latent + 0.1 * step * float(drag.handles.sum()) / 100
+            end = drag.targets + drag.targets.new_tensor([0.5, 0.0])
+            points = handles + step / max(1, steps) * (end - handles)
+            return DragResult(
+                latent=moved,
+                handles=drag.handles.double().numpy(),
+                targets=drag.targets.double().numpy(),
+                points=points.double().numpy(),
+                distances=(points - drag.targets).norm(dim=1).double().numpy(),
+                confidences=np.full(len(points), 0.9),
+                lost=np.zeros(len(points), dtype=bool),
+                method="refine",
+                steps=step,
+                seconds=0.1,
+                reason="arrived" if step == steps else "steps",
+                references=drag.references or References(image.latent, drag.handles),
+                render=renderer(image.generator, moved, image.generator.features(moved, block=0)),
+            )
+
         for step in range(steps + 1):
-            moved = latent + 0.1 * step * float(handles.sum()) / 100
-            points = handles + step / max(1, steps) * (targets + torch.tensor([0.5, 0.0]) - handles)
-            if options["callback"] is not None:
-                state = StepState(
-                    step=step,
-                    points=points,
-                    distances=(points - targets).norm(dim=1),
-                    confidences=confidences,
-                    lost=lost,
-                    loss=0.0,
-                    seconds=0.0,
-                    latent=moved,
-                    render=lambda moved=moved: generator(moved),  # type: ignore[misc]
-                )
-                options["callback"](state)
-        return RefineResult(
-            latent=moved,
-            points=points,
-            distances=(points - targets).norm(dim=1),
-            confidences=confidences,
-            lost=lost,
-            steps=steps,
-            seconds=0.1,
-            reason="arrived",
-            references=Origin(latent, handles),
-        )
+            if call.control.callback is not None:
+                with torch.no_grad():
+                    call.control.callback(result(step))
+        with torch.no_grad():
+            return result(steps)
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float], *modules: ModuleType) -> None:
     """Give modules a `time.monotonic` of their own.
 
-    The real one is everybody's: an event loop in another thread that reads another clock sleeps for hours.
+    The real clock is shared: an event loop in another thread that reads a faked clock would sleep for hours.
     """
     for module in modules:
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))

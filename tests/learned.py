@@ -1,4 +1,4 @@
-"""A tiny learned editor with random weights, for tests of what is done with one."""
+"""A tiny learned editor with random weights, and checkpoint folders with one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from autodrag.checkpoint import PREDICTOR_FILE, REGULARIZER_FILE, fingerprint, save_generator
-from autodrag.infer.predict import LearnedNets
+from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.predictor import Predictor, PredictorConfig
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
@@ -16,8 +16,8 @@ from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
 
 
-def tiny_nets(generator: Generator, *, push: float = 0.05, regularizer: bool = True) -> LearnedNets:
-    """Networks that fit the tiny generator and move its codes by about `push` standard deviations a step."""
+def tiny_nets(generator: Generator, *, push: float = 0.05, regularizer: bool = True) -> LearnedEditor:
+    """An editor that fits the tiny generator and moves its codes by about `push` standard deviations a step."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = PredictorConfig(
@@ -45,14 +45,14 @@ def tiny_nets(generator: Generator, *, push: float = 0.05, regularizer: bool = T
             if net is not None:
                 net.frame.take(LatentBasis.of(generator, samples=256))
                 torch.nn.init.normal_(net.head.weight, std=push / 4)
-    return LearnedNets(*nets).to(torch.device("cpu"))
+    return LearnedEditor(*nets).eval().requires_grad_(False)
 
 
-def save_learned(folder: Path, generator: Generator, nets: LearnedNets) -> Path:
+def save_learned(folder: Path, generator: Generator, editor: LearnedEditor) -> Path:
     """A checkpoint folder with a generator and its learned editor."""
     save_generator(folder, generator)
-    parts = {"predictor": (PREDICTOR_FILE, nets.predictor), "regularizer": (REGULARIZER_FILE, nets.regularizer)}
-    identity, joint = fingerprint(generator.state_dict()), {"regularizer": nets.regularizer is not None}
+    parts = {"predictor": (PREDICTOR_FILE, editor.predictor), "regularizer": (REGULARIZER_FILE, editor.regularizer)}
+    identity, joint = fingerprint(generator.state_dict()), {"regularizer": editor.regularizer is not None}
     for kind, (name, net) in parts.items():
         if net is not None:
             save_tensors(

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from autodrag.infer.refine import RefineResult
 from fakes import FakeRefiner
 from learned import save_learned, tiny_nets
 
@@ -31,6 +30,8 @@ from autodrag.commands.outcome import write_outcome
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
 from autodrag.images import read_image, write_png
+from autodrag.infer.draggan import DragganConfig
+from autodrag.infer.task import DragResult
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import save_tensors
@@ -86,7 +87,6 @@ def test_drag_writes_everything(tmp_path: Path, tiny_checkpoint: Path, capsys: p
     assert set(result["versions"]) == {"autodrag", "python", "torch"}
     assert set(result["timing_s"]) == {"open", "drag", "total"}
     (outcome,) = result["edits"]
-    assert outcome["feature_block"] == 3
     assert outcome["points"][0]["distance"] == 0.5
     assert outcome["points"][0]["landmark_distance"] is None
     assert read_image(out / "annotated.png").shape == (512, 1032, 3)
@@ -118,8 +118,9 @@ def test_options_override_the_edit_file(drag: Callable[..., int], tmp_path: Path
     (tmp_path / "e.json").write_text(edit(parameters={"preset": "draggan", "steps": 2, "lr": 0.5}))
     assert drag("--edit", str(tmp_path / "e.json"), "--steps", "3", "--drag", "1,1:2,2", "--budget", "9") == 0
     call = fake_refiner.calls[-1]
-    assert (call["config"].steps, call["config"].lr, call["config"].budget_s) == (3, 0.5, 9.0)
-    assert call["handles"].tolist() == [[1.0, 1.0]]
+    expected = DragganConfig.for_image((32, 32))
+    assert call.config == dataclasses.replace(expected, steps=3, lr=0.5) and call.control.budget_s == 9.0
+    assert call.drag.handles.tolist() == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize(
@@ -138,14 +139,14 @@ def test_a_drag_that_ends_far_away_says_what_to_try(
     options: list[str],
     advice: str,
 ) -> None:
-    def fall_short(*args: Any, **settings: Any) -> RefineResult:
-        result = fake_refiner(*args, **settings)
-        reason: Any = "budget" if settings["config"].budget_s else "steps"
+    def fall_short(*args: Any) -> DragResult:
+        result = fake_refiner.locate(*args)
+        reason: Any = "budget" if fake_refiner.calls[-1].control.budget_s else "steps"
         return dataclasses.replace(result, distances=result.distances + 7, reason=reason)
 
     assert drag(*DRAG) == 0
     assert "try" not in capsys.readouterr().out
-    monkeypatch.setattr("autodrag.infer.drag.refine", fall_short)
+    monkeypatch.setattr("autodrag.infer.drag.locate", fall_short)
     assert drag(*DRAG, *options) == 0
     assert advice in capsys.readouterr().out
 
@@ -181,7 +182,7 @@ def test_latents_start_an_edit(drag: Callable[..., int], tmp_path: Path) -> None
         ),
         (
             ["--drag", "5,5:1,1", "--mask", "{tmp}/black.png"],
-            "the mask is all False, so that nothing may move",
+            "the mask is False everywhere; set True where the image may change",
         ),
         (["--drag", "5,5:1,1", "--mask", "{tmp}/none.png"], "none.png' does not exist"),
         (["--drag", "5,5:1,1", "--checkpoint", "nope"], "checkpoint 'nope' does not exist; there is"),

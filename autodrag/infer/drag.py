@@ -17,10 +17,10 @@ from torch import Tensor
 from autodrag.edits import Method, Parameters
 from autodrag.errors import AutodragError
 from autodrag.infer.draggan import DragganConfig, draggan
-from autodrag.infer.locate import LOST_CONFIDENCE, LocateConfig, Start, locate
+from autodrag.infer.locate import LOST_CONFIDENCE, LocateConfig, locate
 from autodrag.infer.open_image import OpenImage
 from autodrag.infer.predict import PredictConfig, Prediction, batch_of, predict
-from autodrag.infer.task import Control, Drag, DragResult, Reason, References, renderer
+from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, renderer
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import GeneratorConfig
 
@@ -134,6 +134,7 @@ def run_drag(
         return _refine(image, drag, settings, control, basis)
     if image.editor is None:
         raise ValueError(f"method {settings.method!r} needs a predictor.")
+    drag = replace(drag, references=drag.references or References(image.latent, drag.handles))
     guess = predict(image, batch_of(drag, image.editor), settings.predictor, control)
     arrived = bool((guess.distances[0, : len(drag.handles)] <= settings.refiner.stop_px).all())
     reason: Reason | None = None
@@ -149,7 +150,6 @@ def run_drag(
         return _predicted(image, drag, guess, settings, control, reason)
 
     count = len(drag.handles)
-    drag = drag if drag.references is not None else replace(drag, references=References(image.latent, drag.handles))
     start = Start(
         image.latent + HALFWAY * (guess.latent - image.latent),
         drag.handles + HALFWAY * (guess.points[0, :count] - drag.handles),
@@ -172,10 +172,7 @@ def _refine(
     start: Start | None = None,
 ) -> DragResult:
     if isinstance(settings.refiner, DragganConfig):
-        if start is not None:
-            image = OpenImage(image.generator, start.latent)
-            drag = replace(drag, handles=start.points)
-        return draggan(image, drag, settings.refiner, control)
+        return draggan(image, drag, settings.refiner, control, start)
     basis = basis or LatentBasis.of(image.generator)
     return locate(image, drag, settings.refiner, basis, control, start)
 

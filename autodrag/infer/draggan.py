@@ -9,7 +9,7 @@ code a grid stretched by h / (h - 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodrag.infer.open_image import FEATURE_BLOCK, OpenImage, feature_block
-from autodrag.infer.task import Control, Drag, DragResult, Reason, References, renderer
+from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, renderer
 from autodrag.points import Size, disk, last_pixel, resize_mask, sample, sample_resized, square
 
 
@@ -68,7 +68,13 @@ class DragganConfig:
         )
 
 
-def draggan(image: OpenImage, drag: Drag, config: DragganConfig, control: Control | None = None) -> DragResult:
+def draggan(
+    image: OpenImage,
+    drag: Drag,
+    config: DragganConfig,
+    control: Control | None = None,
+    start: Start | None = None,
+) -> DragResult:
     """Moves the handles of an open image (B = 1) to their targets. No point is ever reported as lost."""
     control = control or Control()
     generator, size = image.generator, image.generator.config.image_size
@@ -79,19 +85,18 @@ def draggan(image: OpenImage, drag: Drag, config: DragganConfig, control: Contro
     reference = handle_features(initial, references.handles.round(), size)
     fixed = None if drag.mask is None else 1 - resize_mask(drag.mask, (initial.shape[2], initial.shape[3]))
 
-    layers = min(config.edit_layers, image.latent.shape[1])
-    start, kept = image.latent[:, :layers].detach(), image.latent[:, layers:].detach()
-    value = (start if config.space == "w+" else start[:, :1]).clone().requires_grad_(True)
+    begin, points = (image.latent, drag.handles) if start is None else (start.latent, start.points)
+    layers = min(config.edit_layers, begin.shape[1])
+    edited, kept = begin[:, :layers].detach(), begin[:, layers:].detach()
+    value = (edited if config.space == "w+" else edited[:, :1]).clone().requires_grad_(True)
     optimizer = torch.optim.Adam([value], lr=config.lr)
-    points = drag.handles
     for step in range(config.steps + 1):
-        latent = torch.cat([value.expand_as(start), kept], dim=1)
+        latent = torch.cat([value.expand_as(edited), kept], dim=1)
         features = generator.features(latent, block=block)
         maps = features.outputs[block]
         with torch.no_grad():
             points, confidences = track(maps, reference, points, size, radius=config.tracking_radius)
             distances = (points - drag.targets).norm(dim=1)
-        reason = _reason(distances, step, config, control)
         result = DragResult(
             latent=latent.detach(),
             handles=drag.handles.double().cpu().numpy(),
@@ -103,14 +108,15 @@ def draggan(image: OpenImage, drag: Drag, config: DragganConfig, control: Contro
             method="refine",
             steps=step,
             seconds=control.seconds,
-            reason=reason or "steps",
+            reason="steps",
             references=references,
             render=renderer(generator, latent.detach(), features),
         )
         if control.callback is not None:
             control.callback(result)
+        reason = _reason(distances, step, config, control)
         if reason is not None:
-            return result
+            return replace(result, reason=reason)
         loss = motion_supervision(maps, points, drag.targets, size, radius=config.supervision_radius)
         if fixed is not None:
             loss = loss + config.mask_weight * mask_loss(maps, initial, fixed)

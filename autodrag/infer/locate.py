@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodrag.infer.open_image import FEATURE_BLOCK, OpenImage, feature_block
-from autodrag.infer.task import Control, Drag, DragResult, Reason, References, renderer
+from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, renderer
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features
 from autodrag.points import Size, resize_mask
@@ -80,14 +80,6 @@ class LocateConfig:
         return LocateConfig(stop_px=max(size[0] / 512, 0.5))
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where the optimisation begins, if not at the open image: a predicted latent and the points found in it."""
-
-    latent: Float[Tensor, "1 L D"]
-    points: Float[Tensor, "N 2"]
-
-
 def locate(
     image: OpenImage,
     drag: Drag,
@@ -118,7 +110,7 @@ class Evaluation:
     """Standard coordinates of the edit from the start; R = 1 (W) or the number of edited layers (W+)."""
     latent: Float[Tensor, "1 L D"]
     features: Features
-    points: Float[Tensor, "N 2"]
+    points: Float[Tensor, "K 2"]
     """All tracked points, anchors last, px."""
     confidences: Float[Tensor, " H"]
     """Of the H handles, without the anchors."""

@@ -97,6 +97,15 @@ class Drag:
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where an optimisation begins, if not at the open image: a predicted latent and the points found in it."""
+
+    latent: Float[Tensor, "1 L D"]
+    points: Float[Tensor, "N 2"]
+    """px."""
+
+
+@dataclass(frozen=True)
 class Control:
     """Limits of one drag, and its observer. The clock starts when the object is made."""
 
@@ -223,6 +232,8 @@ def renderer(generator: Generator, latent: Float[Tensor, "1 L D"], features: Fea
 
 def check_points(values: object, image: Size, name: str) -> Float[np.ndarray, "N 2"]:
     """`values` as (N, 2) float64 points inside an image (H, W); `name` is used in error messages."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
     try:
         points = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""One drag by any method: who works, with what time, from where, and anchored to what."""
+"""One drag by any method: which method, which settings, how long, from which start, with which references."""
 
 from __future__ import annotations
 
@@ -7,211 +7,305 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from autodrag.infer.refine import RefineConfig
 from fakes import FakeRefiner, set_clock
 from learned import tiny_nets
-from torch import Tensor
 
+from autodrag.edits import Parameters
 from autodrag.errors import AutodragError
 from autodrag.infer import drag as module
-from autodrag.infer.drag import Outcome, choose_method, drag, warm_up
-from autodrag.infer.predict import LearnedNets, PredictConfig, Prediction
-from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.infer import task as task_module
+from autodrag.infer.drag import DragSettings, choose_method, choose_settings, run_drag, warm_up
+from autodrag.infer.draggan import DragganConfig
+from autodrag.infer.locate import LocateConfig
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.predict import PredictConfig, Prediction
+from autodrag.infer.task import Control, Drag, DragResult, References
+from autodrag.nets.predictor import DragBatch
+from autodrag.nets.stylegan2 import Generator, GeneratorConfig
 
 HANDLES, TARGETS = torch.tensor([[8.0, 8.0], [20.0, 12.0]]), torch.tensor([[14.0, 8.0], [20.0, 18.0]])
-REFINER = RefineConfig(objective="locate", steps=7, stop_px=1.0, feature_block=2)
+REFINER = LocateConfig(steps=7, stop_px=1.0, feature_block=2)
+
+
+def drag(**options: Any) -> Drag:
+    return Drag.of(HANDLES, TARGETS, (32, 32), **options)
 
 
 @pytest.fixture(scope="module")
-def nets(tiny_generator: Generator) -> LearnedNets:
-    return tiny_nets(tiny_generator)
+def image(tiny_generator: Generator) -> OpenImage:
+    latent = tiny_generator.map(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)))
+    return OpenImage(tiny_generator, latent, tiny_nets(tiny_generator))
 
 
-@pytest.fixture(scope="module")
-def latent(tiny_generator: Generator) -> Tensor:
-    return tiny_generator.map(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)))
+# --- methods and settings --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("refine", "without", "with_one", "with_a_mask"),
+    ("method", "without", "with_one", "with_a_mask"),
     [
-        (True, "refine", "refine", "refine"),
+        ("refine", "refine", "refine", "refine"),
         ("auto", "refine", "both", "refine"),
         ("both", None, "both", "both"),
-        (False, None, "predict", "predict"),
+        ("predict", None, "predict", "predict"),
     ],
 )
-def test_methods_are_chosen(refine: Any, without: str | None, with_one: str, with_a_mask: str) -> None:
-    assert choose_method(refine, can_predict=True, masked=False, checkpoint="c") == with_one
-    assert choose_method(refine, can_predict=True, masked=True, checkpoint="c") == with_a_mask
+def test_methods_are_chosen(method: str, without: str | None, with_one: str, with_a_mask: str) -> None:
+    assert choose_method(method, can_predict=True, masked=False, checkpoint="c") == with_one
+    assert choose_method(method, can_predict=True, masked=True, checkpoint="c") == with_a_mask
     if without is not None:
-        assert choose_method(refine, can_predict=False, masked=False, checkpoint="c") == without
+        assert choose_method(method, can_predict=False, masked=False, checkpoint="c") == without
     else:
-        with pytest.raises(AutodragError, match=f"refine={refine!r} needs a predictor, which 'c' does not have yet"):
-            choose_method(refine, can_predict=False, masked=False, checkpoint="c")
+        with pytest.raises(AutodragError, match=f"method '{method}' needs a predictor, and 'c' has none; train one"):
+            choose_method(method, can_predict=False, masked=False, checkpoint="c")
 
 
-@pytest.mark.parametrize("refine", ["predict", "Both", None, 1])
-def test_unknown_methods_are_refused(refine: Any) -> None:
-    with pytest.raises(AutodragError, match=f"refine={refine!r} is not known; expected True, False, 'auto' or 'both'"):
-        choose_method(refine, can_predict=True, masked=False, checkpoint="c")
+@pytest.mark.parametrize("method", ["Both", "", "fast"])
+def test_unknown_methods_are_refused(method: str) -> None:
+    with pytest.raises(AutodragError, match=f"method '{method}' is not known; expected auto, predict, refine or both"):
+        choose_method(method, can_predict=True, masked=False, checkpoint="c")
+
+
+def chosen(method: Any, **parameters: Any) -> DragSettings:
+    config = GeneratorConfig(resolution=32, z_dim=32, w_dim=32, mapping_layers=2, channel_base=256)
+    return choose_settings(Parameters.of(**parameters), method, config)
+
+
+def test_every_setting_reaches_its_config() -> None:
+    ours = {"steps": 3, "space": "w+", "edit_layers": 4, "feature_block": 2, "stop_px": 1.5}
+    settings = chosen("both", rounds=2, **ours)
+    assert settings.refiner == replace(LocateConfig.for_image((32, 32)), **ours)
+    assert settings.predictor == PredictConfig(rounds=2, stop_px=1.5) and settings.method == "both"
+    settings = chosen("refine", preset="draggan", lr=0.1, **ours)
+    assert settings.refiner == replace(DragganConfig.for_image((32, 32)), lr=0.1, **ours)
+
+
+def test_defaults() -> None:
+    settings = chosen("both", budget_s=2.0)  # the budget belongs to the control of the drag
+    assert settings == DragSettings("both", LocateConfig.for_image((32, 32)), PredictConfig(stop_px=0.5))
+    assert chosen("refine", preset="draggan").refiner == DragganConfig.for_image((32, 32))
+
+
+def test_form_fields_of_the_refiner_may_stay_when_the_predictor_is_chosen() -> None:
+    assert chosen("predict", steps=3, space="w").predictor == PredictConfig(stop_px=0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "message"),
+    [
+        ("predict", {"edit_layers": 3}, "edit_layers 3 has no effect with method 'predict' and preset 'default'"),
+        ("predict", {"feature_block": 2}, "feature_block 2 has no effect with method 'predict'"),
+        ("refine", {"rounds": 2}, "rounds 2 has no effect with method 'refine' and preset 'default'; leave it out"),
+        ("refine", {"rounds": 2, "preset": "draggan"}, "rounds 2 has no effect with .* preset 'draggan'"),
+        ("predict", {"preset": "draggan"}, "preset 'draggan' is a refiner, and method 'predict' does not refine"),
+        ("refine", {"lr": 0.1}, "lr 0.1 has no effect with the preset default"),
+        ("refine", {"feature_block": 4}, "feature_block 4 does not exist; this generator has blocks 0 to 3"),
+        ("refine", {"edit_layers": 9}, "edit_layers 9 is too large; this generator has 8 layers"),
+        ("both", {"edit_layers": 9, "preset": "draggan"}, "edit_layers 9 is too large"),
+    ],
+)
+def test_settings_without_effect_are_refused(method: str, parameters: dict[str, Any], message: str) -> None:
+    with pytest.raises(AutodragError, match=message):
+        chosen(method, **parameters)
+
+
+# --- predictor and refiner together ----------------------------------------------------------------------------------
 
 
 class FakePredictor:
-    """Leaves every point a given distance from its target, and remembers how it was called."""
+    """Leaves every point a given distance from its target; keeps its arguments."""
 
     def __init__(self, left: float, seconds: float, clock: list[float]) -> None:
         self.left, self.seconds, self.clock = left, seconds, clock
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[tuple[DragBatch, PredictConfig, Control]] = []
 
-    def __call__(self, nets: LearnedNets, generator: Generator, latent: Tensor, drags: Any, **options: Any) -> Any:
-        self.calls.append({"drags": drags, **options})
+    def __call__(self, image: OpenImage, drags: DragBatch, config: PredictConfig, control: Control) -> Prediction:
+        self.calls.append((drags, config, control))
         self.clock[0] += self.seconds
-        away = torch.full(drags.handles.shape[:2], self.left)
+        distances = torch.full(drags.handles.shape[:2], self.left)
         points = drags.targets + torch.tensor([self.left, 0.0])
-        features = options["features"] or Features(())
-        sure = torch.full_like(away, 0.8)
-        return Prediction(latent + 1, points, away, sure, sure < 0.2, 3, self.seconds, features)
+        confidences = torch.full_like(distances, 0.8)
+        return Prediction(image.latent + 1, image.features, points, confidences, distances, 3)
+
+
+Run = Callable[..., tuple[DragResult, FakePredictor]]
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, tiny_generator: Generator, nets: LearnedNets, latent: Tensor
-) -> Callable[..., tuple[Outcome, FakePredictor]]:
-    """Drag with a predictor that leaves the points so far from their targets; no clock but its own."""
+def run(monkeypatch: pytest.MonkeyPatch, image: OpenImage) -> Run:
+    """Drag with a predictor that leaves the points `left` px from their targets after `seconds`."""
 
-    def run(left: float = 5.0, seconds: float = 0.0, **options: Any) -> tuple[Outcome, FakePredictor]:
+    def run(
+        left: float = 5.0,
+        seconds: float = 0.0,
+        method: Any = "both",
+        task: Drag | None = None,
+        refiner: Any = REFINER,
+        predictor: PredictConfig | None = None,
+        opened: OpenImage = image,
+        **control: Any,
+    ) -> tuple[DragResult, FakePredictor]:
         clock = [0.0]
-        set_clock(monkeypatch, lambda: clock[0], module)
-        predictor = FakePredictor(left, seconds, clock)
-        monkeypatch.setattr(module, "predict", predictor)
-        options = {"method": "both", "refiner": REFINER, "nets": nets, **options}
-        return drag(tiny_generator, options.pop("nets"), latent, HANDLES, TARGETS, **options), predictor
+        set_clock(monkeypatch, lambda: clock[0], task_module)
+        fake = FakePredictor(left, seconds, clock)
+        monkeypatch.setattr(module, "predict", fake)
+        settings = DragSettings(method, refiner, predictor or PredictConfig())
+        return run_drag(opened, task or drag(), settings, Control(**control, started=0.0)), fake
 
     return run
 
 
-Run = Callable[..., tuple[Outcome, FakePredictor]]
-
-
-def test_the_refiner_goes_on_from_where_the_predictor_came_to(
-    run: Run, fake_refiner: FakeRefiner, latent: Tensor
+@pytest.mark.parametrize("refiner", [REFINER, DragganConfig(stop_px=1.0)])
+def test_the_refiner_starts_halfway_to_the_prediction(
+    run: Run, fake_refiner: FakeRefiner, image: OpenImage, refiner: Any
 ) -> None:
-    outcome, _ = run(left=5.0)
+    result, _ = run(left=5.0, refiner=refiner)
     (call,) = fake_refiner.calls
-    torch.testing.assert_close(call["latent"], latent + 0.5)  # halfway to the prediction, which is at 1
-    torch.testing.assert_close(call["handles"], (HANDLES + TARGETS + torch.tensor([5.0, 0.0])) / 2)
-    assert torch.equal(call["targets"], TARGETS)
-    assert torch.equal(call["before"], latent)  # what the predictor did is part of the edit, and priced with it
-    assert (outcome.rounds, outcome.steps, outcome.reason) == (3, 5, "arrived")
-    assert outcome.distances.tolist() == [0.5, 0.5]  # the refiner's
+    assert call.start is not None
+    torch.testing.assert_close(call.start.latent, image.latent + 0.5)  # the prediction is at 1
+    torch.testing.assert_close(call.start.points, (HANDLES + TARGETS + torch.tensor([5.0, 0.0])) / 2)
+    assert call.image is image  # the length of the edit counts from the open image
+    assert (result.method, result.rounds, result.steps, result.reason) == ("both", 3, 5, "arrived")
+    assert result.distances.tolist() == [0.5, 0.5]  # the refiner's
 
 
-def test_it_follows_what_the_handles_were_in_the_image_before(
-    run: Run, fake_refiner: FakeRefiner, latent: Tensor
+def test_results_name_the_handles_of_the_task(run: Run, image: OpenImage) -> None:
+    """Whatever the refiner started from, the result describes the drag that was asked for."""
+    for refiner in (REFINER, replace(DragganConfig.for_image((32, 32)), steps=2)):
+        result, _ = run(left=5.0, refiner=refiner)
+        assert result.handles.tolist() == HANDLES.tolist() and result.targets.tolist() == TARGETS.tolist()
+
+
+def test_both_parts_track_the_appearance_of_the_open_image(
+    run: Run, fake_refiner: FakeRefiner, image: OpenImage
 ) -> None:
     run(left=5.0)
-    known = fake_refiner.calls[0]["references"]
-    assert torch.equal(known.handles, HANDLES)
-    assert torch.equal(known.latent, latent)  # what a mask holds is the original, too
-    run(left=5.0, references=known)
-    assert fake_refiner.calls[1]["references"] is known
+    known = fake_refiner.calls[0].drag.references
+    assert known is not None
+    assert torch.equal(known.handles, HANDLES) and torch.equal(known.latent, image.latent)
+    run(left=5.0, task=replace(drag(), references=known))
+    assert fake_refiner.calls[1].drag.references is known
 
 
-def test_the_prediction_stays_where_the_refiner_ends_farther_away(
-    run: Run, fake_refiner: FakeRefiner, latent: Tensor
+def test_a_prediction_keeps_references_for_the_next_drag(run: Run, image: OpenImage) -> None:
+    result, _ = run(left=0.1, method="predict")
+    assert result.references is not None
+    assert torch.equal(result.references.handles, HANDLES) and torch.equal(result.references.latent, image.latent)
+    other = References(image.latent, HANDLES + 1)
+    assert run(left=0.1, task=replace(drag(), references=other))[0].references is other
+
+
+def test_the_prediction_is_returned_if_the_refiner_ends_farther_away(
+    run: Run, fake_refiner: FakeRefiner, image: OpenImage
 ) -> None:
     slow = replace(REFINER, steps=0)  # it stays halfway
-    outcome, _ = run(left=1.2, refiner=slow)
-    assert torch.equal(outcome.latent, latent + 1) and outcome.distances.tolist() == pytest.approx([1.2, 1.2])
-    assert (outcome.rounds, outcome.steps) == (3, 0) and outcome.references is not None
-    held, _ = run(left=1.2, refiner=slow, anchors=torch.tensor([[1.0, 1.0]]))  # which a prediction holds loosely
-    torch.testing.assert_close(held.latent, latent + 0.5)
+    result, _ = run(left=1.2, refiner=slow)
+    assert torch.equal(result.latent, image.latent + 1) and result.distances.tolist() == pytest.approx([1.2, 1.2])
+    assert (result.method, result.rounds, result.steps) == ("both", 3, 0) and result.references is not None
+    anchored, _ = run(left=1.2, refiner=slow, task=drag(anchors=[[1, 1]]))  # the prediction holds anchors loosely
+    torch.testing.assert_close(anchored.latent, image.latent + 0.5)
 
 
-def test_what_has_arrived_is_not_refined(run: Run, fake_refiner: FakeRefiner, latent: Tensor) -> None:
-    outcome, _ = run(left=0.9)
+def test_points_that_have_arrived_are_not_refined(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
+    result, _ = run(left=0.9)
     assert not fake_refiner.calls
-    assert (outcome.rounds, outcome.steps, outcome.reason) == (3, 0, "arrived")
-    assert torch.equal(outcome.latent, latent + 1)
-    assert outcome.distances.tolist() == pytest.approx([0.9, 0.9])
+    assert (result.rounds, result.steps, result.reason) == (3, 0, "arrived")
+    assert torch.equal(result.latent, image.latent + 1)
+    assert result.distances.tolist() == pytest.approx([0.9, 0.9])
 
 
 def test_the_predictor_alone(run: Run, fake_refiner: FakeRefiner) -> None:
-    far, predictor = run(left=5.0, method="predict", anchors=torch.tensor([[1.0, 1.0]]))
-    assert (far.reason, far.steps) == ("rounds", 0)
-    assert far.confidences.tolist() == pytest.approx([0.8, 0.8])
+    far, predictor = run(left=5.0, method="predict", task=drag(anchors=[[1, 1]]))
+    assert (far.method, far.reason, far.steps, far.rounds) == ("predict", "rounds", 0, 3)
+    assert far.confidences.tolist() == pytest.approx([0.8, 0.8]) and not far.lost.any()
     assert far.points.shape == (2, 2)  # without the anchor
-    assert predictor.calls[0]["drags"].handles.shape == (1, 3, 2)
+    assert predictor.calls[0][0].handles.shape == (1, 3, 2)
     assert run(left=0.5, method="predict")[0].reason == "arrived"
     assert not fake_refiner.calls
 
 
-def test_the_refiner_alone(run: Run, fake_refiner: FakeRefiner, latent: Tensor) -> None:
-    outcome, predictor = run(method="refine", nets=None)
-    assert not predictor.calls and torch.equal(fake_refiner.calls[0]["latent"], latent)
-    assert (outcome.rounds, outcome.steps, outcome.features) == (0, 5, None)
+def test_points_of_low_confidence_are_lost(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOST_CONFIDENCE", 0.85)
+    assert run(left=5.0, method="predict")[0].lost.tolist() == [True, True]
 
 
-@pytest.mark.parametrize("method", ["predict", "both", "auto"])
-def test_no_predictor(run: Run, method: str) -> None:
+def test_the_refiner_alone(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
+    result, predictor = run(method="refine", opened=OpenImage(image.generator, image.latent))
+    assert not predictor.calls and fake_refiner.calls[0].start is None
+    assert (result.method, result.rounds, result.steps) == ("refine", 0, 5)
+
+
+@pytest.mark.parametrize("method", ["predict", "both"])
+def test_no_predictor(run: Run, method: str, image: OpenImage) -> None:
     with pytest.raises(ValueError, match=f"method '{method}' needs a predictor"):
-        run(method=method, nets=None)
+        run(method=method, opened=OpenImage(image.generator, image.latent))
 
 
-def test_the_refiner_has_what_is_left_of_the_time(run: Run, fake_refiner: FakeRefiner) -> None:
-    timed = replace(REFINER, budget_s=2.0)
-    _, predictor = run(left=5.0, seconds=0.5, refiner=timed)
-    assert predictor.calls[0]["config"].budget_s == 2.0
-    assert fake_refiner.calls[0]["config"] == replace(timed, budget_s=1.5)
-    outcome, _ = run(left=5.0, seconds=2.5, refiner=timed)
-    assert len(fake_refiner.calls) == 1  # none was left
-    assert (outcome.reason, outcome.steps) == ("budget", 0)
+def test_predictor_and_refiner_share_the_budget(run: Run, fake_refiner: FakeRefiner) -> None:
+    result, predictor = run(left=5.0, seconds=0.5, budget_s=2.0)
+    assert predictor.calls[0][2].budget_s == 2.0
+    assert fake_refiner.calls[0].control is predictor.calls[0][2]  # one clock for both
+    result, _ = run(left=5.0, seconds=2.5, budget_s=2.0)
+    assert len(fake_refiner.calls) == 1
+    assert (result.reason, result.steps, result.seconds) == ("budget", 0, 2.5)
 
 
 def test_a_stop_event_ends_the_drag_before_the_refiner(run: Run, fake_refiner: FakeRefiner) -> None:
     stop = threading.Event()
     stop.set()
-    outcome, predictor = run(left=5.0, stop=stop)
-    assert predictor.calls[0]["stop"] is stop
-    assert not fake_refiner.calls and outcome.reason == "stopped"
+    result, predictor = run(left=5.0, stop=stop)
+    assert predictor.calls[0][2].stop is stop
+    assert not fake_refiner.calls and result.reason == "stopped"
 
 
-def test_everything_reaches_both(run: Run, fake_refiner: FakeRefiner) -> None:
-    mask = torch.zeros(32, 32, dtype=torch.bool)
+def test_the_whole_task_reaches_both(run: Run, fake_refiner: FakeRefiner) -> None:
+    mask = np.zeros((32, 32), dtype=bool)
     mask[:16] = True
-    anchors, seen = torch.tensor([[1.0, 1.0]]), list[Any]()
-    stop, settings = threading.Event(), PredictConfig(rounds=7)
-    options = {"mask": mask, "anchors": anchors, "stop": stop, "callback": seen.append}
-    _, predictor = run(left=5.0, predictor=settings, **options)
-    (told,) = predictor.calls
-    assert told["config"] == settings
-    assert told["drags"].movable[0].sum() == 128 and told["drags"].targets[0, 2].tolist() == [1.0, 1.0]
+    task, seen, config = drag(mask=mask, anchors=[[1, 1]]), list[DragResult](), PredictConfig(rounds=7)
+    _, predictor = run(left=5.0, task=task, predictor=config, callback=seen.append)
+    ((drags, given, _),) = predictor.calls
+    assert given == config
+    assert drags.movable is not None and drags.movable[0].sum() == 128
+    assert drags.targets[0, 2].tolist() == [1.0, 1.0]
     (call,) = fake_refiner.calls
-    assert all(call[name] is options[name] for name in ("mask", "anchors", "stop"))
+    assert call.drag.mask is task.mask and call.drag.anchors is task.anchors and call.config is REFINER
     assert len(seen) == 6
 
 
-def test_with_true_networks_both_end_nearer_than_the_predictor(
-    tiny_generator: Generator, nets: LearnedNets, latent: Tensor
-) -> None:
-    """Nothing is faked: random weights predict nonsense, which the refiner has to mend."""
-    only = drag(tiny_generator, nets, latent, HANDLES[:1], TARGETS[:1], method="predict", refiner=REFINER)
-    both = drag(tiny_generator, nets, latent, HANDLES[:1], TARGETS[:1], method="both", refiner=REFINER)
+# --- with real parts -------------------------------------------------------------------------------------------------
+
+
+def one_point() -> Drag:
+    return Drag.of(HANDLES[:1], TARGETS[:1], (32, 32))
+
+
+def test_both_end_nearer_than_the_predictor_alone(image: OpenImage) -> None:
+    """Random weights predict nonsense, which the refiner corrects."""
+    only, both, again = (
+        run_drag(image, one_point(), DragSettings(method, REFINER, PredictConfig()))
+        for method in ("predict", "both", "both")
+    )
     assert float(both.distances.sum()) < float(only.distances.sum())
     assert both.rounds == only.rounds and both.steps > 0
-    again = drag(tiny_generator, nets, latent, HANDLES[:1], TARGETS[:1], method="both", refiner=REFINER)
     assert torch.equal(both.latent, again.latent)
-    image = tiny_generator.image(only.latent, only.features)  # type: ignore[arg-type]
-    torch.testing.assert_close(image, tiny_generator(only.latent), atol=1e-4, rtol=1e-4)
+    assert only.features is not None
+    shown = image.generator.image(only.latent, only.features)
+    torch.testing.assert_close(shown, image.generator(only.latent), atol=1e-4, rtol=1e-4)
 
 
-def test_warming_up_leaves_no_trace(tiny_generator: Generator, nets: LearnedNets, latent: Tensor) -> None:
+@pytest.mark.parametrize("method", ["refine", "both"])
+def test_draggan_runs_with_both_methods(image: OpenImage, method: Any) -> None:
+    config = replace(DragganConfig.for_image((32, 32)), steps=3, lr=0.01, stop_px=0.1)
+    result = run_drag(image, one_point(), DragSettings(method, config, PredictConfig()))
+    assert result.method == method and not torch.equal(result.latent, image.latent)
+
+
+def test_warming_up_changes_nothing(image: OpenImage) -> None:
     state = torch.random.get_rng_state()
-    before = drag(tiny_generator, nets, latent, HANDLES, TARGETS, method="predict", refiner=REFINER)
-    warm_up(tiny_generator, nets)
-    after = drag(tiny_generator, nets, latent, HANDLES, TARGETS, method="predict", refiner=REFINER)
-    assert torch.equal(before.latent, after.latent)
+    settings = DragSettings("predict", REFINER, PredictConfig())
+    before = run_drag(image, drag(), settings)
+    warm_up(image)
+    assert torch.equal(before.latent, run_drag(image, drag(), settings).latent)
     assert torch.equal(torch.random.get_rng_state(), state)

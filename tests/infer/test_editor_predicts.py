@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,8 @@ from learned import save_learned, tiny_nets
 from autodrag import DragEditor
 from autodrag.edits import Edit, Parameters, PointPair, read_edits
 from autodrag.errors import AutodragError, CheckpointError
-from autodrag.infer import drag as drag_module
-from autodrag.infer import predict as predict_module
-from autodrag.infer.predict import predict
+from autodrag.infer import task as task_module
+from autodrag.infer.measure import detect_landmarks
 from autodrag.nets.stylegan2 import Generator
 
 DRAG: dict[str, Any] = {"handles": [[10, 12]], "targets": [[20, 14]]}
@@ -46,7 +47,7 @@ def test_the_predictor_is_loaded_with_its_regularizer(editor: DragEditor) -> Non
 
 def test_the_predictor_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     before = editor.image
-    result = editor.drag(**DRAG, refine=False)
+    result = editor.drag(**DRAG, method="predict")
     assert not fake_refiner.calls
     assert (result.method, result.steps) == ("predict", 0) and 1 <= result.rounds <= 4
     assert result.reason in ("rounds", "arrived")
@@ -60,28 +61,30 @@ def test_the_predictor_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> N
 def test_auto_refines_what_the_predictor_left(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     """Random weights do not arrive, so the refiner has to go on, from halfway to where they came to."""
     start = editor.latent
-    predicted = editor.drag(**DRAG, refine=False)
+    predicted = editor.drag(**DRAG, method="predict")
     editor.undo()
     result = editor.drag(**DRAG)
     (call,) = fake_refiner.calls
     assert (result.method, result.rounds, result.steps) == ("both", predicted.rounds, 5)
-    torch.testing.assert_close(call["latent"], (start + predicted.latent) / 2)
+    assert call.start is not None
+    torch.testing.assert_close(call.start.latent, (start + predicted.latent) / 2)
     halfway = (np.array(DRAG["handles"]) + predicted.points) / 2
-    np.testing.assert_allclose(call["handles"].numpy(), halfway, atol=1e-5)
+    np.testing.assert_allclose(call.start.points.numpy(), halfway, atol=1e-5)
+    assert torch.equal(call.image.latent, start)
     assert result.report()["method"] == "both"
 
 
 def test_the_refiner_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     start = editor.latent
-    result = editor.drag(**DRAG, refine=True)
+    result = editor.drag(**DRAG, method="refine")
     assert (result.method, result.rounds) == ("refine", 0)
-    assert torch.equal(fake_refiner.calls[0]["latent"], start)
+    assert fake_refiner.calls[0].start is None and torch.equal(fake_refiner.calls[0].image.latent, start)
 
 
 def test_rounds(editor: DragEditor) -> None:
-    assert editor.drag(**DRAG, refine=False, rounds=1).rounds == 1
+    assert editor.drag(**DRAG, method="predict", rounds=1).rounds == 1
     with pytest.raises(AutodragError, match="rounds is 0; expected at least 1"):
-        editor.drag(**DRAG, refine=False, rounds=0)
+        editor.drag(**DRAG, method="predict", rounds=0)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +102,19 @@ def test_the_methods_of_an_edit(editor: DragEditor, method: Any, said: str) -> N
 
 
 def test_both_predicts_although_there_is_a_mask(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
-    predicted = editor.drag(**DRAG, mask=MASK, refine=False)
+    predicted = editor.drag(**DRAG, mask=MASK, method="predict")
     editor.undo()
     start = editor.latent
-    result = editor.drag(**DRAG, mask=MASK, refine="both")
+    result = editor.drag(**DRAG, mask=MASK, method="both")
     assert (result.method, result.rounds) == ("both", predicted.rounds)
-    torch.testing.assert_close(fake_refiner.calls[-1]["latent"], (start + predicted.latent) / 2)
-    assert fake_refiner.calls[-1]["mask"].tolist() == MASK.tolist()
+    call = fake_refiner.calls[-1]
+    assert call.start is not None and call.drag.mask is not None
+    torch.testing.assert_close(call.start.latent, (start + predicted.latent) / 2)
+    assert call.drag.mask.tolist() == MASK.tolist()
     editor.undo()
     result = editor.drag(**DRAG, mask=MASK)
     assert (result.method, result.rounds) == ("refine", 0)
-    assert torch.equal(fake_refiner.calls[-1]["latent"], start)
+    assert fake_refiner.calls[-1].start is None and torch.equal(fake_refiner.calls[-1].image.latent, start)
 
 
 def test_a_mask_that_holds_nothing_is_none(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
@@ -119,8 +124,8 @@ def test_a_mask_that_holds_nothing_is_none(editor: DragEditor, fake_refiner: Fak
 def test_both_needs_a_predictor(tiny_checkpoint: Path, fake_refiner: FakeRefiner) -> None:
     editor = DragEditor.load(tiny_checkpoint, device="cpu")
     editor.open(seed=7)
-    with pytest.raises(AutodragError, match=r"refine='both' needs a predictor, which .* does not have yet"):
-        editor.drag(**DRAG, refine="both")
+    with pytest.raises(AutodragError, match="method 'both' needs a predictor, and .* has none"):
+        editor.drag(**DRAG, method="both")
     assert not fake_refiner.calls and editor.drag(**DRAG).method == "refine"
 
 
@@ -131,7 +136,7 @@ def test_without_a_regularizer(tmp_path: Path, tiny_generator: Generator) -> Non
     editor = DragEditor.load(folder, device="cpu")
     editor.open(seed=7)
     assert editor.learned is not None and editor.learned.regularizer is None
-    assert editor.drag(**DRAG, refine=False).rounds >= 1
+    assert editor.drag(**DRAG, method="predict").rounds >= 1
 
 
 def test_a_predictor_that_has_lost_its_regularizer_is_refused(tmp_path: Path, tiny_generator: Generator) -> None:
@@ -158,11 +163,10 @@ def test_a_preview_is_the_drag_and_leaves_everything_as_it_was(editor: DragEdito
     assert np.array_equal(editor.image, before) and torch.equal(editor.latent, latent)
     with pytest.raises(AutodragError, match="nothing to undo"):
         editor.undo()
-    result = editor.drag(**DRAG, refine=False)
+    result = editor.drag(**DRAG, method="predict")
     torch.testing.assert_close(preview.latent, result.latent)
     assert np.abs(preview.image.astype(int) - result.image.astype(int)).max() <= 1
     np.testing.assert_allclose(preview.points, result.points, atol=1e-4)
-    assert preview.references is None
 
 
 def test_a_preview_always_starts_from_the_present_image(editor: DragEditor) -> None:
@@ -187,47 +191,20 @@ def test_the_order_of_points_does_not_matter(editor: DragEditor) -> None:
     assert torch.equal(first.latent, second.latent) and np.array_equal(first.points, second.points[::-1])
 
 
-def test_the_first_call_is_made_at_load(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    original = predict
-
-    def counted(*words: Any, **options: Any) -> Any:
-        calls.append("predict")
-        return original(*words, **options)
-
-    monkeypatch.setattr(drag_module, "predict", counted)
-    editor = DragEditor.load(checkpoint, device="cpu")
-    assert calls == ["predict"]
-    with pytest.raises(AutodragError, match="no image is open"):
-        _ = editor.image
-    editor.open(seed=7)
-    editor.drag(**DRAG, refine=False)
-    assert calls == ["predict", "predict"]
-
-
-def test_features_of_the_open_image_are_made_once(editor: DragEditor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second preview of the same image costs rounds of features and the last blocks, not a synthesis more."""
-    editor.preview(**DRAG)
-    made: list[Any] = []
-    original = Generator.features
-
-    def count(self: Generator, latent: Any, **options: Any) -> Any:
-        made.append(latent.clone())
-        return original(self, latent, **options)
-
-    monkeypatch.setattr(Generator, "features", count)
-    editor.preview(**DRAG)
-    assert not any(torch.equal(latent, editor.latent) for latent in made)
-
-
-@pytest.mark.parametrize("refine", [False, "auto", "both"])
-def test_a_session_replays_to_the_same_image(tmp_path: Path, editor: DragEditor, checkpoint: Path, refine: Any) -> None:
-    editor.drag(**DRAG, mask=MASK, anchors=[[1, 2]], refine=refine, steps=4, budget_s=60.0)
-    second = editor.drag([[20, 14]], [[22, 16]], refine=refine, rounds=2, steps=3)
+@pytest.mark.parametrize(
+    ("method", "preset"),
+    [("predict", "default"), ("auto", "default"), ("both", "default"), ("auto", "draggan"), ("both", "draggan")],
+)
+def test_a_session_replays_to_the_same_image(
+    tmp_path: Path, editor: DragEditor, checkpoint: Path, method: str, preset: Any
+) -> None:
+    editor.drag(**DRAG, mask=MASK, anchors=[[1, 2]], method=method, preset=preset, steps=4, budget_s=60.0)
+    second = editor.drag([[20, 14]], [[22, 16]], method="both" if method == "auto" else method, rounds=2, steps=3)
     editor.save_session(tmp_path / "s.json")
     edits = read_edits(tmp_path / "s.json")
-    made = {False: ["predict"] * 2, "auto": ["refine", "both"], "both": ["both"] * 2}  # the first has a mask
-    assert [edit.method for edit in edits] == made[refine]
+    expected = {"predict": ["predict"] * 2, "auto": ["refine", "both"], "both": ["both"] * 2}  # the first has a mask
+    assert [edit.method for edit in edits] == expected[method]
+    assert [edit.handles for edit in edits] == [[(10, 12)], [(20, 14)]]
     assert edits[1].parameters.rounds == second.rounds
     other = DragEditor.load(checkpoint, device="cpu")
     assert np.array_equal(other.load_session(tmp_path / "s.json"), editor.image)
@@ -239,13 +216,36 @@ def test_what_a_clock_ended_replays_without_one(
 ) -> None:
     """A budget that is used up by the first prediction: no refiner then, and none in the replay."""
     with monkeypatch.context() as patch:
-        ticks = iter(range(10_000))
-        set_clock(patch, lambda: float(next(ticks)), drag_module, predict_module)
+        begin, ticks = time.monotonic(), iter(range(1, 10_000))
+        set_clock(patch, lambda: begin + next(ticks), task_module)
         result = editor.drag(**DRAG, budget_s=1.0)
     assert (result.rounds, result.steps, result.reason) == (1, 0, "budget")
     editor.save_session(tmp_path / "s.json")
     other = DragEditor.load(checkpoint, device="cpu")
     assert np.array_equal(other.load_session(tmp_path / "s.json"), editor.image)
+
+
+def test_siblings_drag_at_the_same_time(editor: DragEditor) -> None:
+    """Three threads, each with another image and other points, give the results of one after the other."""
+    drags = [([[10 + k, 12], [20, 20 + k]], [[18, 14 + k], [20, 16]]) for k in range(3)]
+
+    def work(k: int) -> list[Any]:
+        own = editor.sibling()
+        own.open(seed=k)
+        results = [
+            own.drag(*drags[k], method="both", steps=4),
+            own.drag(*drags[k], mask=MASK, anchors=[[1, 2]], method="both", steps=4),
+            own.drag(*drags[k], preset="draggan", steps=4, keep_references=True),
+            own.preview(*drags[k]),
+        ]
+        return [(result.latent, result.image, result.points.tolist()) for result in results]
+
+    expected = [work(k) for k in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(2):
+            for found, alone in zip(pool.map(work, range(3)), expected, strict=True):
+                for (latent, image, points), (latent_1, image_1, points_1) in zip(found, alone, strict=True):
+                    assert torch.equal(latent, latent_1) and np.array_equal(image, image_1) and points == points_1
 
 
 def test_siblings_share_the_networks(editor: DragEditor) -> None:
@@ -258,6 +258,33 @@ def test_siblings_share_the_networks(editor: DragEditor) -> None:
 def test_it_predicts_in_bf16(checkpoint: Path, editor: DragEditor) -> None:
     fast = DragEditor.load(checkpoint, device="cpu", dtype=torch.bfloat16)
     fast.open(seed=7)
-    exact, close = editor.drag(**DRAG, refine=False, rounds=1), fast.drag(**DRAG, refine=False, rounds=1)
+    exact, close = editor.drag(**DRAG, method="predict", rounds=1), fast.drag(**DRAG, method="predict", rounds=1)
     assert torch.isfinite(close.latent).all()
     assert float((exact.latent - close.latent).abs().mean()) < 0.1
+
+
+def test_keep_references_after_a_prediction(editor: DragEditor) -> None:
+    first = editor.drag(**DRAG, method="predict")
+    assert first.references is not None and first.references.handles.tolist() == [[10, 12]]
+    then = editor.drag(first.points, [[22, 16]], method="refine", steps=2, keep_references=True)
+    assert then.references is first.references
+
+
+def test_the_shipped_predictor_fits_its_generator_and_arrives() -> None:
+    """A stale or broken file is refused at load, or leaves more than half of the distance.
+
+    Noses are dragged by 8 px along one axis and measured by a landmark net, which is independent of the tracker.
+    """
+    editor = DragEditor.load(Path(__file__).parents[2] / "checkpoints" / "critters", device="cpu")
+    net = editor.landmarks
+    assert editor.can_predict and net is not None
+    nose = net.config.names.index("nose")
+    shares = []
+    for seed in range(8):
+        handle = detect_landmarks(net, editor.open(seed=seed))[nose]
+        offset = np.zeros(2)
+        offset[seed % 2] = 8.0 if handle[seed % 2] < 32 else -8.0
+        result = editor.drag(handle[None], (handle + offset)[None], method="predict")
+        assert result.landmark_distances is not None and result.landmark_distances[0] is not None
+        shares.append(result.landmark_distances[0] / 8)
+    assert max(shares) <= 0.5, shares

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from autodrag.infer.refine import Origin
 from torch import Tensor
 
 from autodrag.checkpoint import load_latent
@@ -15,6 +14,7 @@ from autodrag.edits import Edit, PointPair, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask
 from autodrag.infer.history import History, State
+from autodrag.infer.task import References
 
 EDIT = Edit(drags=(PointPair(handle=(1.0, 2.0), target=(3.0, 4.0)),), anchors=((5.0, 6.0),), method="refine")
 MASK = np.arange(8)[:, None].repeat(8, axis=1) >= 3
@@ -26,12 +26,12 @@ def latent(value: float) -> Tensor:
 
 
 @pytest.fixture
-def references() -> Origin:
-    return Origin(torch.ones(1, 2, 4), torch.ones(1, 2))
+def references() -> References:
+    return References(torch.ones(1, 2, 4), torch.ones(1, 2))
 
 
 @pytest.fixture
-def history(references: Origin) -> History:
+def history(references: References) -> History:
     """The image 0 of seed 7, and three edits, to 1, 2 and 3."""
     history = History()
     history.open(latent(0), Source(seed=7, psi=0.6))

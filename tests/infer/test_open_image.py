@@ -1,0 +1,102 @@
+"""An open image: features, appearance and memory, and the latents that can be opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learned import tiny_nets
+
+from autodrag.checkpoint import fingerprint, save_latent
+from autodrag.errors import AutodragError, CheckpointError
+from autodrag.infer.open_image import OpenImage, feature_block, opened_latent, seed_latent
+from autodrag.nets.stylegan2 import Generator, seed_z
+from autodrag.tracking import appearance
+
+
+def test_an_image_knows_the_features_of_its_generator(tiny_generator: Generator) -> None:
+    latent = tiny_generator.map(seed_z(3, 32)).requires_grad_(True)
+    image = OpenImage(tiny_generator, latent)
+    expected = tiny_generator.features(latent, block=3)
+    for block, output in enumerate(expected.outputs):
+        torch.testing.assert_close(image.output(block), output)
+        assert not image.output(block).requires_grad
+    points = torch.tensor([[[10.0, 12.0], [3.0, 30.0]]])
+    found = image.look(slice(1, 4)).at(points, (32, 32))
+    for one, other in zip(found.features, appearance(expected.outputs[1:4], points, (32, 32)).features, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_known_features_are_used_if_they_reach_far_enough(tiny_generator: Generator) -> None:
+    latent = tiny_generator.map(seed_z(3, 32))
+    whole = tiny_generator.features(latent, block=3)
+    assert OpenImage(tiny_generator, latent, known=whole).features is whole
+    short = tiny_generator.features(latent, block=1)
+    torch.testing.assert_close(OpenImage(tiny_generator, latent, known=short).output(3), whole.last)
+
+
+def test_the_memory_of_the_networks(tiny_generator: Generator) -> None:
+    latent = tiny_generator.map(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)))
+    editor = tiny_nets(tiny_generator)
+    image = OpenImage(tiny_generator, latent, editor)
+    expected = editor.open(latent, tiny_generator.features(latent, block=2).last)
+    assert image.memory.map_tokens is not None and expected.map_tokens is not None
+    torch.testing.assert_close(image.memory.map_tokens, expected.map_tokens)
+    assert image.memory.clean is not None
+
+
+def test_small_generators_track_their_last_block(tiny_generator: Generator) -> None:
+    assert feature_block(tiny_generator) == 3 and feature_block(tiny_generator, 1) == 1
+
+
+def opened(generator: Generator, **options: Any) -> torch.Tensor:
+    given: dict[str, Any] = {"seed": None, "psi": 0.7, "label": None, "latent": None}
+    return opened_latent(generator, **(given | options), fingerprint=fingerprint(generator.state_dict()))
+
+
+def test_a_seed_gives_its_truncated_latent(tiny_generator: Generator) -> None:
+    expected = tiny_generator.map(seed_z(3, 32), psi=0.5)
+    assert torch.equal(opened(tiny_generator, seed=3, psi=0.5), expected)
+    assert torch.equal(seed_latent(tiny_generator, 3, 0.5, None), expected)
+
+
+def test_latents_come_as_tensors_and_files(tiny_generator: Generator, tmp_path: Path) -> None:
+    latent = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
+    save_latent(tmp_path / "l.safetensors", latent, {"generator": fingerprint(tiny_generator.state_dict())})
+    assert torch.equal(opened(tiny_generator, latent=latent.double()), latent)
+    assert torch.equal(opened(tiny_generator, latent=tmp_path / "l.safetensors"), latent)
+    save_latent(tmp_path / "other.safetensors", latent, {"generator": "a" * 16})
+    with pytest.raises(CheckpointError, match="belongs to generator 'aaaaaaaaaaaaaaaa'"):
+        opened(tiny_generator, latent=tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either a seed or a latent"),
+        ({"seed": 1, "latent": "x"}, "give either a seed or a latent"),
+        ({"seed": -1}, "seed -1 is not usable; expected a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed 4294967296 is not usable"),
+        ({"seed": 1, "psi": float("nan")}, "psi nan is not usable; expected a number from -2 to 2"),
+        ({"seed": 1, "psi": 2.5}, "psi 2.5 is not usable"),
+        ({"seed": 1, "label": 0}, "label 0 is given, but this generator has no classes"),
+        ({"latent": "nowhere.safetensors"}, "does not exist"),
+        ({"latent": torch.zeros(1, 2, 32)}, r"latent has shape \(1, 2, 32\); expected finite values of \(1, 8, 32\)"),
+        ({"latent": torch.full((1, 8, 32), float("nan"))}, "expected finite values"),
+    ],
+)
+def test_images_that_cannot_be_opened(tiny_generator: Generator, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(AutodragError, match=message):
+        opened(tiny_generator, **arguments)
+
+
+def test_classes(make_generator: Callable[..., Generator]) -> None:
+    generator = make_generator(c_dim=3)
+    with pytest.raises(AutodragError, match="label None is not a class of this generator; expected 0 to 2"):
+        opened(generator, seed=1)
+    with pytest.raises(AutodragError, match="label 3 is not a class"):
+        opened(generator, seed=1, label=3)
+    assert not torch.equal(opened(generator, seed=1, label=0), opened(generator, seed=1, label=1))
