@@ -19,12 +19,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from autodrag.acceleration import accelerate
 from autodrag.checkpoint import load_generator, load_landmarks, load_learned, load_regularizer
 from autodrag.data.latents import map_codes
 from autodrag.eval.metrics import frechet_distance
-from autodrag.eval.run import markdown
+from autodrag.eval.tables import markdown
 from autodrag.infer.measure import find_landmarks
-from autodrag.infer.predict import LearnedNets, PredictConfig, predict
+from autodrag.infer.open_image import OpenImage
+from autodrag.infer.predict import PredictConfig, predict
+from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.landmarks import LandmarkNet
 from autodrag.nets.latent_space import LatentBasis, LatentFrame
 from autodrag.nets.predictor import DragBatch
@@ -53,10 +56,10 @@ def main() -> None:
     assert net is not None, "this needs a checkpoint with a landmark net"
     predictor, own = load_learned(args.predictor or args.checkpoint, identity)
     other = own if args.regularizer is None else load_regularizer(args.regularizer, identity)
-    nets = LearnedNets(predictor, other).to(torch.device("cpu"))
+    editor = accelerate(LearnedEditor(predictor, other))
     frame = LatentFrame(generator.config.w_dim)
     frame.take(LatentBasis.of(generator))
-    edited_layers = nets.predictor.config.edit_layers
+    edited_layers = editor.predictor.config.edit_layers
     rng = torch.Generator().manual_seed(args.seed)
     psi = torch.full((args.pairs,), 0.7)
     layers = generator.config.latent_layers
@@ -82,7 +85,7 @@ def main() -> None:
         config, edits = PredictConfig(rounds=args.rounds, stop_px=1.0 if count <= 5 else 2.0), []
         for code, a, b in zip(start.split(BATCH), handles.split(BATCH), targets.split(BATCH), strict=True):
             drags = DragBatch(a, b, torch.ones(a.shape[:2], dtype=torch.bool))
-            edits.append(predict(nets, generator, code, drags, config=config).latent.clone())
+            edits.append(predict(OpenImage(generator, code, editor), drags, config).latent)
         codes = torch.cat(edits)
         found, seen = see(generator, net, codes)
         left = (found.gather(1, chosen) - targets).norm(dim=2).mean() / (handles - targets).norm(dim=2).mean()

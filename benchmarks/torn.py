@@ -18,7 +18,7 @@ from torch import Tensor
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.data.latents import map_codes
 from autodrag.eval.metrics import strangeness
-from autodrag.eval.run import markdown
+from autodrag.eval.tables import markdown
 from autodrag.infer.measure import find_landmarks
 from autodrag.nets.landmarks import Landmarks
 from autodrag.nets.latent_space import LatentBasis

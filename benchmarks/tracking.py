@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 
 import torch
-from autodrag.infer.refine import LEVELS
 
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.data.latents import map_codes
-from autodrag.eval.run import markdown
+from autodrag.eval.tables import markdown
+from autodrag.infer.locate import TRACKED_BLOCKS
 from autodrag.tracking import PULL, appearance, follow, match_features
 
 
@@ -47,13 +47,18 @@ def main() -> None:
         second = generator.features(moved, block=last)
         limit = start.new_tensor([size[1] - 1, size[0] - 1])
         seen = torch.stack([((p > 0) & (p < limit)).all(dim=2) for p in (start, goal)]).all(dim=0)
-        for coarsest, finest in ((last - 1, last - 1), (last, last), (last - 2, last - 1), (last - LEVELS + 1, last)):
+        for coarsest, finest in (
+            (last - 1, last - 1),
+            (last, last),
+            (last - 2, last - 1),
+            (last - TRACKED_BLOCKS + 1, last),
+        ):
             maps = [f.outputs[coarsest : finest + 1] for f in (first, second)]
             found, _ = follow(maps[1], appearance(maps[0], start, size), size, near=start, pull=PULL)
             error = (found - goal).norm(dim=2)[seen]
             _, mutual = match_features(maps[0], maps[1], start, size)
             far = float((error > size[0] / 16).float().mean())
-            row = [f"{share:.0%} of the way", f"{coarsest} to {finest}", f"{float(error.mean()):.2f}"]
+            row = [f"{share:.0%} of the distance", f"{coarsest} to {finest}", f"{float(error.mean()):.2f}"]
             row += [f"{float(error.median()):.2f}", f"{far:.1%}", f"{float(mutual[seen].float().mean()):.0%}"]
             lines.append(row)
     print(markdown(["moved", "blocks", "mean error, px", "median, px", f"over {size[0] // 16} px", "mutual"], lines))
