@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_columns_of_a_measure() -> None:
     """MSE is printed times 100."""
     columns = Measure("MSE", 1, factor=100.0).columns("mse")
     assert list(columns) == ["MSE, mean ± SE", "MSE, median (quartiles)"]
-    rows = [{"mse": summary([0.01, 0.03])}, {"mse": None}]
+    rows: list[dict[str, Any]] = [{"mse": summary([0.01, 0.03])}, {"mse": None}]
     assert cells(columns, rows) == [["2.0 ± 1.0", "2.0 (1.5–2.5)"], ["–", "–"]]
     assert list(Measure("MSE", 1, spread=False).columns("mse")) == ["MSE, mean ± SE"]
 

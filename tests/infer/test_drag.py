@@ -74,7 +74,7 @@ def chosen(method: Any, **parameters: Any) -> DragSettings:
 
 
 def test_every_setting_reaches_its_config() -> None:
-    ours = {"steps": 3, "space": "w+", "edit_layers": 4, "feature_block": 2, "stop_px": 1.5}
+    ours: dict[str, Any] = {"steps": 3, "space": "w+", "edit_layers": 4, "feature_block": 2, "stop_px": 1.5}
     settings = chosen("both", rounds=2, **ours)
     assert settings.refiner == replace(LocateConfig.for_image((32, 32)), **ours)
     assert settings.predictor == PredictConfig(rounds=2, stop_px=1.5) and settings.method == "both"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from autodrag import tracking
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.infer import locate as module
 from autodrag.infer.locate import SKETCH, Evaluation, LinearModel, LocateConfig, linearise, locate
@@ -220,7 +221,7 @@ def test_a_point_that_is_not_recognised_is_lost(run: Run, image: OpenImage, monk
 
 def test_a_lost_point_does_not_pull(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two points, of which one is not recognised: the edit is that of the other point alone."""
-    real = module.follow
+    real = tracking.follow
 
     def hides_the_second(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         points, confidences = real(*args, **options)
@@ -261,7 +262,7 @@ def test_the_tracker_searches_where_a_step_should_lead(run: Run, monkeypatch: py
     """First near the handle; then one px (of 32) from the found point toward the target."""
     near: list[Tensor] = []
     found: list[Tensor] = []
-    real = module.follow
+    real = tracking.follow
 
     def spy(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         near.append(options["near"][0])
