@@ -74,7 +74,7 @@ def chosen(method: Any, **parameters: Any) -> Settings:
 
 
 def test_every_setting_reaches_its_config() -> None:
-    ours = {"steps": 3, "space": "w+", "edit_layers": 4, "feature_block": 2, "stop_px": 1.5}
+    ours: dict[str, Any] = {"steps": 3, "space": "w+", "edit_layers": 4, "feature_block": 2, "stop_px": 1.5}
     settings = chosen("both", rounds=2, **ours)
     assert settings.refiner == replace(LocateConfig.for_image((32, 32)), **ours)
     assert settings.predictor == PredictConfig(rounds=2, stop_px=1.5) and settings.method == "both"
@@ -226,9 +226,7 @@ def test_the_predictor_alone(run: Run, fake_refiner: FakeRefiner) -> None:
     assert not fake_refiner.calls
 
 
-def test_points_of_low_confidence_are_lost(
-    run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_points_of_low_confidence_are_lost(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOST_CONFIDENCE", 0.85)
     assert run(left=5.0, method="predict")[0].lost.tolist() == [True, True]
 

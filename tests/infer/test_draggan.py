@@ -166,7 +166,9 @@ def test_published_constants() -> None:
         assert (c.lr, c.mask_weight, c.edit_layers, c.feature_block, c.space) == (1e-3, 20.0, 6, 5, "w+")
 
 
-def plain_draggan(image: OpenImage, mask: np.ndarray | None, steps: int, config: DragganConfig) -> tuple[Tensor, Tensor]:
+def plain_draggan(
+    image: OpenImage, mask: np.ndarray | None, steps: int, config: DragganConfig
+) -> tuple[Tensor, Tensor]:
     """The official loop in plain code: resize the features to the image, track, supervise, step."""
     generator, latent = image.generator, image.latent
     w = latent[:, :6].clone().requires_grad_()

@@ -124,7 +124,7 @@ def test_a_mask_that_holds_nothing_is_none(editor: DragEditor, fake_refiner: Fak
 def test_both_needs_a_predictor(tiny_checkpoint: Path, fake_refiner: FakeRefiner) -> None:
     editor = DragEditor.load(tiny_checkpoint, device="cpu")
     editor.open(seed=7)
-    with pytest.raises(AutodragError, match="method 'both' needs a predictor, and .* has none"):
+    with pytest.raises(AutodragError, match=r"method 'both' needs a predictor, and .* has none"):
         editor.drag(**DRAG, method="both")
     assert not fake_refiner.calls and editor.drag(**DRAG).method == "refine"
 

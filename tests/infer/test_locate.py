@@ -207,9 +207,7 @@ def test_no_progress_ends_it(run: Run) -> None:
     assert result.reason == "stalled" and result.steps < 20
 
 
-def test_a_point_that_is_not_recognised_is_lost(
-    run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_point_that_is_not_recognised_is_lost(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     other = OpenImage(image.generator, image.generator.map(seed_z(99, 32)))
     own = float(run(steps=0).confidences[0])
     monkeypatch.setattr(module, "LOST_CONFIDENCE", own - 0.01)
@@ -222,10 +220,9 @@ def test_a_point_that_is_not_recognised_is_lost(
 
 def test_a_lost_point_does_not_pull(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two points, of which one is not recognised: the edit is that of the other point alone."""
-    real = module.follow
 
     def hides_the_second(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
-        points, confidences = real(*args, **options)
+        points, confidences = follow(*args, **options)
         if confidences.shape[1] == 2:
             confidences = torch.cat([confidences[:, :1], torch.zeros(1, 1)], dim=1)
         return points, confidences
@@ -259,17 +256,14 @@ def test_the_order_of_points_does_not_matter(run: Run) -> None:
     np.testing.assert_allclose(a.points[order.numpy()], b.points, atol=1e-2)
 
 
-def test_the_tracker_searches_where_a_step_should_lead(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_tracker_searches_where_a_step_should_lead(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """First near the handle; then one px (of 32) from the found point toward the target."""
     near: list[Tensor] = []
     found: list[Tensor] = []
-    real = module.follow
 
     def spy(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
         near.append(options["near"][0])
-        points, confidences = real(*args, **options)
+        points, confidences = follow(*args, **options)
         found.append(points[0].detach())
         return points, confidences
 

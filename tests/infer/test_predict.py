@@ -247,7 +247,8 @@ def test_the_networks_input_of_a_drag(editor: LearnedEditor) -> None:
 def test_masks_and_anchors_reach_the_predictor(image: OpenImage, editor: LearnedEditor) -> None:
     mask = np.zeros((32, 32), dtype=bool)
     mask[:16] = True
-    config, options = PredictConfig(rounds=1), ({}, {"mask": mask}, {"anchors": [[25, 25]]})
+    config = PredictConfig(rounds=1)
+    options: list[dict[str, Any]] = [{}, {"mask": mask}, {"anchors": [[25, 25]]}]
     plain, masked, anchored = (
         predict(image, batch_of(Drag.of([[8, 8]], [[14, 8]], (32, 32), **each), editor), config).latent
         for each in options

@@ -119,7 +119,7 @@ def test_a_stop_event() -> None:
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
 def test_bad_budgets(budget: float) -> None:
-    with pytest.raises(AutodragError, match="budget_s .* is not usable; expected a positive number of seconds"):
+    with pytest.raises(AutodragError, match=r"budget_s .* is not usable; expected a positive number of seconds"):
         Control(budget)
 
 
