@@ -488,7 +488,7 @@ def test_methods_and_rounds_that_cannot_be(
     drag: Callable[..., int], learned: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert drag(*DRAG, "--method", "predict") == 2
-    assert "method 'predict' needs a predictor, which" in said(capsys)
+    assert "method 'predict' needs a predictor, and" in said(capsys)
     assert main(["drag", "--checkpoint", learned, *DRAG, "--rounds", "0", "--device", "cpu"]) == 2
     assert "rounds" in said(capsys)
 
