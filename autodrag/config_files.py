@@ -52,7 +52,7 @@ def read_config(config: type[Config], prog: str, argv: Sequence[str]) -> Config:
             part = part[group]
         part[field] = _load(text, f"--{name} {text!r} is not a YAML value")
     try:
-        return TypeAdapter(config).validate_python(values)
+        return TypeAdapter(config).validate_python(values, extra="forbid")
     except ValidationError as error:
         raise AutodragError(validation_sentence(error)) from error
 

@@ -48,6 +48,8 @@ def validation_sentence(error: ValidationError) -> str:
         return str(context["error"])
     if kind in ("missing", "missing_argument"):
         return f"{place} is missing; add it"
+    if kind == "unexpected_keyword_argument":
+        return f"{place} is not a known field; remove it or correct its name"
     if kind in ("too_short", "too_long"):
         bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
         return f"{place} has {len(problem['input'])} items; expected {bound}"

@@ -80,6 +80,16 @@ def test_imports_point_one_way(module: Path) -> None:
         assert other in ALLOWED[own] or (own, other) in DEFERRED, f"{own} imports {other}"
 
 
+def test_no_class_name_is_used_twice() -> None:
+    names = [
+        node.name
+        for module in MODULES
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
 def test_no_utils() -> None:
     assert not [module for module in MODULES if module.stem in ("utils", "util", "helpers", "misc")]
 

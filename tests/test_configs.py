@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from autodrag.cli import BASELINE_TRAININGS
 from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.predictor import DragBatch, Predictor
 from autodrag.nets.regularizer import Regularizer
@@ -41,7 +42,9 @@ def command(file: Path) -> str:
 def parse(file: Path) -> Any:
     name = command(file)
     return parse_config(
-        getattr(importlib.import_module(f"autodrag.train.{name}"), KINDS[name]), name, ["--config", str(CONFIGS / file)]
+        getattr(importlib.import_module(BASELINE_TRAININGS.get(name, f"autodrag.train.{name}")), KINDS[name]),
+        name,
+        ["--config", str(CONFIGS / file)],
     )
 
 

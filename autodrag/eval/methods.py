@@ -136,7 +136,7 @@ def _ours(generator: Generator, editor: LearnedEditor | None, settings: DragSett
         predictor = replace(settings.predictor, stop_px=refiner.stop_px)
         held = replace(settings, refiner=refiner, predictor=predictor)
         result = run_drag(OpenImage(generator, latent, editor), drag, held, Control(callback=_callback(trace)), basis)
-        if trace is not None:
+        if trace is not None and settings.method != "refine":  # a refiner has reported its last step
             trace(result.seconds, result.latent)
         return MethodResult(result.latent, result.rounds + result.steps, result.reason, result.features)
 

@@ -69,7 +69,8 @@ def correlated_points(
     radius = max(3, round(PATCH * height))
     found, scores = [], []
     for handle, target in zip(handles.double().numpy(), targets.double().numpy(), strict=True):
-        reach = math.ceil(max(SEARCH * height, 1.25 * float(np.hypot(*(target - handle)))))
+        # One more px on each side, so that a maximum within the window has neighbours.
+        reach = math.ceil(max(SEARCH * height, 1.25 * float(np.hypot(*(target - handle))))) + 1
         pixel, center = np.rint(handle).astype(int), np.rint(target).astype(int)
         correlation = cv2.matchTemplate(
             _crop(after, center, reach + radius), _crop(before, pixel, radius), cv2.TM_CCOEFF_NORMED

@@ -34,7 +34,7 @@ from autodrag.eval.methods import Limits, make_methods
 from autodrag.eval.run import finish
 from autodrag.eval.tables import Columns, optional, quartiles, spread
 from autodrag.infer.draggan import DragganConfig, draggan
-from autodrag.infer.locate import LocateConfig, Problem, take_step
+from autodrag.infer.locate import LocateConfig, LocateProblem, take_step
 from autodrag.infer.open_image import OpenImage
 from autodrag.infer.predict import PredictConfig, batch_of, predict
 from autodrag.infer.task import Control, Drag, check_device
@@ -159,7 +159,7 @@ def _steps(method: str, generator: Generator, steps: int, wait: Callable[[], obj
         if method == "draggan":
             draggan(image, drag, published, Control(callback=mark))
         else:  # without the stop rules, which random weights would trigger at once
-            problem = Problem(image, drag, LocateConfig.for_image(size), basis, None)
+            problem = LocateProblem(image, drag, LocateConfig.for_image(size), basis, None)
             state = problem.first_state()
             for _ in range(steps + 1):
                 mark(state)

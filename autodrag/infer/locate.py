@@ -90,7 +90,7 @@ def locate(
 ) -> DragResult:
     """Moves the handles of an open image (B = 1) to their targets; the length of the edit counts from that image."""
     control = control or Control()
-    problem = Problem(image, drag, config, basis, start)
+    problem = LocateProblem(image, drag, config, basis, start)
     state: LocateState | None = None
     for step in range(config.steps + 1):
         state = problem.first_state() if state is None else take_step(problem, state)
@@ -142,7 +142,7 @@ class LocateState:
     """Accepted steps since gradients were computed."""
 
 
-def take_step(problem: Problem, state: LocateState) -> LocateState:
+def take_step(problem: LocateProblem, state: LocateState) -> LocateState:
     """One step: linearise at the best point, solve for the step, evaluate there, accept it or increase the damping."""
     accepted = state.trial is state.best
     masked = state.best.change is not None
@@ -182,7 +182,7 @@ def take_step(problem: Problem, state: LocateState) -> LocateState:
     )
 
 
-class Problem:
+class LocateProblem:
     """Everything that stays constant during one optimisation."""
 
     def __init__(
@@ -341,7 +341,7 @@ def linearise(at: Evaluation, rng: torch.Generator) -> LinearModel:
     return LinearModel(at.errors.detach(), jacobian[:-1], jacobian[-1], scale)
 
 
-def _reason(problem: Problem, state: LocateState, step: int, control: Control) -> Reason | None:
+def _reason(problem: LocateProblem, state: LocateState, step: int, control: Control) -> Reason | None:
     """Why to end now, if at all."""
     followed = _distances(problem, state.best)[~problem.lost]
     if not len(followed):
@@ -357,11 +357,11 @@ def _reason(problem: Problem, state: LocateState, step: int, control: Control) -
     return "stalled" if state.failures >= PATIENCE else None
 
 
-def _distances(problem: Problem, at: Evaluation) -> Float[Tensor, " N"]:
+def _distances(problem: LocateProblem, at: Evaluation) -> Float[Tensor, " N"]:
     return (at.points[: problem.n_handles] - problem.drag.targets).norm(dim=1)
 
 
-def _result(problem: Problem, at: Evaluation, step: int, reason: Reason, control: Control) -> DragResult:
+def _result(problem: LocateProblem, at: Evaluation, step: int, reason: Reason, control: Control) -> DragResult:
     latent = at.latent.detach()
     return DragResult(
         latent=latent,

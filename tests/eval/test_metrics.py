@@ -130,7 +130,7 @@ def test_correlated_points_of_a_shifted_picture(shift: tuple[float, float]) -> N
     after = (0.6 * moved(before, *shift) + 40).astype(np.uint8)
     handles = torch.tensor([[30.0, 31.0], [20.4, 40.7]])
     truth = handles + torch.tensor(shift)
-    for targets in (truth, handles, handles + torch.tensor([6.0, 6.0])):
+    for targets in (truth, handles, (handles + truth) / 2):
         found, scores = correlated_points(before, after, handles, targets)
         assert float((found - truth).norm(dim=1).max()) < 0.1 and float(scores.min()) > 0.95
 

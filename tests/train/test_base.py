@@ -216,10 +216,8 @@ def test_fields_are_typed_and_overridden_from_the_command_line(
     wrong = [["--training.speed", "1"], ["--net.width", "wide"], ["--net.variant", "best"], []]
     wrong += [["--training.stages", "[{speed: 1}]"], ["--training.stages", "[{steps: many}]"]]
     for words in (*(["--run.folder", "x", *w] if w else w for w in wrong), ["--config", str(tmp_path / "none.yaml")]):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(AutodragError):
             parse_config(PredictorTraining, "predictor", words)
-        assert ended.value.code == 2
-        assert "Traceback" not in capsys.readouterr().err
     for words, message in (
         (["--net.heads", "7"], "width 512 must be a multiple of heads 7"),
         (["--training.stages", "[{lr: -1}]"], "lr > 0"),

@@ -128,17 +128,15 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
         train(config(tmp_path / "run", 400, generator_lr=1e12, discriminator_lr=1e12))
 
 
-def test_configs_from_yaml_and_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configs_from_yaml_and_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("run: {folder: runs/x}\ngenerator: {resolution: 32}\ntraining: {batch: 8}\n")
     parsed = parse_config(GeneratorTraining, "generator", ["--config", str(file), "--training.generator_lr", "0.1"])
     assert parsed.run.folder == Path("runs/x")
     assert (parsed.generator.resolution, parsed.training.batch, parsed.training.generator_lr) == (32, 8, 0.1)
     for wrong in (["--training.generator_lr", "fast"], ["--training.speed", "1"], []):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(AutodragError):
             parse_config(GeneratorTraining, "generator", wrong)
-        assert ended.value.code == 2
-        assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["generator", "generator-64", "landmarks"])
