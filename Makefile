@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench wheel clean
 
 help:
 	@echo "make demo    drag a point of a shipped image, write out/demo/"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite the code"
 	@echo "make bench   time a refiner step against a plain synthesis"
+	@echo "make wheel   build a wheel with the default checkpoint into dist/"
 	@echo "make clean   remove .venv and caches"
 
 $(STAMP): pyproject.toml
@@ -40,6 +41,9 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py
+
+wheel: $(STAMP)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -32,7 +32,9 @@ GENERATOR_FILE = "generator.safetensors"
 LANDMARKS_FILE = "landmarks.safetensors"
 REGULARIZER_FILE = "regularizer.safetensors"
 PREDICTOR_FILE = "predictor.safetensors"
-REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+SHIPPED = (PACKAGE.parent, PACKAGE)
+"""Folders that may hold `checkpoints/`: a clone, and an installed package."""
 
 ConfigT = TypeVar("ConfigT")
 NetT = TypeVar("NetT", bound=nn.Module)
@@ -52,14 +54,16 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint's path, looked for from the working directory, then beside the package."""
+    """A checkpoint's path, looked for from the working directory, then in the clone or the installed package."""
     path = Path(path)
     if path.exists():
         return path
-    if not path.is_absolute() and (REPOSITORY / path).exists():
-        return REPOSITORY / path
+    if not path.is_absolute():
+        for root in SHIPPED:
+            if (root / path).exists():
+                return root / path
     known = sorted(
-        {str(file.parent) for root in (Path(), REPOSITORY) for file in root.glob(f"checkpoints/*/{GENERATOR_FILE}")}
+        {str(file.parent) for root in (Path(), *SHIPPED) for file in root.glob(f"checkpoints/*/{GENERATOR_FILE}")}
     )
     raise CheckpointError(
         f"checkpoint {str(path)!r} does not exist; there is {', '.join(known) or 'none here'}; "

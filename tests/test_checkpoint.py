@@ -11,7 +11,6 @@ import pytest
 import torch
 from learned import save_learned, tiny_nets
 
-from autodrag import checkpoint
 from autodrag.checkpoint import (
     find_checkpoint,
     fingerprint,
@@ -96,11 +95,9 @@ def test_a_folder_without_a_generator_says_what_it_holds(tmp_path: Path) -> None
         load_generator(tmp_path)
 
 
-def test_checkpoints_are_found_beside_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(checkpoint, "REPOSITORY", tmp_path / "repository")
-    (tmp_path / "repository" / "checkpoints" / "c").mkdir(parents=True)
+def test_the_default_checkpoint_is_found_from_any_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert find_checkpoint("checkpoints/c") == tmp_path / "repository" / "checkpoints" / "c"
+    assert (find_checkpoint("checkpoints/critters") / "generator.safetensors").is_file()
 
 
 def test_no_landmark_net_is_none(tiny_checkpoint: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from autodrag.app.config import AppConfig
 from autodrag.app.frames import png, shrink
 from autodrag.app.gate import Gate
-from autodrag.checkpoint import GENERATOR_FILE, REPOSITORY
+from autodrag.checkpoint import GENERATOR_FILE, SHIPPED
 from autodrag.errors import CheckpointError
 from autodrag.infer.editor import DragEditor
 
@@ -43,7 +43,7 @@ class Checkpoints:
         """The available checkpoints, sorted by name. If a relative folder is missing, those beside the package."""
         folder = self._config.checkpoints
         if not folder.is_absolute() and not folder.is_dir():
-            folder = REPOSITORY / folder
+            folder = next((root / folder for root in SHIPPED if (root / folder).is_dir()), folder)
         return [Offer(file.parent.name, file.parent) for file in sorted(folder.glob(f"*/{GENERATOR_FILE}"))]
 
     def choose(self, name: str | None) -> Offer:

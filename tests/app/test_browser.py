@@ -17,7 +17,7 @@ import pytest
 from app.serving import Running, run
 from app.test_api import decoded
 from autodrag.app.config import AppConfig
-from autodrag.checkpoint import REPOSITORY, load_landmarks
+from autodrag.checkpoint import load_landmarks
 from autodrag.infer.measure import detect_landmarks
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -26,7 +26,7 @@ BROWSER = next(
 )
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here; apt-get install chromium")
 
-CHECKPOINTS = REPOSITORY / "checkpoints"
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 SEED = 13
 KEPT_LEVELS = 2.5
 """Mean change, in grey levels of 255, that the protected lower edge may show after the drag of the test above it."""

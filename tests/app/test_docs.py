@@ -13,15 +13,16 @@ import pytest
 
 from app.serving import run
 from autodrag.app.config import AppConfig
-from autodrag.checkpoint import REPOSITORY
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_curl_example_runs(tmp_path: Path) -> None:
-    text = (REPOSITORY / "docs" / "http.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "http.md").read_text(encoding="utf-8")
     match = re.search(r"```sh\n(.*?)```", text, re.DOTALL)
     assert match is not None
-    server = run(AppConfig(port=0, checkpoints=REPOSITORY / "checkpoints", data=tmp_path, workers=1, device="cpu"))
+    server = run(
+        AppConfig(port=0, checkpoints=Path(__file__).parents[2] / "checkpoints", data=tmp_path, workers=1, device="cpu")
+    )
     try:
         script = match[1].replace("http://127.0.0.1:8765/", server.address)
         done = subprocess.run(["sh", "-ec", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)

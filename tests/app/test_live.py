@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,6 @@ from websockets.sync.client import ClientConnection
 
 from app.serving import EDIT, Running, hear, run
 from autodrag.app.config import AppConfig
-from autodrag.checkpoint import REPOSITORY
 from autodrag.infer import editor
 from autodrag.infer.editor import DragEditor
 
@@ -95,7 +95,7 @@ def test_several_points_are_predicted_again_in_all_rounds_when_the_pointer_rests
         return original(self, *args, **options)
 
     monkeypatch.setattr(DragEditor, "preview", preview)
-    server = run(AppConfig(**{**settings, "checkpoints": REPOSITORY / "checkpoints"}))
+    server = run(AppConfig(**{**settings, "checkpoints": Path(__file__).parents[2] / "checkpoints"}))
     try:
         with server.live(server.open(seed=13)) as socket:
             hear(socket, "state")

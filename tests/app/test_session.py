@@ -15,7 +15,6 @@ from autodrag.app.config import AppConfig
 from autodrag.app.frames import png
 from autodrag.app.gate import Gate
 from autodrag.app.session import Session
-from autodrag.checkpoint import REPOSITORY
 from autodrag.errors import AutodragError
 from autodrag.infer import editor as editor_module
 from autodrag.infer import predict as predict_module
@@ -37,7 +36,7 @@ def session(tiny_checkpoint: Path) -> Session:
 @pytest.fixture(scope="module")
 def critters() -> DragEditor:
     """The shipped checkpoint, which has a predictor."""
-    return DragEditor.load(REPOSITORY / "checkpoints" / "critters", device="cpu")
+    return DragEditor.load(Path(__file__).parents[2] / "checkpoints" / "critters", device="cpu")
 
 
 def drag(session: Session, **document: Any) -> None:
