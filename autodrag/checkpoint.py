@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from autodrag.errors import CheckpointError
+from autodrag.errors import AutodragError, CheckpointError
+from autodrag.nets.layers import Layers
 from autodrag.release import load_tensors, read_info, save_tensors
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from autodrag.nets.landmarks import LandmarkNet
     from autodrag.nets.predictor import Predictor
     from autodrag.nets.regularizer import Regularizer
-    from autodrag.nets.stylegan2 import Generator
+    from autodrag.nets.stylegan2 import Generator, GeneratorConfig
 
 GENERATOR_FILE = "generator.safetensors"
 LANDMARKS_FILE = "landmarks.safetensors"
@@ -222,29 +223,30 @@ def has_predictor(path: str | Path, generator: str) -> bool:
     return True
 
 
-def save_latent(path: str | Path, latent: Tensor, extra: Mapping[str, Any]) -> None:
-    """Write one W+ latent (1, L, D) in fp32; `extra` should hold "generator", the fingerprint."""
-    layers, width = latent.shape[1:]
-    config = {"layers": layers, "w_dim": width}
-    save_tensors(path, {"latent": latent}, kind="latent", config=config, extra=extra, dtype=torch.float32)
+def save_code(path: str | Path, layers: Layers, extra: Mapping[str, Any]) -> None:
+    """Write the code of an image; `extra` should hold "generator", the fingerprint."""
+    tensors = layers.tensors()
+    count, width = tensors["latent"].shape[1:]
+    config = {"layers": count, "w_dim": width}
+    save_tensors(path, tensors, kind="latent", config=config, extra=extra)
 
 
-def load_latent(path: str | Path, *, layers: int, w_dim: int, generator: str) -> Tensor:
-    """Read one W+ latent (1, layers, w_dim); a latent of another shape or another generator is refused."""
+def load_code(path: str | Path, config: GeneratorConfig, *, generator: str) -> Layers:
+    """Read the code of an image.
+
+    Raises:
+        CheckpointError: the file does not fit a generator of `config`, or names another fingerprint than `generator`.
+    """
     tensors, _, extra = load_tensors(path, kind="latent")
-    latent = tensors.get("latent")
-    if latent is None or len(tensors) != 1:
-        raise CheckpointError(f"latent {str(path)!r} must hold one tensor named 'latent', not {sorted(tensors)}")
-    if latent.shape != (1, layers, w_dim):
-        raise CheckpointError(
-            f"latent {str(path)!r} has shape {tuple(latent.shape)}, this generator needs {(1, layers, w_dim)}"
-        )
     if extra.get("generator") not in (None, generator):
         raise CheckpointError(
             f"latent {str(path)!r} belongs to generator {extra['generator']!r}, "
             f"and this one is {generator!r}; load that checkpoint"
         )
-    return latent
+    try:
+        return Layers.from_tensors(tensors, config)
+    except AutodragError as error:
+        raise CheckpointError(f"latent {str(path)!r} cannot be used: {error}") from error
 
 
 def build_config(cls: type[ConfigT], values: Mapping[str, Any], path: str | Path) -> ConfigT:

@@ -22,6 +22,7 @@ from autodrag.errors import AutodragError, place_of, quoted, unknown_field, vali
 from autodrag.files import read_bounded, write_json
 
 Preset = Literal["default", "draggan"]
+Outside = Literal["exact", "soft"]
 Method = Literal["auto", "predict", "refine", "both"]
 
 MAX_BYTES = 2**20
@@ -110,6 +111,8 @@ class Parameters(Model):
     """Index of the generator block whose features are tracked."""
     stop_px: Annotated[float, Field(strict=True, gt=0, le=1000)] | None = None
     """Distance in px at which a point has arrived."""
+    outside: Outside = "exact"
+    """Outside the mask. exact: nothing changes; soft: changes are penalised (refiner only), as in the DragGAN paper."""
     keep_references: Annotated[bool, Field(strict=True)] = False
     """Track the features of the previous edit instead of those of the present image."""
 
@@ -121,7 +124,7 @@ class Parameters(Model):
 
     def overrides(self) -> dict[str, Any]:
         """The settings that replace values of the preset."""
-        return self.model_dump(exclude={"preset", "keep_references"}, exclude_none=True)
+        return self.model_dump(exclude={"preset", "outside", "keep_references"}, exclude_none=True)
 
 
 class Source(Model):
@@ -167,7 +170,7 @@ class Edit(Source):
     """Image of the output's size: pixels brighter than 127 may move. Null: all pixels may."""
     method: Method = "auto"
     """predict: the learned predictor; refine: the optimisation loop; both: first predict, then refine;
-    auto: both if the checkpoint has a predictor and there is no mask, otherwise refine."""
+    auto: both if the checkpoint has a predictor, otherwise refine; with a mask and outside soft, refine."""
     parameters: Parameters = Parameters()
     """Settings of the method."""
 
@@ -176,6 +179,8 @@ class Edit(Source):
         if self.method == "predict":
             if self.parameters.preset != "default":
                 raise ValueError("preset 'draggan' has no effect with the method predict; use refine or both")
+            if self.parameters.outside == "soft":
+                raise ValueError("outside 'soft' has no effect with the method predict; use refine, or outside exact")
             for name in ("edit_layers", "feature_block"):
                 if getattr(self.parameters, name) is not None:
                     raise ValueError(f"{name} has no effect with the method predict; leave it out")

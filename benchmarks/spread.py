@@ -85,7 +85,7 @@ def main() -> None:
         config, edits = PredictConfig(rounds=args.rounds, stop_px=1.0 if count <= 5 else 2.0), []
         for code, a, b in zip(start.split(BATCH), handles.split(BATCH), targets.split(BATCH), strict=True):
             drags = DragBatch(a, b, torch.ones(a.shape[:2], dtype=torch.bool))
-            edits.append(predict(OpenImage(generator, code, editor), drags, config).latent)
+            edits.append(predict(OpenImage.of(generator, code, editor), drags, config).latent)
         codes = torch.cat(edits)
         found, seen = see(generator, net, codes)
         left = (found.gather(1, chosen) - targets).norm(dim=2).mean() / (handles - targets).norm(dim=2).mean()

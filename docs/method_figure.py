@@ -38,11 +38,11 @@ def main() -> None:
     torch.manual_seed(0)
     editor = DragEditor.load("checkpoints/critters", device="cpu")
     before = editor.open(seed=SEED)
-    opened = OpenImage(editor.generator, editor.latent, editor.learned)
+    opened = OpenImage.of(editor.generator, editor.latent, editor.learned)
     result = editor.drag([HANDLE], [TARGET], method="predict")
     blocks = slice(2, 5)
     reference = opened.look(blocks).at(torch.tensor([[HANDLE]]), editor.image_size)
-    edited = look(OpenImage(editor.generator, editor.latent).features.outputs[blocks])
+    edited = look(OpenImage.of(editor.generator, editor.latent).features.outputs[blocks])
     cost = 1 - torch.einsum("bchw,bnc->bnhw", edited.units[1], reference.features[1])[0, 0]
 
     figure = plt.figure(figsize=(12, 4.6), dpi=110)

@@ -75,7 +75,7 @@ class FakeRefiner:
                 seconds=0.1,
                 reason="arrived" if step == steps else "steps",
                 references=drag.references or References(image.latent, drag.handles),
-                render=renderer(image.generator, moved, image.generator.features(moved, block=0)),
+                render=renderer(image.synthesis.generator, moved, image.synthesis.generator.features(moved, block=0)),
             )
 
         for step in range(steps + 1):

@@ -17,12 +17,10 @@ from autodrag.checkpoint import (
     has_predictor,
     load_generator,
     load_landmarks,
-    load_latent,
     load_learned,
     load_predictor,
     load_regularizer,
     save_generator,
-    save_latent,
 )
 from autodrag.errors import CheckpointError
 from autodrag.nets.stylegan2 import Generator

@@ -23,7 +23,6 @@ from fakes import FakeRefiner
 from learned import save_learned, tiny_nets
 
 from autodrag import cli
-from autodrag.checkpoint import load_latent
 from autodrag.cli import main
 from autodrag.commands import batch as batch_command
 from autodrag.commands.outcome import write_outcome

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from autodrag.app.gate import Gate, Stopped, Stopwatch
 from autodrag.app.models import EditOutcome, PointState, Scene
@@ -26,6 +27,7 @@ from autodrag.files import replacing, write_json
 from autodrag.images import read_mask, write_png
 from autodrag.infer.editor import DragEditor
 from autodrag.infer.task import DragResult
+from autodrag.nets.layers import Layers
 from autodrag.release import load_tensors, save_tensors
 
 SESSION, PAST, STATE = "session.json", "past.safetensors", "state.json"
@@ -144,7 +146,12 @@ def save(session: Session, path: Path) -> None:
         folder = Path(name)
         if session.present:
             session.editor.save_session(folder / SESSION)
-        save_tensors(folder / PAST, {"past": session.editor.past}, kind="past", config={})
+        past = {
+            f"{number}.{name}": tensor
+            for number, layers in enumerate(session.editor.past)
+            for name, tensor in layers.tensors().items()
+        }
+        save_tensors(folder / PAST, past, kind="past", config={})
         moments = session.moments[: session.present + 1]
         for mask in {moment.scene.mask for moment in moments} - {None}:
             assert mask is not None
@@ -174,8 +181,8 @@ def restore(session: Session, path: Path, choose: Callable[[str], DragEditor], g
             archive.extractall(folder)
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
         edits = read_edits(folder / SESSION) if (folder / SESSION).is_file() else []
-        past = load_tensors(folder / PAST, kind="past")[0]["past"]
         editor = choose(state["checkpoint"])
+        past = _past(folder / PAST, editor)
         scenes = [
             (Scene.model_validate(scene), None if outcome is None else EditOutcome.model_validate(outcome))
             for scene, outcome in zip(state["scenes"], state["outcomes"], strict=True)
@@ -189,8 +196,17 @@ def restore(session: Session, path: Path, choose: Callable[[str], DragEditor], g
                 editor.restore(edits, past)
             else:
                 editor.open(seed, psi, label)
-            images = [editor.render(past[index : index + 1]) for index in range(len(past))]
+            images = [editor.render(layers) for layers in past]
             session.adopt(editor, (seed, psi, label), images, scenes, masks)
+
+
+def _past(path: Path, editor: DragEditor) -> list[Layers]:
+    """The images of a saved history."""
+    numbered: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_tensors(path, kind="past")[0].items():
+        number, name = key.split(".", 1)
+        numbered.setdefault(int(number), {})[name] = tensor
+    return [Layers.from_tensors(numbered[number], editor.generator.config) for number in sorted(numbered)]
 
 
 def _scene(edit: Edit, mask: str | None) -> Scene:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from autodrag.app.frames import png
 from autodrag.app.gate import Gate
 from autodrag.app.session import Session
-from autodrag.checkpoint import save_latent
+from autodrag.checkpoint import save_code
 from autodrag.images import write_animation
 from autodrag.infer.draw import annotate
 
@@ -41,12 +41,12 @@ def annotated(session: Session) -> bytes:
 
 
 def latent(session: Session) -> bytes:
-    """The present W+ latent as a safetensors file."""
+    """The code of the present image as a safetensors file."""
     seed, psi, label = session.opened
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "latent.safetensors"
         origin = {"seed": seed, "psi": psi, "label": label}
-        save_latent(path, session.editor.latent, {"generator": session.editor.fingerprint, **origin})
+        save_code(path, session.editor.layers, {"generator": session.editor.fingerprint, **origin})
         return path.read_bytes()
 
 
@@ -63,7 +63,7 @@ def film(session: Session, suffix: Literal["mp4", "gif"], gate: Gate) -> bytes:
         frames.append(annotate(image, handles=handles, targets=targets, least=least))
         gate.breathe()
 
-    still = session.editor.render(past[:1])
+    still = session.editor.render(past[0])
     draw(still, [], [])
     frames += frames[-1:] * (REST - 1)
     edits = len(past) - 1
@@ -77,7 +77,7 @@ def film(session: Session, suffix: Literal["mp4", "gif"], gate: Gate) -> bytes:
             ends = starts
         for step in range(1, count + 1):
             share = step / count
-            blended = past[index : index + 1].lerp(past[index + 1 : index + 2], share)
+            blended = past[index].toward(past[index + 1], share)
             points = [
                 (a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])) for a, b in zip(starts, ends, strict=True)
             ]

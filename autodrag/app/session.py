@@ -113,7 +113,7 @@ class Session:
             return self.editor.image
         for index, moment in enumerate(self.moments[: self.present]):
             if moment.number == number:
-                return self.editor.render(self.editor.past[index : index + 1])
+                return self.editor.render(self.editor.past[index])
         raise AutodragError(f"image {number} is not in the history up to the present image")
 
     def thumb_of(self, number: int) -> bytes | None:
@@ -250,7 +250,7 @@ class Session:
             clock = Stopwatch(self.config.edit_s)
 
             def step(state: DragResult) -> None:
-                if stop.is_set() and torch.equal(state.latent.cpu(), before):
+                if stop.is_set() and torch.equal(state.layers.stack[-1].latent.cpu(), before):
                     raise Stopped
                 if watch is not None:
                     watch(state)
@@ -354,7 +354,7 @@ class Session:
 
 def check_latent(editor: DragEditor) -> None:
     """Refuse the open image if its latent would overflow the generator."""
-    largest = float(editor.latent.abs().max())
+    largest = max(float(layer.latent.abs().max()) for layer in editor.layers.stack)
     if not largest <= MAX_LATENT:
         raise AutodragError(f"the latent has a value of size {largest:g}; expected at most {MAX_LATENT:g}")
 

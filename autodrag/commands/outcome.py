@@ -18,10 +18,10 @@ from autodrag.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from autodrag.infer.editor import DragEditor
     from autodrag.infer.task import DragResult
+    from autodrag.nets.layers import Layers
 
 MAX_FRAMES = 48
 LEAP_FRAMES = 16  # frames between the start and the result of a predictor
@@ -48,8 +48,8 @@ class Outcome:
     """One per edit."""
     masks: list[np.ndarray | None]
     """One per edit, None: everything may move."""
-    path: list[tuple[int, torch.Tensor, list[list[float]]]] = field(default_factory=list)
-    """Every step, with interpolated frames for predictions: number of the edit, latent (1, L, D), points."""
+    path: list[tuple[int, Layers, list[list[float]]]] = field(default_factory=list)
+    """Every step, with interpolated frames for predictions: number of the edit, code of the image, points."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds by part."""
 
@@ -74,19 +74,19 @@ def run_edits(
 
         def step(state: DragResult, number: int = number) -> None:
             if record:
-                outcome.path.append((number, state.latent.detach().clone(), state.points.tolist()))
+                outcome.path.append((number, state.layers, state.points.tolist()))
             if callback is not None:
                 callback(state)
 
         outcome.masks.append(_mask(editor, edit))
         follow = edit.replaced(seed=None, latent=None) if number == 0 else edit
-        origin, first = editor.latent, len(outcome.path)
+        origin, first = editor.layers, len(outcome.path)
         result = editor.apply(follow, callback=step)
         outcome.results.append(result)
         if record and result.rounds:
             refined = outcome.path[first:]
-            latent, points = refined[0][1:] if refined else (result.latent, result.points.tolist())
-            leap = _between(number, origin, latent.cpu(), result.handles.tolist(), points)
+            code, points = refined[0][1:] if refined else (result.layers, result.points.tolist())
+            leap = _between(number, origin, code, result.handles.tolist(), points)
             outcome.path[first:] = [*leap, *refined]
     outcome.timing["drag"] = sum(result.seconds for result in outcome.results)
     outcome.timing["total"] = time.perf_counter() - start
@@ -97,7 +97,7 @@ def write_outcome(
     editor: DragEditor, outcome: Outcome, folder: Path, *, animation: bool, extra: dict[str, Any]
 ) -> None:
     """Write all files of a drag in place of those of an earlier run; other files in the folder stay."""
-    from autodrag.checkpoint import save_latent
+    from autodrag.checkpoint import save_code
     from autodrag.images import write_animation, write_png
     from autodrag.infer.draw import annotate, contact_sheet
 
@@ -119,7 +119,7 @@ def write_outcome(
         write_animation(folder / "animation.mp4", [annotate(**frame) for frame in frames])
         write_animation(folder / "animation.gif", [annotate(**frame, least=GIF_PX) for frame in frames])
     origin_of = {"seed": first.seed, "psi": first.psi, "label": first.label}
-    save_latent(folder / "latent.safetensors", last.latent, {"generator": editor.fingerprint, **origin_of})
+    save_code(folder / "latent.safetensors", last.layers, {"generator": editor.fingerprint, **origin_of})
     editor.save_session(folder / "edit.json")
     height, width = editor.image_size
     write_json(
@@ -208,9 +208,9 @@ def _mask(editor: DragEditor, edit: Edit) -> np.ndarray | None:
 
 
 def _between(
-    number: int, start: torch.Tensor, end: torch.Tensor, handles: list[list[float]], points: list[list[float]]
-) -> list[tuple[int, torch.Tensor, list[list[float]]]]:
-    """Frames of a prediction: latents interpolated between start and end, points along with them."""
+    number: int, start: Layers, end: Layers, handles: list[list[float]], points: list[list[float]]
+) -> list[tuple[int, Layers, list[list[float]]]]:
+    """Frames of a prediction: codes interpolated between start and end, points along with them."""
     frames = []
     for k in range(1, LEAP_FRAMES + 1):
         share = k / LEAP_FRAMES
@@ -218,7 +218,7 @@ def _between(
         frames.append(
             (
                 number,
-                start.lerp(end, share),
+                start.toward(end, share),
                 [[a + share * (b - a) for a, b in zip(p, q, strict=True)] for p, q in pairs],
             )
         )
@@ -230,8 +230,8 @@ def _frames(editor: DragEditor, outcome: Outcome) -> list[dict[str, Any]]:
     stride = -(-len(outcome.path) // MAX_FRAMES) or 1
     first, last = outcome.results[0], outcome.results[-1]
     moving = [
-        {"image": editor.render(latent), "handles": points, "targets": outcome.results[number].targets}
-        for number, latent, points in outcome.path[::stride]
+        {"image": editor.render(code), "handles": points, "targets": outcome.results[number].targets}
+        for number, code, points in outcome.path[::stride]
     ]
     start = {"image": outcome.before, "handles": first.handles, "targets": first.targets}
     end = {"image": last.image, "handles": last.points, "targets": last.targets}

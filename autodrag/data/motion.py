@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from autodrag.data.latents import map_codes, mixed_codes, motion_sequence, uniform
-from autodrag.data.masks import random_masks
 from autodrag.nets.predictor import DragBatch, PredictorConfig
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.tracking import match_features
@@ -40,8 +39,6 @@ class MotionConfig:
     """Random points that are matched in each sample."""
     max_points: int = 12
     """Most drags of a sample."""
-    mask_share: float = 0.25
-    """Share of the samples with a random mask around their drags."""
     anchor_share: float = 0.25
     """Share of the samples with one to three anchors: points that must stay."""
 
@@ -51,8 +48,8 @@ class MotionConfig:
         check_travel(self.travel_share)
         if not 1 <= self.max_points <= self.n_candidates:
             raise ValueError(f"max_points {self.max_points}: expected 1 to n_candidates ({self.n_candidates}).")
-        if not all(0 <= share <= 1 for share in (self.mixed_share, self.mask_share, self.anchor_share)):
-            raise ValueError("expected mixed_share, mask_share and anchor_share in [0, 1].")
+        if not all(0 <= share <= 1 for share in (self.mixed_share, self.anchor_share)):
+            raise ValueError("expected mixed_share and anchor_share in [0, 1].")
 
 
 def check_travel(share: tuple[float, float]) -> None:
@@ -106,9 +103,8 @@ def draw_motion(
     rate = step_rate(uniform((count,), *config.travel_share, rng), net.steps).to(device)
     points = torch.rand(count, config.n_candidates, 2, generator=rng) * torch.tensor([image[1], image[0]]) - 0.5
     points = points.to(device)[rows]
-    chance = {name: torch.rand(count, generator=rng).to(device)[rows] for name in ("number", "mask", "anchors")}
+    chance = {name: torch.rand(count, generator=rng).to(device)[rows] for name in ("number", "anchors")}
     order = torch.rand(count, config.n_candidates, generator=rng).to(device)[rows]
-    mask_numbers = torch.rand(count, 5, generator=rng).to(device)[rows]
 
     codes = motion_sequence(start[rows], end[rows], rate[rows], steps=net.steps, edit_layers=net.edit_layers)
     first = generator.features(codes[:, 0], block=net.track_block)
@@ -140,6 +136,4 @@ def draw_motion(
     handles, targets = (torch.take_along_dim(p, front[..., None], 1) for p in (handles, targets))
     valid, moving = torch.take_along_dim(valid, front, 1), torch.take_along_dim(drags, front, 1)
     maps = first.outputs[net.feature_block].float()
-    size = (maps.shape[2], maps.shape[3])
-    movable = random_masks(handles, targets, moving, chance["mask"] < config.mask_share, mask_numbers, image, size)
-    return Motion(codes, first, maps, DragBatch(handles, targets, valid, movable), moving)
+    return Motion(codes, first, maps, DragBatch(handles, targets, valid), moving)

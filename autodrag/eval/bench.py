@@ -22,8 +22,10 @@ from autodrag.errors import AutodragError
 from autodrag.eval.log import Record
 from autodrag.eval.methods import METHODS, Limits, Method, Trace, check_names, identities, make_methods
 from autodrag.images import to_uint8
+from autodrag.infer.open_image import OpenImage
 from autodrag.infer.task import Drag, check_device
 from autodrag.nets.landmarks import LandmarkNet
+from autodrag.nets.layers import Layers
 from autodrag.nets.stylegan2 import Features, Generator, seed_z
 
 MAX_PAIRS = 400_000
@@ -61,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int, psi: float, pair
 class Edited:
     """A drag that was run, with its image."""
 
-    latent: Float[Tensor, "1 L D"]
+    code: Layers
     image: Float[Tensor, "1 3 H W"]
     """In [-1, 1]."""
     picture: UInt8[np.ndarray, "H W 3"]
@@ -110,9 +112,9 @@ class Bench:
         return self.generator.map(z.to(self.device), labels, psi=psi)
 
     @torch.no_grad()
-    def image(self, latent: Float[Tensor, "1 L D"], features: Features | None = None) -> Float[Tensor, "1 3 H W"]:
-        """The image of a latent, clipped to [-1, 1]. features: of the latent, where they are available."""
-        return self.generator.image(latent, features or Features(())).clamp(-1, 1)
+    def image(self, code: Float[Tensor, "1 L D"] | Layers) -> Float[Tensor, "1 3 H W"]:
+        """The image of a code, clipped to [-1, 1]."""
+        return OpenImage.of(self.generator, code).rendered.picture.clamp(-1, 1)
 
     @property
     def base_seed(self) -> int:
@@ -123,10 +125,12 @@ class Bench:
         """Runs one drag by a method and measures the time."""
         started = time.perf_counter()
         result = self.methods[method](latent, drag, trace)
-        image = self.image(result.latent, result.features)
+        synthesis = result.synthesis or OpenImage.of(self.generator, result.latent).synthesis
+        with torch.no_grad():
+            image = synthesis.image(result.latent, result.features or Features(())).clamp(-1, 1)
         picture = to_uint8(image)[0]  # waits for the device
         seconds = time.perf_counter() - started
-        return Edited(result.latent, image, picture, seconds, result.steps, result.reason)
+        return Edited(synthesis.moved(result.latent).layers, image, picture, seconds, result.steps, result.reason)
 
 
 def open_bench(args: argparse.Namespace) -> Bench:

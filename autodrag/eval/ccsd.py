@@ -48,11 +48,11 @@ class ThereAndBackExperiment(Experiment):
         bench, drag = self.bench, pair.drag(points, self.bench.device)
         latent = pair.latent.to(bench.device)
         there = bench.run(method, latent, drag)
-        back = bench.run(method, there.latent, replace(drag, handles=drag.targets, targets=drag.handles))
+        back = bench.run(method, there.code.stack[-1].latent, replace(drag, handles=drag.targets, targets=drag.handles))
         before = bench.image(latent)
         record: Record = {name: measure(before, back.image) for name, measure in self.similarities.items()}
         record["initial"] = mean_distance(drag.handles, drag.targets)
-        record["distance"] = make_ruler(bench, self.source.detector, pair, points)(there.latent)
+        record["distance"] = make_ruler(bench, self.source.detector, pair, points)(there.code)
         record |= {"seconds": there.seconds + back.seconds, "steps": there.steps + back.steps}
         return record | {"reason": f"{there.reason}, {back.reason}"}, back.picture
 

@@ -1,8 +1,12 @@
-"""How well a mask is preserved: the change of the image in the fixed region, with the mask and without.
+"""Drags with masks: the distance left, the change outside the mask, visible seams, and the time.
 
-Ours; no paper measures it. The drags are those of `autodrag eval mdd`. The mask is an ellipse around handles and
-targets with a margin of 15 % of the image's height. Outside it, the mean absolute change of the image (in [-1, 1]) is
-taken of the same drag with and without the mask, and the distance left by both.
+Ours; no paper measures it. The drags are those of `autodrag eval mdd`. Every drag runs without a mask and with two:
+
+- `whole`: the convex hull of all landmarks before and after, with a margin. It contains the object, as masks do that
+  people paint to keep a background.
+- `cut`: an ellipse around handles and targets. It usually cuts through a rigid object and so contradicts the drag.
+
+Each mask is used with `outside` exact and, by methods that can penalise changes, soft.
 """
 
 from __future__ import annotations
@@ -11,79 +15,128 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from typing import Literal
 
+import cv2
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from autodrag.errors import AutodragError
+from autodrag.edits import Outside
 from autodrag.eval.log import Record
 from autodrag.eval.metrics import mean_distance
 from autodrag.eval.ruler import make_ruler
 from autodrag.eval.run import Experiment, Measured, evaluate
-from autodrag.eval.tables import Columns, Measure, optional
+from autodrag.eval.tables import Columns, Measure, summary
 from autodrag.eval.tasks import Pair
+from autodrag.images import to_uint8
 from autodrag.points import Size
 
 MARGIN = 0.15
-"""Margin of the ellipse around handles and targets, as a share of the image's height."""
+"""Margin of the masks around their points, as a share of the image's height."""
+Kind = Literal["whole", "cut"]
+KINDS: tuple[Kind, ...] = ("whole", "cut")
+MODES: dict[str, tuple[Outside, ...]] = {
+    "draggan": ("exact", "soft"),
+    "refine": ("exact", "soft"),
+    "predict": ("exact",),
+    "both": ("exact",),
+    "freedrag": ("soft",),
+    "userlt": ("soft",),
+}
+"""What each method can do with a mask. The baselines do as published."""
 
 
 class MaskExperiment(Experiment):
-    """Drag with a mask and without, and compare the change outside the mask."""
+    """Drag without a mask, with masks of the whole object, and with masks that cut through it."""
 
     name = "masks"
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.measures = {
-            "free_change": Measure("change outside without mask", 4, spread=False),
-            "masked_change": Measure("with mask", 4, spread=False),
-            "ratio": Measure("with mask, % of without", 0, factor=100),
-            "free_distance": Measure("left without mask, px", 2, spread=False),
-            "masked_distance": Measure("left with mask, px", 2, spread=False),
-            "seconds": Measure("seconds with mask", 3),
+            "distance": Measure("left, px", 2),
+            "largest": Measure("largest change outside, levels", 1, spread=False),
+            "change": Measure("mean change outside, levels", 2, spread=False),
+            "seam": Measure("seam, levels", 2, spread=False),
+            "seconds": Measure("seconds", 3),
         }
 
     def measure(self, method: str, pair: Pair, points: int) -> Measured:
-        """Drags whose mask fills the image are not run; their record has no measures."""
+        """A record holds one entry of measures per case: no mask, or kind and mode of a mask that leaves a rest."""
         bench, drag = self.bench, pair.drag(points, self.bench.device)
-        mask = ellipse(drag.handles, drag.targets, bench.generator.config.image_size)
-        if bool(mask.all()):
-            return {"share": 1.0}, None
+        size = bench.generator.config.image_size
         latent = pair.latent.to(bench.device)
-        before = bench.image(latent)
-        free, masked = bench.run(method, latent, drag), bench.run(method, latent, replace(drag, mask=mask))
+        before = to_uint8(bench.image(latent))[0]
         ruler = make_ruler(bench, self.source.detector, pair, points)
-        record: Record = {
-            "share": float(mask.float().mean()),
-            "initial": mean_distance(drag.handles, drag.targets),
-            "free_change": change_outside(before, free.image, mask),
-            "masked_change": change_outside(before, masked.image, mask),
-            "free_distance": ruler(free.latent),
-            "masked_distance": ruler(masked.latent),
-        }
-        free_change = record["free_change"]
-        record["ratio"] = record["masked_change"] / free_change if free_change else None
-        return record | masked.record(), None
+        masks = {"whole": hull(pair.source, pair.target, size), "cut": ellipse(drag.handles, drag.targets, size)}
+        free = bench.run(method, latent, drag)
+        cases: Record = {"none": {"distance": ruler(free.code), "seconds": free.seconds}}
+        shown = None
+        for kind in KINDS:
+            mask = masks[kind].to(bench.device)
+            if bool(mask.all()):
+                continue
+            inside = mask.cpu().numpy()
+            cases[f"none {kind}"] = measured(before, free.picture, inside)
+            for outside in MODES.get(method, ()):
+                edited = bench.run(method, latent, replace(drag, mask=mask, outside=outside))
+                cases[f"{kind} {outside}"] = {
+                    "distance": ruler(edited.code),
+                    "seconds": edited.seconds,
+                    **measured(before, edited.picture, inside),
+                }
+                shown = edited.picture if shown is None else shown
+        record: Record = {"initial": mean_distance(drag.handles, drag.targets), "cases": cases}
+        return record | free.record(), shown
 
-    def extras(self, drags: list[Record], unedited: list[Record]) -> Record:
-        used = [r for r in drags if r["share"] < 1]
-        if not used:
-            raise AutodragError("every mask fills its image; drag fewer points with --points")
-        free, masked = (sum(r[field] for r in used) for field in ("free_change", "masked_change"))
-        return {"drags": len(used), "ratio_of_means": masked / free if free else None}
-
-    def draw(self, out: Path, pairs: Sequence[Pair], records: Sequence[Record], points: int) -> None:
-        """No pictures."""
+    def rows(self, records: Sequence[Record]) -> list[Record]:
+        """One row for each number of points, method and case."""
+        groups: dict[tuple[int, str, str], list[Record]] = {}
+        for record in records:
+            for case, values in record["cases"].items():
+                if case in ("none", "none whole", "none cut"):
+                    values = record["cases"]["none"] | values
+                groups.setdefault((record["points"], record["method"], case), []).append(values)
+        rows = []
+        for (points, method, case), drags in groups.items():
+            row: Record = {"points": points, "method": method, "case": case, "drags": len(drags)}
+            for field in self.measures:
+                row[field] = summary([r[field] for r in drags if r.get(field) is not None])
+            rows.append(row)
+        return rows
 
     @property
-    def extra_columns(self) -> Columns:
-        return {
-            "ratio of means": lambda row: optional(row["ratio_of_means"], ".0%"),
+    def columns(self) -> Columns:
+        columns: Columns = {
+            "points": lambda row: str(row["points"]),
+            "method": lambda row: str(row["method"]),
+            "mask": lambda row: CASES[row["case"]],
             "drags": lambda row: str(row["drags"]),
         }
+        for field, measure in self.measures.items():
+            columns |= measure.columns(field)
+        return columns
+
+
+CASES = {
+    "none": "none",
+    "none whole": "none, measured outside whole",
+    "none cut": "none, measured outside cut",
+    **{f"{kind} {outside}": f"{kind}, {outside}" for kind in KINDS for outside in ("exact", "soft")},
+}
+"""The cases as the table names them."""
+
+
+def hull(
+    source: Float[Tensor, "K 2"], target: Float[Tensor, "K 2"], image: Size, margin: float = MARGIN
+) -> Bool[Tensor, "H W"]:
+    """True within `margin` image heights of the convex hull of all points (px)."""
+    corners = cv2.convexHull(torch.cat([source, target]).cpu().numpy().round().astype(np.int32))
+    canvas = cv2.fillConvexPoly(np.zeros(image, dtype=np.uint8), corners, 1)
+    distance = cv2.distanceTransform(1 - canvas, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return torch.from_numpy(np.asarray(distance <= margin * image[0]))
 
 
 def ellipse(
@@ -99,11 +152,28 @@ def ellipse(
     return offset.square().sum(dim=2) <= 1
 
 
-def change_outside(
-    before: Float[Tensor, "1 3 H W"], after: Float[Tensor, "1 3 H W"], mask: Bool[Tensor, "H W"]
-) -> float:
-    """Mean absolute change of an image in [-1, 1] where the mask is False."""
-    return float((after - before).abs().mean(dim=(0, 1))[~mask].mean())
+def measured(
+    before: UInt8[np.ndarray, "H W 3"], after: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]
+) -> Record:
+    """Largest and mean change outside a mask, and the seam along its border, in levels of 255.
+
+    The seam is the mean step across the border after the edit, minus the mean step there before it.
+    """
+    change = np.abs(after.astype(np.int16) - before.astype(np.int16))[~mask]
+    return {
+        "largest": float(change.max()),
+        "change": float(change.mean()),
+        "seam": steps_across(after, mask) - steps_across(before, mask),
+    }
+
+
+def steps_across(image: UInt8[np.ndarray, "H W 3"], mask: Bool[np.ndarray, "H W"]) -> float:
+    """Mean absolute difference of neighbouring pixels of which one lies in the mask; 0 without a border."""
+    values = image.astype(np.float64)
+    rows, columns = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
+    steps = (np.abs(np.diff(values, axis=0))[rows], np.abs(np.diff(values, axis=1))[columns])
+    joined = np.concatenate([part.ravel() for part in steps])
+    return float(joined.mean()) if joined.size else 0.0
 
 
 main = partial(evaluate, MaskExperiment)

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from autodrag.eval.log import Record
 from autodrag.eval.metrics import decay, mean_distance
 from autodrag.eval.plots import plot_decay, write_sheet
@@ -23,6 +21,7 @@ from autodrag.eval.ruler import make_ruler
 from autodrag.eval.run import Experiment, Measured, evaluate
 from autodrag.eval.tables import MISSING, Columns, Measure, optional, quartiles
 from autodrag.eval.tasks import Pair
+from autodrag.nets.layers import Layers
 
 TIMES = tuple(float(f"{10 ** (step / 8):.6g}") for step in range(-24, 17))
 """Seconds at which curves are drawn: 1 ms to 100 s, eight per power of ten."""
@@ -41,13 +40,16 @@ class DecayExperiment(Experiment):
 
     def measure(self, method: str, pair: Pair, points: int) -> Measured:
         bench, drag = self.bench, pair.drag(points, self.bench.device)
-        moments: list[tuple[float, Tensor]] = []
+        moments: list[tuple[float, Layers]] = []
         edited = bench.run(
-            method, pair.latent.to(bench.device), drag, lambda seconds, latent: moments.append((seconds, latent))
+            method,
+            pair.latent.to(bench.device),
+            drag,
+            lambda seconds, latent: moments.append((seconds, Layers.of(latent))),
         )
-        moments.append((edited.seconds, edited.latent))
+        moments.append((edited.seconds, edited.code))
         ruler = make_ruler(bench, self.source.detector, pair, points)
-        curve = [(seconds, ruler(latent)) for seconds, latent in thin(moments)]
+        curve = [(seconds, ruler(code)) for seconds, code in thin(moments)]
         known = [(seconds, distance) for seconds, distance in curve if distance is not None]
         initial = mean_distance(drag.handles, drag.targets)
         record: Record = {"initial": initial, "times": [s for s, _ in known], "distances": [d for _, d in known]}
@@ -75,7 +77,7 @@ def _median_at(index: int, row: Record) -> str:
     return f"{row['mdd'][index][1]:.2f}" if row["mdd"] else MISSING
 
 
-def thin(moments: Sequence[tuple[float, Tensor]]) -> list[tuple[float, Tensor]]:
+def thin(moments: Sequence[tuple[float, Layers]]) -> list[tuple[float, Layers]]:
     """The moments that a curve at TIMES shows, and the last: measuring all of them would take longer than the drag."""
     seconds = [moment[0] for moment in moments]
     shown = {bisect_right(seconds, time) - 1 for time in TIMES} | {len(moments) - 1}

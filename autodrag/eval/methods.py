@@ -29,6 +29,7 @@ from autodrag.infer.predict import PredictConfig
 from autodrag.infer.task import Control, Drag, DragResult
 from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
+from autodrag.nets.layers import LayeredGenerator
 from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.points import Size
 
@@ -75,6 +76,8 @@ class MethodResult:
     """Why the method ended."""
     features: Features | None = None
     """Features of `latent`, where the method has them: the image then costs only the blocks after them."""
+    synthesis: LayeredGenerator | None = None
+    """The image as a function of `latent`; None: of the generator."""
 
 
 Trace = Callable[[float, Tensor], None]
@@ -122,7 +125,7 @@ def _learned(generator: Generator, folder: Path, limits: Limits, name: Literal["
     if editor is None:
         raise AutodragError(f"methods predict and both need a predictor, which {str(folder)!r} does not have")
     editor = accelerate(editor.to(generator.mapping.w_avg.device))
-    warm_up(OpenImage(generator, generator.mapping.w_avg.expand(1, generator.config.latent_layers, -1), editor))
+    warm_up(OpenImage.of(generator, generator.mapping.w_avg.expand(1, generator.config.latent_layers, -1), editor))
     config = LocateConfig.for_image(generator.config.image_size)
     return _ours(generator, editor, DragSettings(name, config, PredictConfig()), limits)
 
@@ -135,10 +138,13 @@ def _ours(generator: Generator, editor: LearnedEditor | None, settings: DragSett
         refiner = replace(settings.refiner, **limits.overrides(len(drag.handles)))
         predictor = replace(settings.predictor, stop_px=refiner.stop_px)
         held = replace(settings, refiner=refiner, predictor=predictor)
-        result = run_drag(OpenImage(generator, latent, editor), drag, held, Control(callback=_callback(trace)), basis)
+        result = run_drag(
+            OpenImage.of(generator, latent, editor), drag, held, Control(callback=_callback(trace)), basis
+        )
         if trace is not None and settings.method != "refine":  # a refiner has reported its last step
             trace(result.seconds, result.latent)
-        return MethodResult(result.latent, result.rounds + result.steps, result.reason, result.features)
+        count = result.rounds + result.steps
+        return MethodResult(result.latent, count, result.reason, result.features, result.synthesis)
 
     return run
 

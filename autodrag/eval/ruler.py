@@ -16,12 +16,11 @@ from autodrag.eval.bench import Bench
 from autodrag.eval.detectors import Detector
 from autodrag.eval.metrics import matched_points, mean_distance
 from autodrag.eval.tasks import Pair
+from autodrag.infer.open_image import OpenImage, feature_block
+from autodrag.nets.layers import Layers
 
-Ruler = Callable[[Tensor], float | None]
-"""A latent (1, L, D) to the mean distance of its image's points to their targets, px; None where none is found."""
-
-FEATURE_BLOCK = 5
-"""128 x 128, the features that track best according to DragGAN; the last block of a smaller generator."""
+Ruler = Callable[[Layers], float | None]
+"""The code of an image to the mean distance of its image's points to their targets, px; None where none is found."""
 
 
 def make_ruler(bench: Bench, detector: Detector | None, pair: Pair, points: int) -> Ruler:
@@ -30,19 +29,16 @@ def make_ruler(bench: Bench, detector: Detector | None, pair: Pair, points: int)
     if detector is not None:
         model = detector  # for the type checker
 
-        def by_landmarks(latent: Tensor) -> float | None:
-            found = model(bench.image(latent))
+        def by_landmarks(code: Layers) -> float | None:
+            found = model(bench.image(code))
             return None if found is None else mean_distance(found.points[chosen], drag.targets)
 
         return by_landmarks
 
-    size, before = bench.generator.config.image_size, _features(bench, pair.latent.to(bench.device))
-    return lambda latent: mean_distance(
-        matched_points(before, _features(bench, latent), drag.handles, size), drag.targets
-    )
+    size, before = bench.generator.config.image_size, _features(bench, Layers.of(pair.latent.to(bench.device)))
+    return lambda code: mean_distance(matched_points(before, _features(bench, code), drag.handles, size), drag.targets)
 
 
 @torch.no_grad()
-def _features(bench: Bench, latent: Tensor) -> Float[Tensor, "1 C h w"]:
-    block = min(FEATURE_BLOCK, len(bench.generator.config.block_resolutions) - 1)
-    return bench.generator.features(latent, block=block).last
+def _features(bench: Bench, code: Layers) -> Float[Tensor, "1 C h w"]:
+    return OpenImage.of(bench.generator, code).output(feature_block(bench.generator.config))

@@ -155,7 +155,7 @@ def _steps(method: str, generator: Generator, steps: int, wait: Callable[[], obj
             wait()
             marks.append(time.perf_counter())
 
-        image = OpenImage(generator, latent)
+        image = OpenImage.of(generator, latent)
         if method == "draggan":
             draggan(image, drag, published, Control(callback=mark))
         else:  # without the stop rules, which random weights would trigger at once
@@ -190,11 +190,11 @@ def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], ob
 
     @torch.no_grad()
     def work(latent: Tensor, drag: Drag) -> float:
-        drags = batch_of(drag, editor)
-        features = OpenImage(generator, latent, editor).features
+        drags = batch_of(drag)
+        features = OpenImage.of(generator, latent, editor).features
 
         def edit() -> None:
-            found = predict(OpenImage(generator, latent, editor, features), drags, config)
+            found = predict(OpenImage.of(generator, latent, editor, features), drags, config)
             generator.image(found.latent, found.features)
 
         return _seconds(edit, wait)

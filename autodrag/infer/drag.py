@@ -42,19 +42,19 @@ class DragSettings:
     predictor: PredictConfig
 
 
-def choose_method(method: str, *, can_predict: bool, masked: bool, checkpoint: str) -> Method:
+def choose_method(method: str, *, can_predict: bool, soft: bool, checkpoint: str) -> Method:
     """`predict`, `refine` or `both`; decides `auto`.
 
     Args:
         can_predict: whether the checkpoint has a predictor.
-        masked: whether a mask fixes part of the image. The predictor preserves masks loosely, so that `auto` refines.
+        soft: whether changes outside a mask are penalised; only the refiner does that.
         checkpoint: its name in error messages.
 
     Raises:
         AutodragError: an unknown method, or one that needs a missing predictor.
     """
     if method == "auto":
-        return "both" if can_predict and not masked else "refine"
+        return "both" if can_predict and not soft else "refine"
     if method == "refine":
         return "refine"
     if method not in ("predict", "both"):
@@ -63,6 +63,11 @@ def choose_method(method: str, *, can_predict: bool, masked: bool, checkpoint: s
         raise AutodragError(
             f"method {method!r} needs a predictor, and {checkpoint!r} has none; train one with "
             "`autodrag train predictor`, or use method 'refine'"
+        )
+    if soft:
+        raise AutodragError(
+            f"outside 'soft' is a penalty of the refiner, and method {method!r} predicts; use method 'refine', or "
+            "outside 'exact'"
         )
     return "predict" if method == "predict" else "both"
 
@@ -128,14 +133,21 @@ def run_drag(
     control: Control | None = None,
     basis: LatentBasis | None = None,
 ) -> DragResult:
-    """Drags an open image (B = 1). `basis` is needed by the default refiner and made if it is not given."""
+    """Drags an open image (B = 1). `basis` is needed by the default refiner and made if it is not given.
+
+    Raises:
+        AutodragError: the image has too many layers; see `Layers.split`.
+    """
     control = control or Control()
+    exact = drag.outside == "exact"
+    image = image.within(drag.mask if exact else None, drag.handles[0])
+    drag = replace(drag, mask=None) if exact else drag
     if settings.method == "refine":
         return _refine(image, drag, settings, control, basis)
     if image.editor is None:
         raise ValueError(f"method {settings.method!r} needs a predictor.")
-    drag = replace(drag, references=drag.references or References(image.latent, drag.handles))
-    guess = predict(image, batch_of(drag, image.editor), settings.predictor, control)
+    drag = replace(drag, references=drag.references or References(image.layers, drag.handles))
+    guess = predict(image, batch_of(drag), settings.predictor, control)
     arrived = bool((guess.distances[0, : len(drag.handles)] <= settings.refiner.stop_px).all())
     reason: Reason | None = None
     if arrived:
@@ -173,7 +185,7 @@ def _refine(
 ) -> DragResult:
     if isinstance(settings.refiner, DragganConfig):
         return draggan(image, drag, settings.refiner, control, start)
-    basis = basis or LatentBasis.of(image.generator)
+    basis = basis or LatentBasis.of(image.synthesis.generator)
     return locate(image, drag, settings.refiner, basis, control, start)
 
 
@@ -190,6 +202,7 @@ def _predicted(
     confidences = numbers(guess.confidences)
     return DragResult(
         latent=guess.latent,
+        synthesis=image.synthesis,
         handles=drag.handles.double().cpu().numpy(),
         targets=drag.targets.double().cpu().numpy(),
         points=numbers(guess.points),
@@ -202,17 +215,16 @@ def _predicted(
         reason=reason,
         references=drag.references,
         features=guess.features,
-        render=renderer(image.generator, guess.latent, guess.features),
+        render=renderer(image.synthesis, guess.latent, guess.features),
     )
 
 
 def warm_up(image: OpenImage) -> None:
     """Discarded predictions, so that the first real one is not slow; on a GPU the second one records CUDA graphs."""
-    height, width = image.generator.config.image_size
+    height, width = image.synthesis.config.image_size
     handle = torch.tensor([[width / 2, height / 2]], device=image.latent.device)
-    assert image.editor is not None
-    drags = batch_of(Drag(handle, handle + 2), image.editor)
+    drags = batch_of(Drag(handle, handle + 2))
     for _ in range(2 if image.latent.is_cuda else 1):
         guess = predict(image, drags, PredictConfig(rounds=2, stop_px=0.0))
         with torch.inference_mode():
-            image.generator.image(guess.latent, guess.features)
+            image.synthesis.image(guess.latent, guess.features)

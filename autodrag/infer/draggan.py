@@ -77,10 +77,10 @@ def draggan(
 ) -> DragResult:
     """Moves the handles of an open image (B = 1) to their targets. No point is ever reported as lost."""
     control = control or Control()
-    generator, size = image.generator, image.generator.config.image_size
-    block = feature_block(generator, config.feature_block)
-    references = drag.references or References(image.latent, drag.handles)
-    origin = image if drag.references is None else OpenImage(generator, references.latent)
+    synthesis, size = image.synthesis, image.synthesis.config.image_size
+    block = feature_block(synthesis.config, config.feature_block)
+    references = drag.references or References(image.layers, drag.handles)
+    origin = image.origin(references)
     initial = origin.output(block)
     reference = handle_features(initial, references.handles.round(), size)
     fixed = None if drag.mask is None else 1 - resize_mask(drag.mask, (initial.shape[2], initial.shape[3]))
@@ -92,13 +92,14 @@ def draggan(
     optimizer = torch.optim.Adam([value], lr=config.lr)
     for step in range(config.steps + 1):
         latent = torch.cat([value.expand_as(edited), kept], dim=1)
-        features = generator.features(latent, block=block)
+        features = synthesis.features(latent, block=block)
         maps = features.outputs[block]
         with torch.no_grad():
             points, confidences = track(maps, reference, points, size, radius=config.tracking_radius)
             distances = (points - drag.targets).norm(dim=1)
         result = DragResult(
             latent=latent.detach(),
+            synthesis=synthesis,
             handles=drag.handles.double().cpu().numpy(),
             targets=drag.targets.double().cpu().numpy(),
             points=points.double().cpu().numpy(),
@@ -110,7 +111,7 @@ def draggan(
             seconds=control.seconds,
             reason="steps",
             references=references,
-            render=renderer(generator, latent.detach(), features),
+            render=renderer(synthesis, latent.detach(), features),
         )
         if control.callback is not None:
             control.callback(result)

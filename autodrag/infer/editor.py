@@ -32,10 +32,11 @@ from autodrag.images import read_mask, to_uint8
 from autodrag.infer.drag import DragSettings, choose_method, choose_settings, run_drag, warm_up
 from autodrag.infer.history import History, State
 from autodrag.infer.measure import measure_drag
-from autodrag.infer.open_image import OpenImage, opened_latent
+from autodrag.infer.open_image import OpenImage, opened_code
 from autodrag.infer.task import Control, Drag, DragResult, PointsLike
 from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
+from autodrag.nets.layers import Layers
 from autodrag.nets.stylegan2 import Generator
 from autodrag.points import Size
 
@@ -91,7 +92,7 @@ class DragEditor:
         if self.learned is not None:
             average = self.generator.mapping.w_avg.expand(1, self.generator.config.latent_layers, -1)
             with self._precision():
-                warm_up(OpenImage(self.generator, average, self.learned))
+                warm_up(OpenImage.of(self.generator, average, self.learned))
 
     @classmethod
     def load(
@@ -128,8 +129,13 @@ class DragEditor:
 
     @property
     def latent(self) -> Float[Tensor, "1 L D"]:
-        """W+ of the present image, on the CPU."""
-        return self._history.present.latent.cpu()
+        """W+ of the present image, on the CPU. After edits with masks, of its uppermost layer; see `layers`."""
+        return self.layers.stack[-1].latent.cpu()
+
+    @property
+    def layers(self) -> Layers:
+        """The code of the present image."""
+        return self._history.present.layers
 
     @property
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
@@ -137,7 +143,7 @@ class DragEditor:
         if self._image is None:
             with torch.inference_mode(), self._precision():
                 opened = self._opened()
-                self._image = to_uint8(self.generator.image(opened.latent, opened.features))[0]
+                self._image = to_uint8(opened.synthesis.image(opened.latent, opened.features))[0]
         return self._image
 
     def open(
@@ -155,7 +161,7 @@ class DragEditor:
             label: class of a conditional generator.
             latent: W+ (1, L, D), or a `latent.safetensors` file, instead of a seed.
         """
-        start = opened_latent(
+        start = opened_code(
             self.generator, seed=seed, psi=psi, label=label, latent=latent, fingerprint=self.fingerprint
         )
         path = Path(latent) if isinstance(latent, (str, Path)) else None
@@ -181,16 +187,17 @@ class DragEditor:
 
         Args:
             handles, targets: N points (x, y) in px of the image, integers at pixel centres, y down.
-            mask: (H, W), True where the image may change; None: everywhere.
+            mask: (H, W), True where the image may change; None: everywhere. Outside, nothing changes.
             anchors: M points that must stay.
             method: `predict`: the predictor. `refine`: the refiner. `both`: the predictor, then the refiner for points
-                that have not arrived. `auto`: `both` with a predictor and without a mask, otherwise `refine`.
+                that have not arrived. `auto`: `both` with a predictor, otherwise `refine`.
             preset: settings of the refiner: `default`, or `draggan`, the published loop.
             budget_s: time limit, seconds.
             callback: called with each intermediate result of the refiner, in this thread.
             stop: set it from another thread to end the drag after the current step.
             keep_references: track the appearance from the previous drag instead of the present image.
-            settings: other fields of `Parameters`: steps, rounds, lr, space, edit_layers, feature_block, stop_px.
+            settings: other fields of `Parameters`: steps, rounds, lr, space, edit_layers, feature_block, stop_px,
+                outside.
 
         Raises:
             NothingToDo: every handle already lies on its target.
@@ -201,7 +208,7 @@ class DragEditor:
         if keep_references and state.references is None:
             raise AutodragError("keep_references needs a drag before this one; drag once without it")
         references = state.references if keep_references else None
-        task = self._task(handles, targets, mask, anchors)
+        task = self._task(handles, targets, mask, anchors, parameters)
         task = dataclasses.replace(task, references=references)
         chosen = self._settings(parameters, method, task)
         control = Control(budget_s, stop, callback)
@@ -242,16 +249,17 @@ class DragEditor:
         Raises:
             NothingToDo, AutodragError: as `drag`.
         """
-        opened, task = self._opened(), self._task(handles, targets, mask, anchors)
-        chosen = self._settings(Parameters.of(preset=preset, **settings), method, task)
+        parameters = Parameters.of(preset=preset, **settings)
+        opened, task = self._opened(), self._task(handles, targets, mask, anchors, parameters)
+        chosen = self._settings(parameters, method, task)
         if chosen.method != "refine":
             chosen = dataclasses.replace(chosen, method="predict")
             if moving and self._limits_rounds(task):
                 rounds = min(MOVING_ROUNDS, chosen.predictor.rounds or MOVING_ROUNDS)
                 chosen = dataclasses.replace(chosen, predictor=dataclasses.replace(chosen.predictor, rounds=rounds))
         elif start is not None and start.references is not None:
-            opened = OpenImage(self.generator, start.latent.to(self.device))
-            task = self._task(start.points, targets, mask, anchors)
+            opened = OpenImage.of(self.generator, start.layers)
+            task = self._task(start.points, targets, mask, anchors, parameters)
             task = dataclasses.replace(task, references=start.references)
         control = Control(PREVIEW_S if chosen.method == "refine" else None)
         with self._precision():
@@ -265,7 +273,7 @@ class DragEditor:
         stop: threading.Event | None = None,
     ) -> DragResult:
         """Open the image that an edit names, if it names one, and drag."""
-        choose_method(edit.method, can_predict=self.can_predict, masked=False, checkpoint=self.checkpoint)
+        choose_method(edit.method, can_predict=self.can_predict, soft=False, checkpoint=self.checkpoint)
         if edit.fingerprint not in (None, self.fingerprint):
             raise AutodragError(
                 f"the edit was made for generator {edit.fingerprint!r}, and {self.checkpoint!r} is "
@@ -286,6 +294,7 @@ class DragEditor:
             callback=callback,
             stop=stop,
             keep_references=parameters.keep_references,
+            outside=parameters.outside,
             **parameters.overrides(),
         )
 
@@ -329,8 +338,8 @@ class DragEditor:
         return other
 
     @property
-    def past(self) -> Float[Tensor, "K L D"]:
-        """Latents from the opened image to the present one, on the CPU."""
+    def past(self) -> tuple[Layers, ...]:
+        """The images from the opened one to the present one."""
         return self._history.past
 
     @property
@@ -346,37 +355,53 @@ class DragEditor:
         """
         return self._history.forget(keep, references)
 
-    def restore(self, edits: Sequence[Edit], latents: Float[Tensor, "K L D"]) -> UInt8[np.ndarray, "H W 3"]:
-        """Put a history back without computing it: what `load_session` does, where the images are known.
+    def restore(self, edits: Sequence[Edit], past: Sequence[Layers]) -> UInt8[np.ndarray, "H W 3"]:
+        """Restore a history without computing it again.
 
         Args:
             edits: as `read_edits` gives them.
-            latents: the opened image's, then one for each edit, as `past` gave them.
+            past: the opened image, then one for each edit, as `past` gave them.
         """
-        config = self.generator.config
-        if latents.shape != (len(edits) + 1, config.latent_layers, config.w_dim) or not torch.isfinite(latents).all():
-            raise AutodragError(f"latents of shape {tuple(latents.shape)} do not belong to {len(edits)} edits")
+        if len(past) != len(edits) + 1:
+            raise AutodragError(f"{len(past)} images do not belong to {len(edits)} edits; expected {len(edits) + 1}")
         masks = [None if edit.mask is None else read_mask(edit.mask, self.image_size) for edit in edits]
-        self._history.restore(edits, [latent[None].to(self.device) for latent in latents], masks)
+        self._history.restore(edits, [layers.to(self.device) for layers in past], masks)
         self._image = self._open = None
         return self.image
 
-    def render(self, latent: Float[Tensor, "1 L D"]) -> UInt8[np.ndarray, "H W 3"]:
-        """The image of any latent of this generator; the open image stays."""
+    def render(self, code: Float[Tensor, "1 L D"] | Layers) -> UInt8[np.ndarray, "H W 3"]:
+        """The image of any code of this generator; the open image stays."""
+        code = code.to(self.device)
         with torch.no_grad(), self._precision():
-            return to_uint8(self.generator(latent.to(self.device)))[0]
+            image = OpenImage.of(self.generator, code)
+            return to_uint8(image.rendered.picture)[0]
 
     # --- inside ---------------------------------------------------------------------------------------------
 
     def _opened(self) -> OpenImage:
         """The present image with everything that is computed once for it."""
-        latent = self._history.present.latent
-        if self._open is None or self._open.latent is not latent:
-            self._open = OpenImage(self.generator, latent, self.learned)
+        layers = self._history.present.layers
+        if self._open is None or self._open.layers.stack != layers.stack:
+            self._open = OpenImage.of(self.generator, layers, self.learned)
         return self._open
 
-    def _task(self, handles: PointsLike, targets: PointsLike, mask: np.ndarray | None, anchors: Any) -> Drag:
-        return Drag.of(handles, targets, self.image_size, mask=mask, anchors=anchors, device=self.device)
+    def _task(
+        self,
+        handles: PointsLike,
+        targets: PointsLike,
+        mask: np.ndarray | None,
+        anchors: PointsLike | None,
+        parameters: Parameters,
+    ) -> Drag:
+        return Drag.of(
+            handles,
+            targets,
+            self.image_size,
+            mask=mask,
+            outside=parameters.outside,
+            anchors=anchors,
+            device=self.device,
+        )
 
     def _limits_rounds(self, task: Drag) -> bool:
         """Whether fewer rounds make a prediction faster; the paper's variant makes one round only."""
@@ -384,7 +409,10 @@ class DragEditor:
 
     def _settings(self, parameters: Parameters, method: str, task: Drag) -> DragSettings:
         chosen = choose_method(
-            method, can_predict=self.can_predict, masked=task.mask is not None, checkpoint=self.checkpoint
+            method,
+            can_predict=self.can_predict,
+            soft=task.mask is not None and task.outside == "soft",
+            checkpoint=self.checkpoint,
         )
         if method == "auto" and parameters.preset == "draggan":
             chosen = "refine"
@@ -403,10 +431,10 @@ class DragEditor:
                 rounds=result.rounds or None,
             ),
         )
-        latent = result.latent.to(self.device)
         kept = None if mask is None else np.array(mask)
-        self._history.push(State(latent, edit, kept, result.references))
-        self._image, self._open = result.image, OpenImage(self.generator, latent, self.learned, result.features)
+        self._open = OpenImage(result.synthesis.moved(result.latent), self.learned, result.features)
+        self._history.push(State(self._open.layers, edit, kept, result.references))
+        self._image = result.image
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self._dtype in (None, torch.float32):

@@ -1,6 +1,6 @@
-"""The history of one opened image: its latents, the edits between them, and which of them is the present one.
+"""The history of one opened image: its codes, the edits between them, and which of them is the present one.
 
-It computes nothing. Latents stay on the device that they come on.
+It computes nothing.
 """
 
 from __future__ import annotations
@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool
 
-from autodrag.checkpoint import save_latent
+from autodrag.checkpoint import save_code
 from autodrag.edits import Edit, Source, write_session
 from autodrag.errors import AutodragError
 from autodrag.images import write_png
 from autodrag.infer.task import References
+from autodrag.nets.layers import Layers
 
 
 @dataclass(frozen=True)
 class State:
-    """An image of the history: its latent, and the edit that led to it from the state before."""
+    """An image of the history: its code, and the edit that led to it from the state before."""
 
-    latent: Float[Tensor, "1 L D"]
-    """W+."""
+    layers: Layers
+    """The code."""
     edit: Edit | None = None
     """None for the opened image."""
     mask: Bool[np.ndarray, "H W"] | None = None
@@ -56,18 +55,18 @@ class History:
         return self._states[self._cursor]
 
     @property
-    def past(self) -> Float[Tensor, "K L D"]:
-        """Latents from the opened image to the present one, on the CPU."""
-        return torch.cat([state.latent.cpu() for state in self._up_to_present()])
+    def past(self) -> tuple[Layers, ...]:
+        """The images from the opened one to the present one."""
+        return tuple(state.layers for state in self._up_to_present())
 
     @property
     def undone(self) -> int:
         """How many edits `redo` can still bring back."""
         return max(0, len(self._states) - 1 - self._cursor)
 
-    def open(self, latent: Float[Tensor, "1 L D"], source: Source) -> None:
+    def open(self, layers: Layers, source: Source) -> None:
         """Forget everything and begin with the image that `source` names."""
-        self._states, self._cursor, self._source = [State(latent)], 0, source
+        self._states, self._cursor, self._source = [State(layers)], 0, source
 
     def copy(self) -> History:
         """An independent history with the same states."""
@@ -98,26 +97,24 @@ class History:
         surplus = max(0, self._cursor - keep)
         if surplus:
             first = self._states[surplus]
-            self._states = [State(first.latent), *self._states[surplus + 1 :]]
+            self._states = [State(first.layers), *self._states[surplus + 1 :]]
             self._cursor -= surplus
             self._source = Source(psi=self._source.psi)
         for index in range(max(0, self._cursor - references + 1)):
             self._states[index] = dataclasses.replace(self._states[index], references=None)
         return surplus
 
-    def restore(
-        self, edits: Sequence[Edit], latents: Sequence[Float[Tensor, "1 L D"]], masks: Sequence[np.ndarray | None]
-    ) -> None:
+    def restore(self, edits: Sequence[Edit], past: Sequence[Layers], masks: Sequence[np.ndarray | None]) -> None:
         """Put a history back, with nothing undone and no references.
 
         Args:
             edits: as `read_edits` gives them; the first names the opened image.
-            latents: the opened image's, then one for each edit.
+            past: the opened image, then one for each edit.
             masks: one for each edit, (H, W) bool, True = may move.
         """
-        states = [State(latents[0])]
-        for edit, latent, mask in zip(edits, latents[1:], masks, strict=True):
-            states.append(State(latent, edit.replaced(seed=None, latent=None, label=None, mask=None), mask))
+        states = [State(past[0])]
+        for edit, layers, mask in zip(edits, past[1:], masks, strict=True):
+            states.append(State(layers, edit.replaced(seed=None, latent=None, label=None, mask=None), mask))
         source = Source(**{name: getattr(edits[0], name) for name in Source.model_fields}) if edits else Source()
         self._states, self._cursor, self._source = states, len(edits), source
 
@@ -140,7 +137,7 @@ class History:
             seed, label, latent = self._source.seed, self._source.label, None
             if seed is None:
                 latent = path.with_name(f"{path.stem}.latent.safetensors")
-                save_latent(latent, first.latent, {"generator": fingerprint})
+                save_code(latent, first.layers, {"generator": fingerprint})
             edits[0] = edits[0].replaced(fingerprint=fingerprint, seed=seed, label=label, latent=latent)
         write_session(path, edits)
 

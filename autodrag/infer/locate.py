@@ -189,9 +189,9 @@ class LocateProblem:
         self, image: OpenImage, drag: Drag, config: LocateConfig, basis: LatentBasis, start: Start | None
     ) -> None:
         self.image, self.drag, self.config, self.basis = image, drag, config, basis
-        self.generator, self.size = image.generator, image.generator.config.image_size
+        self.synthesis, self.size = image.synthesis, image.synthesis.config.image_size
         height = self.size[0]
-        self.block = feature_block(self.generator, config.feature_block)
+        self.block = feature_block(self.synthesis.config, config.feature_block)
         self.blocks = slice(max(0, self.block + 1 - TRACKED_BLOCKS), self.block + 1)
         self.rng = torch.Generator().manual_seed(0)
         self.prior = config.prior * (height / 64) ** 2
@@ -206,8 +206,8 @@ class LocateProblem:
         offset = basis.coordinates(self.start - image.latent[:, :layers])
         self.offset = offset if separate else offset.mean(dim=1, keepdim=True)  # (1, R, D) from the image to the start
 
-        self.references = drag.references or References(image.latent, drag.handles)
-        self.origin = image if drag.references is None else OpenImage(self.generator, self.references.latent)
+        self.references = drag.references or References(image.layers, drag.handles)
+        self.origin = image.origin(self.references)
         seen = self.references.handles
         _, self.targets = drag.with_anchors()
         self.n_handles = len(drag.handles)
@@ -240,7 +240,7 @@ class LocateProblem:
         value = value.detach().requires_grad_(True)
         edited = (self.start + self.basis.offset(value)).expand_as(self.start)
         latent = torch.cat([edited, self.kept], dim=1)
-        features = self.generator.features(latent, block=self.block)
+        features = self.synthesis.features(latent, block=self.block)
         points, confidences = follow(
             features.outputs[self.blocks], self.reference, self.size, near=expected[None], pull=PULL
         )
@@ -365,6 +365,7 @@ def _result(problem: LocateProblem, at: Evaluation, step: int, reason: Reason, c
     latent = at.latent.detach()
     return DragResult(
         latent=latent,
+        synthesis=problem.synthesis,
         handles=problem.drag.handles.double().cpu().numpy(),
         targets=problem.drag.targets.double().cpu().numpy(),
         points=at.points[: problem.n_handles].double().cpu().numpy(),
@@ -377,5 +378,5 @@ def _result(problem: LocateProblem, at: Evaluation, step: int, reason: Reason, c
         reason=reason,
         references=problem.references,
         features=Features(tuple(output.detach() for output in at.features.outputs)),
-        render=renderer(problem.generator, latent, at.features),
+        render=renderer(problem.synthesis, latent, at.features),
     )

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from autodrag.checkpoint import load_latent
+from autodrag.checkpoint import load_code
 from autodrag.errors import AutodragError
+from autodrag.infer.task import References
 from autodrag.nets.editor import ImageMemory, LearnedEditor
-from autodrag.nets.stylegan2 import Features, Generator, seed_z
+from autodrag.nets.layers import LayeredGenerator, Layers, Rendered
+from autodrag.nets.stylegan2 import Features, Generator, GeneratorConfig, seed_z
 from autodrag.tracking import Look, look
 
 
@@ -28,32 +30,88 @@ class OpenImage:
     Everything is computed without gradients. It belongs to one generator and one learned editor.
     """
 
-    generator: Generator
-    latent: Float[Tensor, "B L D"]
-    """W+."""
+    synthesis: LayeredGenerator
+    """The images as a function of `latent`."""
     editor: LearnedEditor | None = None
     """The learned editor, where the checkpoint has one."""
     known: Features | None = field(default=None, repr=False)
     """Block outputs that are already known, from the first block on."""
     _looks: dict[tuple[int, int], Look] = field(default_factory=dict, init=False, repr=False)
 
+    @staticmethod
+    def of(
+        generator: Generator,
+        code: Float[Tensor, "B L D"] | Layers,
+        editor: LearnedEditor | None = None,
+        known: Features | None = None,
+    ) -> OpenImage:
+        """Opens images of latents, or one image in layers."""
+        layers = Layers.of(code) if isinstance(code, Tensor) else code
+        return OpenImage(LayeredGenerator(generator, layers.stack), editor, known)
+
+    def within(self, mask: Bool[Tensor, "H W"] | None, handle: Float[Tensor, " 2"]) -> OpenImage:
+        """The same image for an edit that keeps everything outside a mask, at a handle (x, y) px.
+
+        Raises:
+            AutodragError: too many different masks, see `Layers.split`.
+        """
+        layers = self.layers
+        if mask is None and len(layers) == 1:
+            return self
+        kept, changing = layers.split(mask)
+        background, known = None, None
+        if kept == layers.stack:
+            background = self.rendered
+        elif kept == self.synthesis.kept:
+            background = self.synthesis.background
+        # The blended features of unchanged latents are known if no layer was cut by the mask.
+        if len(layers) == 1 or (kept == self.synthesis.kept and len(changing) == len(self.synthesis.changing)):
+            known = self.features
+        active = Layers(changing).at(handle)
+        synthesis = LayeredGenerator(self.synthesis.generator, changing, kept, active=active, background=background)
+        return OpenImage(synthesis, self.editor, known)
+
+    def origin(self, references: References | None) -> OpenImage:
+        """The image that defines the appearance of the handles: an earlier one, or this one."""
+        if references is None or references.layers.stack == self.layers.stack:
+            return self
+        return OpenImage.of(self.synthesis.generator, references.layers)
+
+    @property
+    def latent(self) -> Float[Tensor, "B L D"]:
+        """W+ of the layer that an edit changes."""
+        return self.synthesis.latent
+
+    @property
+    def layers(self) -> Layers:
+        """The code of the image."""
+        return self.synthesis.layers
+
     @cached_property
     @torch.no_grad()
     def features(self) -> Features:
         """Outputs of all blocks that trackers and networks read."""
-        block = feature_block(self.generator)
+        block = feature_block(self.synthesis.config)
         if self.editor is not None:
             block = max(block, self.editor.predictor.config.track_block)
         if self.known is not None and len(self.known.outputs) > block:
             return self.known
-        return self.generator.features(self.latent, block=block)
+        return self.synthesis.features(self.latent, block=block)
+
+    @cached_property
+    def rendered(self) -> Rendered:
+        """All block outputs and the picture."""
+        # What inference mode computes could not take part in a backward pass later.
+        with torch.inference_mode(False), torch.no_grad():
+            features = self.synthesis.features(self.latent, block=len(self.synthesis.config.block_resolutions) - 1)
+            return Rendered(features, self.synthesis.image(self.latent, features))
 
     @torch.no_grad()
     def output(self, block: int) -> Float[Tensor, "B C h w"]:
         """Output of one block."""
         if block < len(self.features.outputs):
             return self.features.outputs[block]
-        return self.generator.features(self.latent, block=block).last
+        return self.synthesis.features(self.latent, block=block).last
 
     @torch.no_grad()
     def look(self, blocks: slice) -> Look:
@@ -62,7 +120,7 @@ class OpenImage:
         if key not in self._looks:
             known = self.features
             if blocks.stop > len(known.outputs):
-                known = self.generator.features(self.latent, block=blocks.stop - 1)
+                known = self.synthesis.features(self.latent, block=blocks.stop - 1)
             self._looks[key] = look(known.outputs[blocks])
         return self._looks[key]
 
@@ -79,12 +137,12 @@ FEATURE_BLOCK = 5
 """Index from 0 of the block with 128 x 128 features, "the 6th block" of DragGAN."""
 
 
-def feature_block(generator: Generator, block: int = FEATURE_BLOCK) -> int:
+def feature_block(config: GeneratorConfig, block: int = FEATURE_BLOCK) -> int:
     """The block that is tracked: `block`, or the last one of a smaller generator."""
-    return min(block, len(generator.config.block_resolutions) - 1)
+    return min(block, len(config.block_resolutions) - 1)
 
 
-def opened_latent(
+def opened_code(
     generator: Generator,
     *,
     seed: int | None,
@@ -92,8 +150,8 @@ def opened_latent(
     label: int | None,
     latent: Tensor | str | Path | None,
     fingerprint: str,
-) -> Float[Tensor, "1 L D"]:
-    """W+ of an image to open; see `DragEditor.open` for the arguments.
+) -> Layers:
+    """The code of an image to open; see `DragEditor.open` for the arguments.
 
     Args:
         fingerprint: of the generator; a latent file of another generator is refused.
@@ -108,11 +166,11 @@ def opened_latent(
         expected = (1, config.latent_layers, config.w_dim)
         if latent.shape != expected or not torch.isfinite(latent).all():
             raise AutodragError(f"latent has shape {tuple(latent.shape)}; expected finite values of {expected}")
-        return latent.detach().float()
+        return Layers.of(latent.detach().float())
     if latent is not None:
-        return load_latent(latent, layers=config.latent_layers, w_dim=config.w_dim, generator=fingerprint)
+        return load_code(latent, config, generator=fingerprint)
     assert seed is not None
-    return seed_latent(generator, seed, psi, label)
+    return Layers.of(seed_latent(generator, seed, psi, label))
 
 
 MAX_PSI = 2.0

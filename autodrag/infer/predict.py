@@ -15,10 +15,8 @@ from torch import Tensor
 
 from autodrag.infer.open_image import OpenImage
 from autodrag.infer.task import Control, Drag
-from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Features
-from autodrag.points import resize_mask
 from autodrag.tracking import PULL, follow
 
 ROUNDS = (2, 6)
@@ -65,15 +63,11 @@ class Prediction:
     """Predictions made."""
 
 
-def batch_of(drag: Drag, editor: LearnedEditor) -> DragBatch:
-    """One drag as the network's input: its points, then its anchors, and the mask at the size of the feature map."""
+def batch_of(drag: Drag) -> DragBatch:
+    """One drag as the network's input: its points, then its anchors."""
     handles, targets = drag.with_anchors()
-    movable = None
-    if drag.mask is not None:
-        rows = editor.predictor.config.feature_height
-        movable = resize_mask(drag.mask, (rows, rows * drag.mask.shape[1] // drag.mask.shape[0]))[None]
     valid = torch.ones(1, len(handles), dtype=torch.bool, device=handles.device)
-    return DragBatch(handles[None], targets[None], valid, movable)
+    return DragBatch(handles[None], targets[None], valid)
 
 
 @torch.no_grad()
@@ -101,7 +95,7 @@ def predict(
         maps = latest.features.outputs[net.feature_block]
         memory = image.memory if made == 1 else replace(image.memory, map_tokens=None)
         latent = editor.edit(latest.latent, maps, replace(drags, handles=latest.points), memory)[:, -1]
-        features = image.generator.features(latent, block=net.track_block)
+        features = image.synthesis.features(latent, block=net.track_block)
         # A prediction should move the points all the way, so they are expected near their targets.
         points, confidences = follow(features.outputs[net.tracked], reference, net.image, near=drags.targets, pull=PULL)
         latest = _measured(latent, features, points, confidences, drags)

@@ -19,9 +19,11 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from autodrag.edits import Outside
 from autodrag.errors import AutodragError, NothingToDo
 from autodrag.images import to_uint8
-from autodrag.nets.stylegan2 import Features, Generator
+from autodrag.nets.layers import LayeredGenerator, Layers
+from autodrag.nets.stylegan2 import Features
 from autodrag.points import Size
 
 MAX_POINTS = 1000
@@ -37,8 +39,8 @@ Reason = Literal["arrived", "rounds", "steps", "budget", "stopped", "stalled", "
 class References:
     """The image and the positions that define the appearance of the handles, kept across several edits."""
 
-    latent: Float[Tensor, "1 L D"]
-    """W+ of that image."""
+    layers: Layers
+    """The code of that image."""
     handles: Float[Tensor, "N 2"]
     """The handles in that image, px."""
 
@@ -53,6 +55,9 @@ class Drag:
     """Wanted positions, px."""
     mask: Bool[Tensor, "H W"] | None = None
     """True where the image may change; None: everywhere."""
+    outside: Outside = "exact"
+    """Outside the mask. `exact`: nothing changes, because the edit fills a layer in the mask (see `nets.layers`).
+    `soft`: changes are penalised (DragGAN, Eq. 1); the refiner alone does that."""
     anchors: Float[Tensor, "M 2"] | None = None
     """Points that must stay, px."""
     references: References | None = None
@@ -65,6 +70,7 @@ class Drag:
         image_size: Size,
         *,
         mask: Bool[np.ndarray, "H W"] | None = None,
+        outside: Outside = "exact",
         anchors: PointsLike | None = None,
         references: References | None = None,
         device: torch.device | str | None = None,
@@ -85,6 +91,7 @@ class Drag:
             tensor(start),
             tensor(end),
             None if free is None or free.all() else torch.from_numpy(free).to(device or "cpu"),
+            outside,
             None if fixed is None else tensor(fixed),
             references,
         )
@@ -146,7 +153,9 @@ class DragResult:
     """
 
     latent: Float[Tensor, "1 L D"]
-    """The edited W+ latent."""
+    """The edited W+ latent. With a mask, it fills the mask only; `layers` is the whole image."""
+    synthesis: LayeredGenerator = field(repr=False)
+    """The image as a function of `latent`."""
     handles: Float[np.ndarray, "N 2"]
     """Positions before the drag."""
     targets: Float[np.ndarray, "N 2"]
@@ -177,6 +186,11 @@ class DragResult:
     """Block outputs of `latent`, where known; rendering then runs the remaining blocks only."""
     render: Callable[[], UInt8[np.ndarray, "H W 3"]] = field(repr=False)
     """Synthesises the image; use `image`."""
+
+    @property
+    def layers(self) -> Layers:
+        """The code of the edited image."""
+        return self.synthesis.moved(self.latent).layers
 
     @cached_property
     def image(self) -> UInt8[np.ndarray, "H W 3"]:
@@ -212,7 +226,9 @@ class DragResult:
         }
 
 
-def renderer(generator: Generator, latent: Float[Tensor, "1 L D"], features: Features) -> Callable[[], np.ndarray]:
+def renderer(
+    synthesis: LayeredGenerator, latent: Float[Tensor, "1 L D"], features: Features
+) -> Callable[[], np.ndarray]:
     """A function that synthesises the image of `latent` from its `features`, in the precision of the caller."""
     kind = latent.device.type
     autocast = torch.is_autocast_enabled(kind)
@@ -222,7 +238,7 @@ def renderer(generator: Generator, latent: Float[Tensor, "1 L D"], features: Fea
     def render() -> np.ndarray:
         precision = torch.autocast(kind, dtype) if autocast else contextlib.nullcontext()
         with torch.inference_mode(), precision:
-            return to_uint8(generator.image(latent, known))[0]
+            return to_uint8(synthesis.image(latent, known))[0]
 
     return render
 

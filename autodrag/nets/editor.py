@@ -19,7 +19,7 @@ class ImageMemory:
     """What the networks read from an image once, for all of its edits."""
 
     map_tokens: Float[Tensor, "B M W"] | None
-    """Tokens of the feature map without a mask; None: read from the map at every edit."""
+    """Tokens of the feature map; None: read from the map at every edit."""
     clean: list[KeysValues] | None
     """Keys and values of the layers that no edit changes; None: there is no regularizer."""
 
@@ -51,7 +51,7 @@ class LearnedEditor(Replayable):
             memory: the result of `open`. Later in a closed loop the map has changed: pass it without `map_tokens`.
                 None reads everything anew.
         """
-        return self.predictor.align(self.predict(latent, maps, drags, memory), latent, drags)
+        return self.predictor.align(self.predict(latent, maps, drags, memory), latent)
 
     def predict(
         self,
@@ -62,8 +62,7 @@ class LearnedEditor(Replayable):
     ) -> Float[Tensor, "B T L D"]:
         """As `edit`, with the changes of each layer on its own (not aligned)."""
         memory = memory or ImageMemory(None, None)
-        map_tokens = memory.map_tokens if drags.movable is None else None
-        tokens, valid = self.predictor.tokenise(maps, drags, map_tokens)
+        tokens, valid = self.predictor.tokenise(maps, drags, memory.map_tokens)
         clean = [part for pair in memory.clean or () for part in pair]
         return self.replay("decode", self._decode, tokens, valid, latent, *clean)[0]
 

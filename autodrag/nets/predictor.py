@@ -10,7 +10,7 @@ There are two variants:
   every layer changes on its own.
 - `default` makes one token per drag, from both patches, both positions and the displacement. A drag of length zero is
   an anchor. Map tokens have positions. The network predicts steps in standard coordinates, and all edited layers change
-  by their mean, unless a mask protects something.
+  by their mean.
 """
 
 from __future__ import annotations
@@ -111,8 +111,6 @@ class DragBatch:
     """Positions to reach, px. The target of an anchor is its handle."""
     valid: Bool[Tensor, "B N"]
     """False for rows of padding."""
-    movable: Float[Tensor, "B h w"] | None = None
-    """Share of each cell of F that may move, in [0, 1]; None: everything may."""
 
 
 @dataclass
@@ -141,7 +139,8 @@ class Predictor(nn.Module):
         width = config.width
         self.frame = LatentFrame(config.w_dim)
         self.register_buffer("feature_scale", torch.ones(config.feature_channels))
-        # F and its mask, halved until `token_rows` rows remain; narrow where the maps are large.
+        # F and ones, which show the image border to the convolutions, are halved until `token_rows` rows remain; narrow
+        # where the maps are large.
         convolutions: list[nn.Module] = []
         halvings, inputs = (config.feature_height // config.token_rows).bit_length() - 1, config.feature_channels + 1
         for remaining in range(halvings - 1, -1, -1):
@@ -177,17 +176,15 @@ class Predictor(nn.Module):
         self, maps: Float[Tensor, "B C h w"], drags: DragBatch, map_tokens: Float[Tensor, "B M W"] | None = None
     ) -> tuple[Float[Tensor, "B K W"], Bool[Tensor, "B K"]]:
         """Tokens of map and drags, and False for tokens of padding. map_tokens: of `read_map`; None computes them."""
-        map_tokens = self.read_map(maps, drags.movable) if map_tokens is None else map_tokens
+        map_tokens = self.read_map(maps) if map_tokens is None else map_tokens
         drag_tokens, valid = self._read_drags(maps, drags)
         valid = torch.cat([valid.new_ones(map_tokens.shape[:2]), valid], dim=1)
         return torch.cat([map_tokens, drag_tokens], dim=1), valid
 
-    def read_map(
-        self, maps: Float[Tensor, "B C h w"], movable: Float[Tensor, "B h w"] | None = None
-    ) -> Float[Tensor, "B M W"]:
-        """Tokens of F and of the mask. They are the same for all drags of one image with one mask."""
-        share = maps.new_ones(maps[:, :1].shape) if movable is None else movable[:, None].to(maps.dtype)
-        tokens = self.tokens(torch.cat([maps / self.feature_scale[:, None, None], share], dim=1))
+    def read_map(self, maps: Float[Tensor, "B C h w"]) -> Float[Tensor, "B M W"]:
+        """Tokens of F. They are the same for all drags of one image."""
+        ones = maps.new_ones(maps[:, :1].shape)
+        tokens = self.tokens(torch.cat([maps / self.feature_scale[:, None, None], ones], dim=1))
         rows, columns = tokens.shape[2:]
         tokens = tokens.flatten(2).transpose(1, 2) + self.kind[0]
         if self.config.variant == "default":
@@ -224,22 +221,17 @@ class Predictor(nn.Module):
         state.step += 1
         return self._finish(code[:, None], x[:, None])[:, 0]
 
-    def align(
-        self, codes: Float[Tensor, "B T L D"], start: Float[Tensor, "B L D"], drags: DragBatch
-    ) -> Float[Tensor, "B T L D"]:
+    def align(self, codes: Float[Tensor, "B T L D"], start: Float[Tensor, "B L D"]) -> Float[Tensor, "B T L D"]:
         """Codes whose edited layers all change from `start` by the mean of their changes.
 
-        Samples with a mask keep the changes of each layer, and so does the variant `paper`. Align after the
-        regularizer, which restores each layer on its own.
+        In the variant `paper`, every layer keeps its own change. Align after the regularizer, which restores each layer
+        on its own.
         """
         if self.config.variant == "paper":
             return codes
         edited = self.config.edit_layers
         change = codes[:, :, :edited] - start[:, None, :edited]
         aligned = change.mean(dim=2, keepdim=True).expand_as(change)
-        if drags.movable is not None:
-            masked = (drags.movable < 1).flatten(1).any(dim=1)
-            aligned = torch.where(masked[:, None, None, None], change, aligned)
         return torch.cat([start[:, None, :edited] + aligned, codes[:, :, edited:]], dim=2)
 
     def _read_drags(self, maps: Tensor, drags: DragBatch) -> tuple[Tensor, Tensor]:

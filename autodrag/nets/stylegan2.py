@@ -32,6 +32,8 @@ from autodrag.acceleration import Precomputing, Replayable, accelerate
 from autodrag.constant import constant
 
 NoiseMode = Literal["const", "random", "none"]
+Blend = Callable[[int, Tensor], Tensor]
+"""Called with the index and the output of every block; returns what the next block reads."""
 
 _SLOPE = 0.2  # of every leaky ReLU
 _GAIN = math.sqrt(2.0)  # keeps the variance of an activation after a leaky ReLU
@@ -418,22 +420,31 @@ class Generator(Replayable):
         truncated = self.mapping.w_avg.lerp(ws[:, :end], psi)
         return torch.cat([truncated, ws[:, end:]], dim=1)
 
-    def features(self, latent: Float[Tensor, "B L D"], *, block: int, noise: NoiseMode = "const") -> Features:
-        """Runs blocks 0..`block` (index from 0; 5 is DragGAN's 128 x 128) without RGB."""
+    def features(
+        self, latent: Float[Tensor, "B L D"], *, block: int, noise: NoiseMode = "const", blend: Blend | None = None
+    ) -> Features:
+        """Runs blocks 0..`block` (from 0; 5 is DragGAN's 128 x 128) without RGB; `blend` replaces their outputs."""
 
         def run(latent: Tensor) -> tuple[Tensor, ...]:
-            return self._run(latent, (), block, noise)
+            return self._run(latent, (), block, noise, blend)
 
+        if blend is not None:
+            return Features(run(latent))
         return Features(self._synthesise(("features", block), run, latent, noise=noise))
 
     def image(
-        self, latent: Float[Tensor, "B L D"], features: Features, *, noise: NoiseMode = "const"
+        self,
+        latent: Float[Tensor, "B L D"],
+        features: Features,
+        *,
+        noise: NoiseMode = "const",
+        blend: Blend | None = None,
     ) -> Float[Tensor, "B 3 H W"]:
-        """The image whose first blocks gave `features`; runs only the blocks that are missing."""
+        """The image whose first blocks gave `features`; runs only the missing blocks, with `blend` as in `features`."""
 
         def run(latent: Tensor, *known: Tensor) -> tuple[Tensor]:
             blocks = self.synthesis.blocks
-            outputs = self._run(latent, known, len(blocks) - 1, noise)
+            outputs = self._run(latent, known, len(blocks) - 1, noise, blend)
             image: Tensor | None = None
             for index, block in enumerate(blocks):
                 rgb_layer = self.synthesis.first_layer(index) + (1 if index == 0 else 2)
@@ -441,6 +452,8 @@ class Generator(Replayable):
             assert image is not None
             return (image,)
 
+        if blend is not None:
+            return run(latent, *features.outputs)[0]
         return self._synthesise("image", run, latent, *features.outputs, noise=noise)[0]
 
     def forward(self, latent: Float[Tensor, "B L D"], *, noise: NoiseMode = "const") -> Float[Tensor, "B 3 H W"]:
@@ -456,7 +469,9 @@ class Generator(Replayable):
             return run(latent, *known)
         return self.replay(name, run, latent, *known)
 
-    def _run(self, latent: Tensor, done: tuple[Tensor, ...], last: int, noise: NoiseMode) -> tuple[Tensor, ...]:
+    def _run(
+        self, latent: Tensor, done: tuple[Tensor, ...], last: int, noise: NoiseMode, blend: Blend | None
+    ) -> tuple[Tensor, ...]:
         if latent.shape[1:] != (self.config.latent_layers, self.config.w_dim):
             expected = f"(B, {self.config.latent_layers}, {self.config.w_dim})"
             raise ValueError(f"latent {tuple(latent.shape)}: expected {expected} for this generator.")
@@ -465,5 +480,6 @@ class Generator(Replayable):
         for index in range(len(outputs), last + 1):
             start = self.synthesis.first_layer(index)
             x = blocks[index](x, latent[:, start : start + 2], noise)
+            x = x if blend is None else blend(index, x)
             outputs.append(x)
         return tuple(outputs)

@@ -108,7 +108,7 @@ def measure_drags(
             rows_shown[0].append(generator(latent))
         for count in counts:
             drags = DragBatch(handles[rows, :count], targets[rows, :count], valid[rows, :count])
-            edited = predict(OpenImage(generator, latent, editor, before), drags, PredictConfig(rounds)).latent
+            edited = predict(OpenImage.of(generator, latent, editor, before), drags, PredictConfig(rounds)).latent
             picture = generator(edited).clamp(-1, 1)
             if rows.start < SHOWN and count in (1, most):
                 rows_shown[1 if count == 1 else 2].append(picture)

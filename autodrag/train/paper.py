@@ -99,7 +99,6 @@ class PredictorStage:
             mixed_share=0.0,
             travel_share=(0.41, 0.41),  # 1 - 0.9^5
             min_drag_px_many=50.0,
-            mask_share=0.0,
             anchor_share=0.0,
         )
     )
@@ -108,8 +107,8 @@ class PredictorStage:
     """The losses and the optimisation."""
 
     def __post_init__(self) -> None:
-        if self.motion.mask_share or self.motion.anchor_share:
-            raise ValueError("mask_share and anchor_share: expected 0, because the paper has neither.")
+        if self.motion.anchor_share:
+            raise ValueError(f"anchor_share {self.motion.anchor_share}: expected 0, because the paper has no anchors.")
 
 
 @dataclass(frozen=True)

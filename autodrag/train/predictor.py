@@ -6,7 +6,6 @@ the second time from where the first edit has brought the points, as the closed 
 - position: distance of the tracked points from their targets.
 - prior: length of the edit in standard coordinates.
 - moments: change of mean and covariance of the codes, see `autodrag.train.moments`.
-- mask: change of features where a mask protects them.
 
 `autodrag.train.paper` trains as Auto DragGAN (2024) describes it.
 """
@@ -55,9 +54,6 @@ class Stage:
     moments_weight: float = 0.0
     """Weight of the change of mean and covariance of the codes in standard coordinates, for one point and for several.
     Edited images then vary as unedited ones do. It belongs in a later stage: from the first step, it slows learning."""
-    mask_weight: float = 0.2
-    """Weight of the mean change of features where a mask protects them, times the square root of the number of points.
-    A high weight from the first step on keeps the predictor from learning to move points; a last stage takes 1.2."""
     aligned: bool = True
     """Train on aligned edits, see `Predictor.align`. False: each layer learns on its own, for a first stage."""
     travel_share: tuple[float, float] | None = None
@@ -68,7 +64,7 @@ class Stage:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.lr <= 0 or not 0 <= self.average_decay < 1:
             raise ValueError("expected steps >= 1, lr > 0 and average_decay in [0, 1) in every stage.")
-        if min(self.position_weight, self.prior_weight, self.moments_weight, self.mask_weight) < 0:
+        if min(self.position_weight, self.prior_weight, self.moments_weight) < 0:
             raise ValueError("expected weights >= 0 in every stage.")
         if self.travel_share is not None:
             check_travel(self.travel_share)
@@ -162,7 +158,7 @@ class PredictorModule(EditorModule):
             config = dataclasses.replace(config, travel_share=stage.travel_share)
         rng, rows = self.step_rng(self.config.run.seed), own_rows(batch, self.trainer)
         motion = draw_motion(self.generator, self.net.predictor.config, config, batch, rng, rows)
-        names = ("position", "prior", "moments", "mask")
+        names = ("position", "prior", "moments")
         self.finish_step(self.losses(motion, stage), {name: getattr(stage, f"{name}_weight") for name in names})
 
     def losses(self, motion: Motion, stage: Stage) -> dict[str, Tensor]:
@@ -176,7 +172,6 @@ class PredictorModule(EditorModule):
             start = frame.coordinates(motion.codes[:, 0, :edited])
         n_points = drags.valid.sum(dim=1).clamp_min(1)
         point_weights = drags.valid / n_points[:, None] / len(n_points)
-        scale = predictor.feature_scale[:, None, None]
         totals: dict[str, Tensor] = {}
 
         def add(name: str, loss: Tensor) -> None:
@@ -199,11 +194,6 @@ class PredictorModule(EditorModule):
             # arrived.
             found, _ = follow(features.outputs[tracked], look, image, near=handles, pull=PULL)
             add("position", position_loss(found, drags.targets, point_weights, image[0]))
-            if drags.movable is not None:
-                protected = 1 - drags.movable
-                change = ((maps - motion.maps) / scale).abs().mean(dim=1) * protected
-                mean = change.sum(dim=(1, 2)) / protected.sum(dim=(1, 2)).clamp_min(1)
-                add("mask", (mean * n_points.sqrt()).mean())
             latent, maps, handles = latent.detach(), maps.detach(), found.detach()
         return totals
 

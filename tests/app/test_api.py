@@ -18,7 +18,6 @@ import torch
 from app.serving import EDIT, Running
 from autodrag.app import exports
 from autodrag.app.frames import png
-from autodrag.checkpoint import save_latent
 from autodrag.edits import read_edits
 from autodrag.infer.editor import DragEditor
 

@@ -37,7 +37,7 @@ def drag(**options: Any) -> Drag:
 @pytest.fixture(scope="module")
 def image(tiny_generator: Generator) -> OpenImage:
     latent = tiny_generator.map(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)))
-    return OpenImage(tiny_generator, latent, tiny_nets(tiny_generator))
+    return OpenImage.of(tiny_generator, latent, tiny_nets(tiny_generator))
 
 
 # --- methods and settings --------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_points_of_low_confidence_are_lost(run: Run, image: OpenImage, monkeypat
 
 
 def test_the_refiner_alone(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
-    result, predictor = run(method="refine", opened=OpenImage(image.generator, image.latent))
+    result, predictor = run(method="refine", opened=OpenImage.of(image.synthesis.generator, image.latent))
     assert not predictor.calls and fake_refiner.calls[0].start is None
     assert (result.method, result.rounds, result.steps) == ("refine", 0, 5)
 
@@ -240,7 +240,7 @@ def test_the_refiner_alone(run: Run, fake_refiner: FakeRefiner, image: OpenImage
 @pytest.mark.parametrize("method", ["predict", "both"])
 def test_no_predictor(run: Run, method: str, image: OpenImage) -> None:
     with pytest.raises(ValueError, match=f"method '{method}' needs a predictor"):
-        run(method=method, opened=OpenImage(image.generator, image.latent))
+        run(method=method, opened=OpenImage.of(image.synthesis.generator, image.latent))
 
 
 def test_predictor_and_refiner_share_the_budget(run: Run, fake_refiner: FakeRefiner) -> None:
@@ -291,8 +291,8 @@ def test_both_end_nearer_than_the_predictor_alone(image: OpenImage) -> None:
     assert both.rounds == only.rounds and both.steps > 0
     assert torch.equal(both.latent, again.latent)
     assert only.features is not None
-    shown = image.generator.image(only.latent, only.features)
-    torch.testing.assert_close(shown, image.generator(only.latent), atol=1e-4, rtol=1e-4)
+    shown = image.synthesis.generator.image(only.latent, only.features)
+    torch.testing.assert_close(shown, image.synthesis.generator(only.latent), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["refine", "both"])

@@ -147,7 +147,7 @@ def test_tracking_does_not_depend_on_the_order_of_points() -> None:
 def image(make_generator: Callable[..., Generator]) -> OpenImage:
     """A 32 px image."""
     generator = make_generator().freeze()
-    return OpenImage(generator, generator.map(seed_z(3, 32)))
+    return OpenImage.of(generator, generator.map(seed_z(3, 32)))
 
 
 def config(**changes: Any) -> DragganConfig:
@@ -170,7 +170,7 @@ def plain_draggan(
     image: OpenImage, mask: np.ndarray | None, steps: int, config: DragganConfig
 ) -> tuple[Tensor, Tensor]:
     """The official loop in plain code: resize the features to the image, track, supervise, step."""
-    generator, latent = image.generator, image.latent
+    generator, latent = image.synthesis.generator, image.latent
     w = latent[:, :6].clone().requires_grad_()
     optimizer = torch.optim.Adam([w], lr=config.lr)
     point, first, reference = HANDLE[0].clone(), None, torch.empty(0)
@@ -245,7 +245,7 @@ def test_the_mask_and_anchors_hold_the_features(image: OpenImage) -> None:
 
     def changes(**options: Any) -> tuple[float, float]:
         edited = draggan(image, drag(**options), config(steps=12, stop_px=0.1)).latent
-        change = (image.generator.features(edited, block=3).last - image.output(3)).abs()
+        change = (image.synthesis.generator.features(edited, block=3).last - image.output(3)).abs()
         return float(change[..., torch.from_numpy(~mask)].mean()), float(change[..., 28, 16].mean())
 
     fixed, anchor = changes()
@@ -275,7 +275,7 @@ def test_the_order_of_points_does_not_matter(image: OpenImage) -> None:
 
 def test_it_may_start_from_another_latent(image: OpenImage) -> None:
     """The features of the handles are those of the open image."""
-    latent = image.generator.map(seed_z(9, 32))
+    latent = image.synthesis.generator.map(seed_z(9, 32))
     start = Start(latent, torch.tensor([[14.0, 13.0]]))
     states: list[DragResult] = []
     result = draggan(image, drag(), config(), Control(callback=states.append), start)
@@ -287,7 +287,7 @@ def test_it_may_start_from_another_latent(image: OpenImage) -> None:
 def test_references_define_the_appearance(image: OpenImage) -> None:
     first = draggan(image, drag(), config())
     assert first.references is not None and torch.equal(first.references.handles, HANDLE)
-    edited = OpenImage(image.generator, first.latent)
+    edited = OpenImage.of(image.synthesis.generator, first.latent)
     again = draggan(edited, drag(first.points, TARGET), config(steps=0))
     kept = draggan(edited, replace(drag(first.points, TARGET), references=first.references), config(steps=0))
     assert kept.references is first.references
@@ -298,7 +298,7 @@ def test_references_are_the_fixed_region_too(image: OpenImage) -> None:
     """The mask loss compares with the image of the references."""
     mask = np.zeros((32, 32), dtype=bool)
     mask[6:22, 4:26] = True
-    other = References(image.generator.map(seed_z(9, 32)), HANDLE)
+    other = References(image.synthesis.generator.map(seed_z(9, 32)), HANDLE)
     a, b = (draggan(image, replace(drag(mask=mask), references=r), config(steps=1)).latent for r in (None, other))
     assert not torch.equal(a, b)
 

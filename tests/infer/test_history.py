@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from autodrag.checkpoint import load_latent
 from autodrag.edits import Edit, PointPair, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask

@@ -30,12 +30,12 @@ HANDLE, TARGET = torch.tensor([[12.0, 14.0]]), torch.tensor([[18.0, 11.0]])
 @pytest.fixture(scope="module")
 def image(make_generator: Callable[..., Generator]) -> OpenImage:
     generator = make_generator().freeze()
-    return OpenImage(generator, generator.map(seed_z(3, 32)))
+    return OpenImage.of(generator, generator.map(seed_z(3, 32)))
 
 
 @pytest.fixture(scope="module")
 def basis(image: OpenImage) -> LatentBasis:
-    return LatentBasis.of(image.generator)
+    return LatentBasis.of(image.synthesis.generator)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_it_arrives_on_the_shipped_generator() -> None:
     nose = net.config.names.index("nose")
     left = []
     for seed in range(6):
-        opened = OpenImage(critters, critters.map(seed_z(seed, critters.config.z_dim), psi=0.7))
+        opened = OpenImage.of(critters, critters.map(seed_z(seed, critters.config.z_dim), psi=0.7))
         handle = net(critters(opened.latent)).points[0, nose : nose + 1]
         goal = handle + torch.tensor([[6.0 if float(handle[0, 0]) < 32 else -6.0, 0.0]])
         task = Drag.of(handle, goal, (64, 64))
@@ -125,7 +125,7 @@ def test_the_length_of_an_edit_counts_from_the_open_image(
         return float(basis.coordinates((result.latent - image.latent)[:, :6]).norm())
 
     assert length(image, Start(guess, task.handles)) < 0.1 * whole
-    assert length(OpenImage(image.generator, guess), None) > 0.9 * whole
+    assert length(OpenImage.of(image.synthesis.generator, guess), None) > 0.9 * whole
 
 
 def test_every_result_belongs_to_its_latent(run: Run, image: OpenImage) -> None:
@@ -138,11 +138,11 @@ def test_every_result_belongs_to_its_latent(run: Run, image: OpenImage) -> None:
     assert float(result.distances.sum()) == min(float(state.distances.sum()) for state in states)
     np.testing.assert_allclose(result.distances, np.linalg.norm(result.points - result.targets, axis=1), atol=1e-5)
     with torch.no_grad():
-        pixels = image.generator(result.latent)
+        pixels = image.synthesis.generator(result.latent)
     expected = (pixels[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5
     assert np.abs(match.image - expected.numpy()).max() < 1.5
     assert result.features is not None
-    torch.testing.assert_close(result.features.last, image.generator.features(result.latent, block=3).last)
+    torch.testing.assert_close(result.features.last, image.synthesis.generator.features(result.latent, block=3).last)
 
 
 def test_a_mask_keeps_the_fixed_region(run: Run, image: OpenImage) -> None:
@@ -152,7 +152,7 @@ def test_a_mask_keeps_the_fixed_region(run: Run, image: OpenImage) -> None:
     def change(given: np.ndarray | None) -> float:
         # With the default prior the edit is short with or without a mask; here the mask alone limits it.
         edited = run(drag(mask=given), prior=1.0).latent
-        after = image.generator.features(edited, block=3).last
+        after = image.synthesis.generator.features(edited, block=3).last
         return float((after - image.output(3)).abs()[..., torch.from_numpy(~mask)].mean())
 
     assert change(mask) < 0.7 * change(None)
@@ -167,7 +167,7 @@ def test_anchors_stay(run: Run, image: OpenImage, place: tuple[float, float]) ->
 
     def drift(anchors: Tensor | None) -> float:
         edited = run(drag(anchors=anchors), prior=1.0).latent
-        maps = image.generator.features(edited, block=3).outputs[1:]
+        maps = image.synthesis.generator.features(edited, block=3).outputs[1:]
         found, _ = follow(maps, reference, IMAGE, near=anchor[None], pull=0.5)
         return float((found[0] - anchor).norm())
 
@@ -209,7 +209,7 @@ def test_no_progress_ends_it(run: Run) -> None:
 
 
 def test_a_point_that_is_not_recognised_is_lost(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = OpenImage(image.generator, image.generator.map(seed_z(99, 32)))
+    other = OpenImage.of(image.synthesis.generator, image.synthesis.generator.map(seed_z(99, 32)))
     own = float(run(steps=0).confidences[0])
     monkeypatch.setattr(module, "LOST_CONFIDENCE", own - 0.01)
     assert run().reason != "lost"
@@ -242,7 +242,7 @@ def test_a_lost_point_does_not_pull(run: Run, image: OpenImage, monkeypatch: pyt
 def test_references_define_the_appearance(run: Run, image: OpenImage) -> None:
     first = run(steps=3)
     assert first.references is not None and torch.equal(first.references.handles, HANDLE)
-    edited = OpenImage(image.generator, first.latent)
+    edited = OpenImage.of(image.synthesis.generator, first.latent)
     again = run(drag(first.points, TARGET), edited, steps=0)
     kept = run(replace(drag(first.points, TARGET), references=first.references), edited, steps=0)
     assert kept.references is first.references

@@ -10,16 +10,16 @@ import pytest
 import torch
 from learned import tiny_nets
 
-from autodrag.checkpoint import fingerprint, save_latent
+from autodrag.checkpoint import fingerprint
 from autodrag.errors import AutodragError, CheckpointError
-from autodrag.infer.open_image import OpenImage, feature_block, opened_latent, seed_latent
+from autodrag.infer.open_image import OpenImage, feature_block, opened_code, seed_latent
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.tracking import appearance
 
 
 def test_an_image_knows_the_features_of_its_generator(tiny_generator: Generator) -> None:
     latent = tiny_generator.map(seed_z(3, 32)).requires_grad_(True)
-    image = OpenImage(tiny_generator, latent)
+    image = OpenImage.of(tiny_generator, latent)
     expected = tiny_generator.features(latent, block=3)
     for block, output in enumerate(expected.outputs):
         torch.testing.assert_close(image.output(block), output)
@@ -33,15 +33,15 @@ def test_an_image_knows_the_features_of_its_generator(tiny_generator: Generator)
 def test_known_features_are_used_if_they_reach_far_enough(tiny_generator: Generator) -> None:
     latent = tiny_generator.map(seed_z(3, 32))
     whole = tiny_generator.features(latent, block=3)
-    assert OpenImage(tiny_generator, latent, known=whole).features is whole
+    assert OpenImage.of(tiny_generator, latent, known=whole).features is whole
     short = tiny_generator.features(latent, block=1)
-    torch.testing.assert_close(OpenImage(tiny_generator, latent, known=short).output(3), whole.last)
+    torch.testing.assert_close(OpenImage.of(tiny_generator, latent, known=short).output(3), whole.last)
 
 
 def test_the_memory_of_the_networks(tiny_generator: Generator) -> None:
     latent = tiny_generator.map(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)))
     editor = tiny_nets(tiny_generator)
-    image = OpenImage(tiny_generator, latent, editor)
+    image = OpenImage.of(tiny_generator, latent, editor)
     expected = editor.open(latent, tiny_generator.features(latent, block=2).last)
     assert image.memory.map_tokens is not None and expected.map_tokens is not None
     torch.testing.assert_close(image.memory.map_tokens, expected.map_tokens)
@@ -54,7 +54,7 @@ def test_small_generators_track_their_last_block(tiny_generator: Generator) -> N
 
 def opened(generator: Generator, **options: Any) -> torch.Tensor:
     given: dict[str, Any] = {"seed": None, "psi": 0.7, "label": None, "latent": None}
-    return opened_latent(generator, **(given | options), fingerprint=fingerprint(generator.state_dict()))
+    return opened_code(generator, **(given | options), fingerprint=fingerprint(generator.state_dict()))
 
 
 def test_a_seed_gives_its_truncated_latent(tiny_generator: Generator) -> None:

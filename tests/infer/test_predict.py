@@ -34,12 +34,12 @@ def editor(tiny_generator: Generator) -> LearnedEditor:
 def images(tiny_generator: Generator, editor: LearnedEditor) -> OpenImage:
     """A batch of three images."""
     latent = tiny_generator.map(torch.randn(3, 32, generator=torch.Generator().manual_seed(3)))
-    return OpenImage(tiny_generator, latent, editor)
+    return OpenImage.of(tiny_generator, latent, editor)
 
 
 def first(images: OpenImage, stop: int = 1, start: int = 0) -> OpenImage:
     """Part of a batch, opened anew."""
-    return OpenImage(images.generator, images.latent[start:stop], images.editor)
+    return OpenImage.of(images.synthesis.generator, images.latent[start:stop], images.editor)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def codes(image: OpenImage, drags: DragBatch, script: Script) -> list[Tensor]:
     assert image.editor is not None
     latents = [image.latent]
     for points in [drags.handles, *script.rounds[:-1]]:
-        maps = image.generator.features(latents[-1], block=2).last
+        maps = image.synthesis.generator.features(latents[-1], block=2).last
         moved = replace(drags, handles=points.expand_as(drags.handles))
         latents.append(image.editor.edit(latents[-1], maps, moved)[:, -1])
     return latents[1:]
@@ -123,7 +123,7 @@ def test_no_progress_ends_the_loop_and_the_better_round_is_returned(
     result = predict(image, TO_THE_RIGHT, PredictConfig(rounds=9))
     assert (result.rounds, result.points.tolist()) == (2, [[[16.0, 10.0]]])
     torch.testing.assert_close(result.latent, codes(image, TO_THE_RIGHT, script)[0], atol=1e-5, rtol=1e-5)
-    features = image.generator.features(result.latent, block=3)
+    features = image.synthesis.generator.features(result.latent, block=3)
     torch.testing.assert_close(result.features.last, features.last, atol=1e-5, rtol=1e-5)
 
 
@@ -223,7 +223,7 @@ def test_an_image_that_has_been_dragged_before_gives_the_same_result(images: Ope
 
 def test_the_latent_is_that_of_the_features_and_carries_no_gradient(image: OpenImage) -> None:
     result = predict(image, random_drags(batch=1))
-    expected = image.generator.features(result.latent, block=3)
+    expected = image.synthesis.generator.features(result.latent, block=3)
     torch.testing.assert_close(result.features.last, expected.last, atol=1e-4, rtol=1e-4)
     assert not result.latent.requires_grad
     torch.testing.assert_close(result.distances, (result.points - random_drags(batch=1).targets).norm(dim=2))
