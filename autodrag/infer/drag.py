@@ -20,7 +20,7 @@ from autodrag.infer.draggan import DragganConfig, draggan
 from autodrag.infer.locate import LOST_CONFIDENCE, LocateConfig, locate
 from autodrag.infer.open_image import OpenImage
 from autodrag.infer.predict import PredictConfig, Prediction, batch_of, predict
-from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, renderer
+from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, arrival_distance, renderer
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import GeneratorConfig
 
@@ -148,7 +148,8 @@ def run_drag(
         raise ValueError(f"method {settings.method!r} needs a predictor.")
     drag = replace(drag, references=drag.references or References(image.layers, drag.handles))
     guess = predict(image, batch_of(drag), settings.predictor, control)
-    arrived = bool((guess.distances[0, : len(drag.handles)] <= settings.refiner.stop_px).all())
+    stop = arrival_distance(drag.handles, drag.targets, settings.refiner.stop_px)
+    arrived = bool((guess.distances[0, : len(drag.handles)] <= stop).all())
     reason: Reason | None = None
     if arrived:
         reason = "arrived"

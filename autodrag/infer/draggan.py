@@ -3,8 +3,7 @@
 One step: synthesise features, track the handles by nearest-neighbour search, and take one Adam step on motion
 supervision, the mask loss and, as our addition, a loss for anchors. Where the paper and the official code differ, this
 follows the code: L2 tracking (paper: L1) in a square window clipped at the border, the mean instead of the sum in the
-motion loss, and 128 x 128 features. One difference remains: the supervised disk uses exact whole pixels, the official
-code a grid stretched by h / (h - 1).
+motion loss, 128 x 128 features, and a supervised disk that is measured on a grid stretched by h / (h - 1).
 """
 
 from __future__ import annotations
@@ -154,19 +153,29 @@ def motion_supervision(
 ) -> Float[Tensor, ""]:
     """Motion supervision (DragGAN, Eq. 1): features one pixel toward the target shall equal those at the point.
 
-    For every point farther than 1 px from its target: mean L1 over channels and over the pixels within `radius` px
-    (at least the centre), shifted by the unit vector toward the target; the source patch is constant. Summed over
-    points; 0 if every point is within 1 px. Pixels outside the image repeat the border; the official code clips them.
+    For every point farther than 1 px from its target: mean L1 over channels and over the pixels of a disk, shifted by
+    the unit vector toward the target; the source patch is constant. Summed over points; 0 if every point is within
+    1 px.
+
+    As in the official code, pixel k of n counts as if it lay at k * n / (n - 1) when its distance to the point is
+    compared with `radius` px. At 512 px a disk of radius 3 then has about 28 pixels instead of 25, at 64 px one of
+    radius 1 has 2 to 4 instead of 1. Where the official disk would be empty, we take the nearest pixel. Shifted
+    positions outside the image repeat the border; the official code reads zeros there.
     """
     displacement = targets - points
     length = displacement.norm(dim=1, keepdim=True)
     direction = displacement / (length + 1e-7)
-    patch = points.round()[:, None] + disk(radius).to(points)  # (N, P, 2)
+    last = last_pixel(image, points)
+    patch = points.round()[:, None] + square(radius + 1).to(points)  # (N, P, 2)
+    gap = (patch * (last + 1) / last - points[:, None]).norm(dim=2)
+    gap = torch.where(((patch >= 0) & (patch <= last)).all(dim=2), gap, torch.inf)
+    inside = (gap < radius) | (gap == gap.amin(dim=1, keepdim=True))
     shifted = patch + direction[:, None]
     count = patch.shape[:2]
     source = sample(maps.detach(), patch.flatten(0, 1)[None], image)[0].unflatten(1, count)  # (C, N, P)
     moved = sample_resized(maps, shifted.flatten(0, 1)[None], image)[0].unflatten(1, count)
-    return ((source - moved).abs().mean(dim=(0, 2)) * (length[:, 0] > 1)).sum()
+    change = (source - moved).abs().mean(dim=0) * inside  # (N, P)
+    return (change.sum(dim=1) / inside.sum(dim=1) * (length[:, 0] > 1)).sum()
 
 
 def mask_loss(

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from autodrag.infer.open_image import FEATURE_BLOCK, OpenImage, feature_block
-from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, renderer
+from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, arrival_distance, renderer
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features
 from autodrag.points import Size, resize_mask
@@ -59,7 +59,7 @@ class LocateConfig:
     feature_block: int = FEATURE_BLOCK
     """Finest block that is tracked, from 0."""
     stop_px: float = 1.0
-    """A point has arrived at this distance from its target."""
+    """A point has arrived at this distance from its target, and in any case no farther than half its drag."""
     prior: float = 5.0
     """Penalty in square px, at 64 px, of an edit of one standard deviation. Smaller values bring single points nearer,
     larger values keep edits shorter."""
@@ -215,6 +215,7 @@ class LocateProblem:
             seen = torch.cat([seen, drag.anchors])
             self.first_points = torch.cat([self.first_points, drag.anchors])
         self.reference: Appearance = self.origin.look(self.blocks).at(seen[None], self.size)
+        self.stop = arrival_distance(drag.handles, drag.targets, config.stop_px)
         self.weights = self.targets.new_ones(len(self.targets))
         self.lost = torch.zeros(self.n_handles, dtype=torch.bool, device=self.targets.device)
 
@@ -346,7 +347,7 @@ def _reason(problem: LocateProblem, state: LocateState, step: int, control: Cont
     followed = _distances(problem, state.best)[~problem.lost]
     if not len(followed):
         return "lost"
-    if bool((followed <= problem.config.stop_px).all()):
+    if bool((followed <= problem.stop[~problem.lost]).all()):
         return "arrived"
     if control.stopped:
         return "stopped"

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from autodrag.infer.open_image import OpenImage
-from autodrag.infer.task import Control, Drag
+from autodrag.infer.task import Control, Drag, arrival_distance
 from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Features
 from autodrag.tracking import PULL, follow
@@ -33,7 +33,7 @@ class PredictConfig:
     """Maximum number of predictions; 1 is an open loop. None: 2 for one point and 6 for several, and 1 for a predictor
     of the paper's variant."""
     stop_px: float = 0.5
-    """A point has arrived at this distance from its target, px."""
+    """A point has arrived at this distance from its target, px, and in any case no farther than half its drag."""
 
     def __post_init__(self) -> None:
         if (self.rounds is not None and self.rounds < 1) or self.stop_px < 0:
@@ -87,6 +87,8 @@ def predict(
     drags = _permuted(drags, order)
     reference = image.look(net.tracked).at(drags.handles, net.image)
     limit = config.limit(drags, net.variant)
+    moving = (drags.targets != drags.handles).any(dim=2)  # anchors have no drag to halve
+    stop = torch.where(moving, arrival_distance(drags.handles, drags.targets, config.stop_px), config.stop_px)
     first = torch.ones_like(drags.handles[..., 0])
     best = latest = _measured(image.latent, image.features, drags.handles, first, drags)
     done = torch.zeros(len(image.latent), dtype=torch.bool, device=image.latent.device)  # images that are left alone
@@ -103,7 +105,7 @@ def predict(
         # The distance before the first round is exact and the tracked one is not, so the two are not compared.
         better = torch.ones_like(done) if made == 1 else left < before
         best = _choose(better & ~done, latest, best)
-        arrived = ((best.distances <= config.stop_px) | ~drags.valid).all(dim=1)
+        arrived = ((best.distances <= stop) | ~drags.valid).all(dim=1)
         stalled = best.distances.sum(dim=1) > before * (1 - GAIN)
         done = (done | arrived | stalled if made > 1 else arrived) | (limit <= made)
         if bool(done.all()) or control.stopped:

@@ -243,6 +243,13 @@ def renderer(
     return render
 
 
+def arrival_distance(
+    handles: Float[Tensor, "*B 2"], targets: Float[Tensor, "*B 2"], stop_px: float
+) -> Float[Tensor, "*B"]:
+    """Distance from its target, px, at which each point has arrived: `stop_px`, or half of a shorter drag."""
+    return ((targets - handles).norm(dim=-1) / 2).clamp_max(stop_px)
+
+
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 

@@ -49,7 +49,7 @@ def test_motion_supervision_is_the_published_one() -> None:
         terms = []
         for row in range(24):
             for column in range(24):
-                if (column - p[0]) ** 2 + (row - p[1]) ** 2 < 9:
+                if (column * 24 / 23 - p[0]) ** 2 + (row * 24 / 23 - p[1]) ** 2 < 9:  # linspace(0, 24, 24)
                     x, y = column + direction[0], row + direction[1]
                     x0, y0 = int(x.floor()), int(y.floor())
                     a, b = x - x0, y - y0
@@ -61,13 +61,25 @@ def test_motion_supervision_is_the_published_one() -> None:
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_source_patch_is_constant() -> None:
-    """Only the shifted position gets a gradient."""
+@pytest.mark.parametrize(("size", "radius", "centre"), [(512, 3, 256), (512, 3, 20), (64, 1, 32), (64, 1, 4)])
+def test_the_supervised_disk_is_the_published_one(size: int, radius: int, centre: int) -> None:
+    """The shifted positions alone get a gradient: those within the radius on the official `linspace(0, h, h)`."""
+    features = torch.randn(1, 2, size, size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    point = torch.tensor([[float(centre), float(centre)]])
+    motion_supervision(features, point, point + torch.tensor([32.0, 0.0]), (size, size), radius=radius).backward()
+    axis = torch.linspace(0, size, size) - centre
+    expected = (axis[:, None].square() + axis.square()).sqrt() < radius
+    assert expected.sum() > 1 and features.grad is not None
+    share = features.grad.abs().sum(dim=(0, 1)) / features.grad.abs().max()
+    assert torch.equal(share.roll(-1, dims=1) > 1e-3, expected)
+
+
+def test_an_empty_disk_is_the_nearest_pixel() -> None:
     features = maps(size=24).requires_grad_()
-    motion_supervision(features, torch.tensor([[10.0, 10.0]]), torch.tensor([[20.0, 10.0]]), IMAGE, radius=1).backward()
+    motion_supervision(features, torch.tensor([[4.0, 4.0]]), torch.tensor([[20.0, 4.0]]), IMAGE, radius=0).backward()
     assert features.grad is not None
-    touched = features.grad.abs().sum(dim=(0, 1)).nonzero().tolist()
-    assert touched == [[10, 11]]  # (row, column): one pixel to the right
+    share = features.grad.abs().sum(dim=(0, 1)) / features.grad.abs().max()
+    assert (share > 1e-3).nonzero().tolist() == [[4, 5]]  # (row, column): one pixel to the right
 
 
 def test_mask_loss_counts_only_the_fixed_region() -> None:
@@ -193,7 +205,7 @@ def plain_draggan(
         terms = []
         for py in range(32):
             for px in range(32):
-                if (px - point[0]) ** 2 + (py - point[1]) ** 2 < config.supervision_radius**2:
+                if (px * 32 / 31 - point[0]) ** 2 + (py * 32 / 31 - point[1]) ** 2 < config.supervision_radius**2:
                     qx, qy = px + direction[0], py + direction[1]
                     grid = torch.stack([qx / 31 * 2 - 1, qy / 31 * 2 - 1])[None, None, None]
                     there = F.grid_sample(big, grid, align_corners=True)[0, :, 0, 0]
