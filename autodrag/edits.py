@@ -112,12 +112,14 @@ class Parameters(Model):
     stop_px: Annotated[float, Field(strict=True, gt=0, le=1000)] | None = None
     """Distance in px at which a point has arrived."""
     outside: Outside = "exact"
-    """Outside the mask. exact: nothing changes; soft: changes are penalised (refiner only), as in the DragGAN paper."""
+    """Outside the mask. exact: nothing changes; soft: the preset draggan penalises changes, as published."""
     keep_references: Annotated[bool, Field(strict=True)] = False
     """Track the features of the previous edit instead of those of the present image."""
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> Parameters:
+        if self.outside == "soft" and self.preset == "default":
+            raise ValueError("outside 'soft' has no effect with the preset default; use draggan, or outside exact")
         if self.lr is not None and self.preset == "default":
             raise ValueError(f"lr {self.lr:g} has no effect with the preset default; leave it out or use draggan")
         return self
@@ -170,7 +172,7 @@ class Edit(Source):
     """Image of the output's size: pixels brighter than 127 may move. Null: all pixels may."""
     method: Method = "auto"
     """predict: the learned predictor; refine: the optimisation loop; both: first predict, then refine;
-    auto: both if the checkpoint has a predictor, otherwise refine; with a mask and outside soft, refine."""
+    auto: both if the checkpoint has a predictor, otherwise refine; with the preset draggan, refine."""
     parameters: Parameters = Parameters()
     """Settings of the method."""
 
@@ -179,8 +181,6 @@ class Edit(Source):
         if self.method == "predict":
             if self.parameters.preset != "default":
                 raise ValueError("preset 'draggan' has no effect with the method predict; use refine or both")
-            if self.parameters.outside == "soft":
-                raise ValueError("outside 'soft' has no effect with the method predict; use refine, or outside exact")
             for name in ("edit_layers", "feature_block"):
                 if getattr(self.parameters, name) is not None:
                     raise ValueError(f"{name} has no effect with the method predict; leave it out")

@@ -6,7 +6,7 @@ Ours; no paper measures it. The drags are those of `autodrag eval mdd`. Every dr
   people paint to keep a background.
 - `cut`: an ellipse around handles and targets. It usually cuts through a rigid object and so contradicts the drag.
 
-Each mask is used with `outside` exact and, by methods that can penalise changes, soft.
+Each mask is used with `outside` exact, and by the published loops with their penalty (soft).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Kind = Literal["whole", "cut"]
 KINDS: tuple[Kind, ...] = ("whole", "cut")
 MODES: dict[str, tuple[Outside, ...]] = {
     "draggan": ("exact", "soft"),
-    "refine": ("exact", "soft"),
+    "refine": ("exact",),
     "predict": ("exact",),
     "both": ("exact",),
     "freedrag": ("soft",),

@@ -42,19 +42,18 @@ class DragSettings:
     predictor: PredictConfig
 
 
-def choose_method(method: str, *, can_predict: bool, soft: bool, checkpoint: str) -> Method:
+def choose_method(method: str, *, can_predict: bool, checkpoint: str) -> Method:
     """`predict`, `refine` or `both`; decides `auto`.
 
     Args:
         can_predict: whether the checkpoint has a predictor.
-        soft: whether changes outside a mask are penalised; only the refiner does that.
         checkpoint: its name in error messages.
 
     Raises:
         AutodragError: an unknown method, or one that needs a missing predictor.
     """
     if method == "auto":
-        return "both" if can_predict and not soft else "refine"
+        return "both" if can_predict else "refine"
     if method == "refine":
         return "refine"
     if method not in ("predict", "both"):
@@ -63,11 +62,6 @@ def choose_method(method: str, *, can_predict: bool, soft: bool, checkpoint: str
         raise AutodragError(
             f"method {method!r} needs a predictor, and {checkpoint!r} has none; train one with "
             "`autodrag train predictor`, or use method 'refine'"
-        )
-    if soft:
-        raise AutodragError(
-            f"outside 'soft' is a penalty of the refiner, and method {method!r} predicts; use method 'refine', or "
-            "outside 'exact'"
         )
     return "predict" if method == "predict" else "both"
 
@@ -91,6 +85,11 @@ def choose_settings(parameters: Parameters, method: Method, generator: Generator
     given.pop("budget_s", None)
     if preset == "draggan" and method == "predict":
         raise AutodragError("preset 'draggan' is a refiner, and method 'predict' does not refine; use method 'refine'")
+    if parameters.outside == "soft" and method != "refine":
+        raise AutodragError(
+            f"outside 'soft' is a penalty of the published loop, and method {method!r} also predicts; use method "
+            "'refine', or outside 'exact'"
+        )
     read = set()
     if method != "refine":
         read |= _READ_BY["predict"]

@@ -273,7 +273,7 @@ class DragEditor:
         stop: threading.Event | None = None,
     ) -> DragResult:
         """Open the image that an edit names, if it names one, and drag."""
-        choose_method(edit.method, can_predict=self.can_predict, soft=False, checkpoint=self.checkpoint)
+        choose_method(edit.method, can_predict=self.can_predict, checkpoint=self.checkpoint)
         if edit.fingerprint not in (None, self.fingerprint):
             raise AutodragError(
                 f"the edit was made for generator {edit.fingerprint!r}, and {self.checkpoint!r} is "
@@ -411,7 +411,6 @@ class DragEditor:
         chosen = choose_method(
             method,
             can_predict=self.can_predict,
-            soft=task.mask is not None and task.outside == "soft",
             checkpoint=self.checkpoint,
         )
         if method == "auto" and parameters.preset == "draggan":

@@ -6,8 +6,7 @@ variance, that moves all points as wanted. Every second step reuses the last Jac
 no gradients.
 
 Minimised: half the sum of squared displacements (px)
-  + half `prior` * squared length of the edit (standard coordinates)
-  + half the squared change of features in the fixed region (with a mask).
+  + half `prior` * squared length of the edit (standard coordinates).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from autodrag.infer.open_image import FEATURE_BLOCK, OpenImage, feature_block
 from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, arrival_distance, renderer
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features
-from autodrag.points import Size, resize_mask
+from autodrag.points import Size
 from autodrag.tracking import PULL, Appearance, follow
 
 TRACKED_BLOCKS = 3
@@ -39,8 +38,6 @@ PATIENCE = 3
 """The loop ends after this many failures in a row."""
 LOST_CONFIDENCE = 0.35
 """A point below this confidence is lost: it is reported and no longer pulled."""
-SKETCH = 32
-"""Random combinations that approximate the curvature of the mask penalty."""
 GRADIENTS = 8
 """Gradients that are computed in one backward pass."""
 
@@ -51,9 +48,8 @@ class LocateConfig:
 
     steps: int = 30
     """Maximum number of steps."""
-    space: Literal["auto", "w", "w+"] = "auto"
-    """`w`: the edited layers change together, which keeps images plausible. `w+`: they change separately. `auto`: W
-    without a mask; W+ with a mask, because separate layers preserve the fixed region better."""
+    space: Literal["w", "w+"] = "w"
+    """`w`: the edited layers change together, which keeps images plausible. `w+`: they change separately."""
     edit_layers: int = 6
     """Number of latent vectors, from the first, that may change."""
     feature_block: int = FEATURE_BLOCK
@@ -63,14 +59,12 @@ class LocateConfig:
     prior: float = 5.0
     """Penalty in square px, at 64 px, of an edit of one standard deviation. Smaller values bring single points nearer,
     larger values keep edits shorter."""
-    mask_weight: float = 5000.0
-    """Penalty in square px, at 512 px and per point, of a mean change of the fixed region by one standard deviation."""
 
     def __post_init__(self) -> None:
-        if self.space not in ("auto", "w", "w+"):
-            raise ValueError(f"space {self.space!r}: expected auto, w or w+.")
-        if self.steps < 0 or self.stop_px <= 0 or self.prior < 0 or self.mask_weight < 0:
-            raise ValueError("expected steps >= 0, stop_px > 0, prior >= 0 and mask_weight >= 0.")
+        if self.space not in ("w", "w+"):
+            raise ValueError(f"space {self.space!r}: expected w or w+.")
+        if self.steps < 0 or self.stop_px <= 0 or self.prior < 0:
+            raise ValueError("expected steps >= 0, stop_px > 0 and prior >= 0.")
         if self.edit_layers < 1 or self.feature_block < 0:
             raise ValueError("expected edit_layers >= 1 and feature_block >= 0.")
 
@@ -88,7 +82,10 @@ def locate(
     control: Control | None = None,
     start: Start | None = None,
 ) -> DragResult:
-    """Moves the handles of an open image (B = 1) to their targets; the length of the edit counts from that image."""
+    """Moves the handles of an open image (B = 1) to their targets; the length of the edit counts from that image.
+
+    `drag.mask` is not read: with a mask, the image is opened in layers (see `OpenImage.within`).
+    """
     control = control or Control()
     problem = LocateProblem(image, drag, config, basis, start)
     state: LocateState | None = None
@@ -116,8 +113,6 @@ class Evaluation:
     """Of the H handles, without the anchors."""
     errors: Float[Tensor, "E"]
     """Weighted displacements from targets to points, x and y in turn."""
-    change: Float[Tensor, "C h w"] | None
-    """Weighted change of the fixed region; None without a mask."""
     loss: float
 
 
@@ -145,11 +140,10 @@ class LocateState:
 def take_step(problem: LocateProblem, state: LocateState) -> LocateState:
     """One step: linearise at the best point, solve for the step, evaluate there, accept it or increase the damping."""
     accepted = state.trial is state.best
-    masked = state.best.change is not None
     model, age = state.model, state.age
-    if model is None or (accepted and (age >= 1 or masked)):
-        model, age = linearise(state.best, problem.rng), 0
-    elif not masked:
+    if model is None or (accepted and age >= 1):
+        model, age = linearise(state.best), 0
+    else:
         assert state.step is not None
         model, age = model.updated(state.step, state.trial.errors.detach(), accepted=accepted), age + accepted
 
@@ -193,7 +187,6 @@ class LocateProblem:
         height = self.size[0]
         self.block = feature_block(self.synthesis.config, config.feature_block)
         self.blocks = slice(max(0, self.block + 1 - TRACKED_BLOCKS), self.block + 1)
-        self.rng = torch.Generator().manual_seed(0)
         self.prior = config.prior * (height / 64) ** 2
         self.reach = REACH * height
 
@@ -201,7 +194,7 @@ class LocateProblem:
         self.first_points = drag.handles if start is None else start.points
         layers = min(config.edit_layers, begin.shape[1])
         self.start, self.kept = begin[:, :layers].detach(), begin[:, layers:].detach()
-        separate = config.space == "w+" or (config.space == "auto" and drag.mask is not None)
+        separate = config.space == "w+"
         self.rows = layers if separate else 1
         offset = basis.coordinates(self.start - image.latent[:, :layers])
         self.offset = offset if separate else offset.mean(dim=1, keepdim=True)  # (1, R, D) from the image to the start
@@ -218,13 +211,6 @@ class LocateProblem:
         self.stop = arrival_distance(drag.handles, drag.targets, config.stop_px)
         self.weights = self.targets.new_ones(len(self.targets))
         self.lost = torch.zeros(self.n_handles, dtype=torch.bool, device=self.targets.device)
-
-        # The fixed region is compared in the block before the tracked one, at a quarter of the cells.
-        self.fixed_block = max(0, self.block - 1)
-        self.fixed: Tensor | None = None
-        if drag.mask is not None:
-            maps = self.origin.output(self.fixed_block)
-            self.fixed = 1 - resize_mask(drag.mask, (maps.shape[2], maps.shape[3]))
 
     def first_state(self) -> LocateState:
         """The evaluation at the start. Points that are not recognised there are lost."""
@@ -246,9 +232,7 @@ class LocateProblem:
             features.outputs[self.blocks], self.reference, self.size, near=expected[None], pull=PULL
         )
         errors = (points[0] - self.targets) * self.weights.sqrt()[:, None]
-        change = self._change(features)
         squares = errors.square().sum() + self.prior * (self.offset + value).square().sum()
-        squares = squares if change is None else squares + change.square().sum()
         return Evaluation(
             value,
             latent,
@@ -256,20 +240,8 @@ class LocateProblem:
             points[0].detach(),
             confidences[0, : self.n_handles].detach(),
             errors.flatten(),
-            change,
             float(squares.detach()) / 2,
         )
-
-    def _change(self, features: Features) -> Float[Tensor, "C h w"] | None:
-        """Change of the fixed region in standard deviations of each channel, weighted; None without a mask."""
-        if self.fixed is None:
-            return None
-        first = self.origin.output(self.fixed_block)[0].float()
-        now = features.outputs[self.fixed_block][0].float()
-        fixed = self.fixed.sqrt()
-        weight = self.n_handles * self.config.mask_weight * (self.size[0] / 512) ** 2
-        share = weight / (fixed.square().sum() * len(first)).clamp_min(1e-6)
-        return (now - first) / first.std(dim=(1, 2), keepdim=True).clamp_min(1e-4) * fixed * share.sqrt()
 
 
 @dataclass(frozen=True)
@@ -278,35 +250,31 @@ class LinearModel:
 
     errors: Float[Tensor, "E"]
     """Displacements, x and y in turn."""
-    jacobian: Float[Tensor, "R P"]
-    """Rows of the errors, then rows of the sketched mask penalty."""
-    mask_gradient: Float[Tensor, "P"] | None
-    """Gradient of half the squared mask penalty."""
+    jacobian: Float[Tensor, "E P"]
     scale: Float[Tensor, ""]
     """Mean squared length of the rows of the errors: the unit of the damping."""
 
     def solve(self, edit: Float[Tensor, "P"], reach: float, prior: float, damping: float) -> Float[Tensor, "P"]:
         """The damped Gauss-Newton step for the penalised least-squares problem around the present `edit`.
 
-        No point is asked to move more than `reach` px. The gradients of the prior and the mask are scaled by the same
-        share as the wanted displacement; unscaled, they would outweigh it far from the target and steps would go back.
+        No point is asked to move more than `reach` px. The gradient of the prior is scaled by the same share
+        as the wanted displacement; unscaled, it would outweigh it far from the target and steps would go back.
 
-        Solves (J^T J + m I) step = J^T wanted - share * gradient by a system of R instead of P unknowns.
+        Solves (J^T J + m I) step = J^T wanted - share * gradient by a system of E instead of P unknowns.
         """
         length = self.errors.view(-1, 2).norm(dim=1, keepdim=True)
         wanted = -self.errors.view(-1, 2) * (reach / length.clamp_min(1e-6)).clamp_max(1.0)
         share = wanted.norm() / length.norm().clamp_min(1e-6)
         jacobian, m = self.jacobian.double(), prior + damping * self.scale.double().clamp_min(1e-12)
         small = jacobian @ jacobian.t() + m * torch.eye(len(jacobian), dtype=torch.float64, device=m.device)
-        padded = torch.cat([wanted.flatten(), wanted.new_zeros(len(jacobian) - wanted.numel())]).double()
-        penalty = prior * edit.double() + (0 if self.mask_gradient is None else self.mask_gradient.double())
-        gradient = share * penalty
-        step = jacobian.t() @ torch.linalg.solve(small, padded + jacobian @ gradient / m) - gradient / m
+        gradient = share * prior * edit.double()
+        right = wanted.flatten().double() + jacobian @ gradient / m
+        step = jacobian.t() @ torch.linalg.solve(small, right) - gradient / m
         return step.to(edit.dtype)
 
     def motion(self, step: Float[Tensor, "P"]) -> Float[Tensor, "N 2"]:
         """Predicted change of the errors of positions by a step."""
-        return (self.jacobian[: len(self.errors)] @ step).view(-1, 2)
+        return (self.jacobian @ step).view(-1, 2)
 
     def updated(self, step: Float[Tensor, "P"], errors: Float[Tensor, "E"], *, accepted: bool) -> LinearModel:
         """Broyden's update: the smallest change of the Jacobian that explains the `errors` found after a step.
@@ -315,31 +283,17 @@ class LinearModel:
         """
         surprise = errors - self.errors - self.jacobian @ step
         jacobian = self.jacobian + torch.outer(surprise, step / step.square().sum().clamp_min(1e-12))
-        return LinearModel(errors if accepted else self.errors, jacobian, None, self.scale)
+        return LinearModel(errors if accepted else self.errors, jacobian, self.scale)
 
 
-def linearise(at: Evaluation, rng: torch.Generator) -> LinearModel:
-    """Gradients of all errors, and of `SKETCH` random combinations of the mask penalty together with its own gradient.
-
-    The signs of the combinations are products of one per channel and one per cell, so that their squares, and their
-    curvatures, have the penalty's as expectation.
-    """
-    residuals = [at.errors]
-    if at.change is not None:
-        channels, height, width = at.change.shape
-        signs = [torch.randint(2, (SKETCH, n), generator=rng).to(at.change) * 2 - 1 for n in (channels, height * width)]
-        sketch = torch.einsum("kc,cp,kp->k", signs[0], at.change.flatten(1), signs[1]) / SKETCH**0.5
-        residuals += [sketch, at.change.square().sum()[None] / 2]
-    outputs = torch.cat(residuals)
+def linearise(at: Evaluation) -> LinearModel:
+    """The linear model at an evaluation, from the gradients of all errors."""
     rows = [
-        torch.autograd.grad(outputs, at.value, part, is_grads_batched=True, retain_graph=True)[0].flatten(1)
-        for part in torch.eye(len(outputs), device=outputs.device).split(GRADIENTS)
+        torch.autograd.grad(at.errors, at.value, part, is_grads_batched=True, retain_graph=True)[0].flatten(1)
+        for part in torch.eye(len(at.errors), device=at.errors.device).split(GRADIENTS)
     ]
     jacobian = torch.cat(rows)
-    scale = jacobian[: at.errors.numel()].square().sum(dim=1).mean()
-    if at.change is None:
-        return LinearModel(at.errors.detach(), jacobian, None, scale)
-    return LinearModel(at.errors.detach(), jacobian[:-1], jacobian[-1], scale)
+    return LinearModel(at.errors.detach(), jacobian, jacobian.square().sum(dim=1).mean())
 
 
 def _reason(problem: LocateProblem, state: LocateState, step: int, control: Control) -> Reason | None:

@@ -57,7 +57,7 @@ class Drag:
     """True where the image may change; None: everywhere."""
     outside: Outside = "exact"
     """Outside the mask. `exact`: nothing changes, because the edit fills a layer in the mask (see `nets.layers`).
-    `soft`: changes are penalised (DragGAN, Eq. 1); the refiner alone does that."""
+    `soft`: the published loop penalises changes (DragGAN, Eq. 1)."""
     anchors: Float[Tensor, "M 2"] | None = None
     """Points that must stay, px."""
     references: References | None = None
