@@ -47,7 +47,7 @@ _COMPILE_FROM = 1000  # renders for which compiling the renderer pays off
 _CHUNK = 64  # images between two saved states of the record; also the unit of the random seed
 _MAX_PICTURE_BYTES = 8 * MAX_PIXELS  # four channels of 16 bits
 _VERSION = 1  # of the preparation of a folder; a new number makes all arrays again
-_LISTED = 20  # unusable files in an error
+_LISTED = 10  # unusable files in an error
 Progress = Callable[[int, int], None]
 
 
@@ -55,7 +55,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Record:
+class ArrayRecord:
     """What an array was made from, and how much of it is written."""
 
     source: dict[str, Any]
@@ -87,10 +87,10 @@ def record_path(path: Path) -> Path:
     return path.with_suffix(".source.json")
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: Path) -> ArrayRecord | None:
     """The record of the array at `path`; None if it is missing or damaged."""
     try:
-        return Record(**json.loads(record_path(path).read_text(encoding="utf-8")))
+        return ArrayRecord(**json.loads(record_path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -179,7 +179,7 @@ def _make(
     total: int,
     fill: Callable[[int, int], Chunk],
     progress: Progress | None,
-) -> Record:
+) -> ArrayRecord:
     """Makes arrays of equal length, `fill(start, end)` giving the rows for these items of the source.
 
     The first path gets its final name last: where it exists, all arrays are complete. If an array cannot be written or
@@ -190,12 +190,13 @@ def _make(
 
     def discard() -> None:
         for file in (first, record_path(first), *layouts, *(array.partial for array in arrays)):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder that is not writable is reported by `reserve`
+                file.unlink(missing_ok=True)
 
     record = read_record(first)
     if record is None or record.source != source or not all(array.partial.exists() for array in arrays):
         discard()
-        record = Record(source)
+        record = ArrayRecord(source)
     try:
         for array in arrays:
             array.reserve()
@@ -205,7 +206,7 @@ def _make(
             for array, values in zip(arrays, chunk.rows, strict=True):
                 array.write(record.rows, values)
             rows = record.rows + len(chunk.rows[0])
-            record = Record(source, end, rows, record.unusable + chunk.unusable)
+            record = ArrayRecord(source, end, rows, record.unusable + chunk.unusable)
             write_json(record_path(first), asdict(record))
             if progress is not None:
                 progress(end, total)
@@ -268,7 +269,7 @@ def critters_array(
     return open_array(path)
 
 
-def _refuse(path: Path, record: Record | None, source: dict[str, Any]) -> NoReturn:
+def _refuse(path: Path, record: ArrayRecord | None, source: dict[str, Any]) -> NoReturn:
     """Refuses an array that was made from another source than `source`, or that has no record."""
     made = "something that no record beside it names" if record is None else _settings(record.source)
     raise AutodragError(
@@ -299,8 +300,8 @@ def folder_array(
 ) -> UInt8[np.ndarray, "N 3 H W"]:
     """All pictures below `folder`: the largest centred part of the shape of `size` (H, W), resized to it.
 
-    Transparent pictures are laid on `background` (RGB). The array is made again if a file, the folder or a setting
-    has changed, but an array of something else is refused. Hidden files and folders are ignored.
+    Transparent pictures are laid on `background` (RGB). Hidden files and folders are ignored. The array is made again
+    if a file, the folder or a setting has changed. An array of something else at `path` is refused.
 
     Raises:
         AutodragError: a folder without pictures; files that cannot be used, all of them in one error, unless
@@ -389,18 +390,17 @@ def _read_picture(
     return image.transpose(2, 0, 1)
 
 
-def _unusable_sentence(path: Path, folder: Path, record: Record) -> str:
-    """The error for files that cannot be used: the first of them, one per line, and how many more there are."""
+def _unusable_sentence(path: Path, folder: Path, record: ArrayRecord) -> str:
+    """The error for files that cannot be used: the first of them, numbered, and how many more there are."""
     count = len(record.unusable)
     advice = "repair or remove them"
     if record.rows:
         advice += f", or pass --data.skip-broken to train on the other {record.rows}"
-    lines = [f"{count} of {record.done} pictures in {str(folder)!r} cannot be used; {advice}:"]
-    lines += [f"  {sentence}" for sentence in record.unusable[:_LISTED]]
+    listed = [f"({number}) {sentence}" for number, sentence in enumerate(record.unusable[:_LISTED], 1)]
     if count > _LISTED:
-        where = f" (all of them are listed in {str(record_path(path))!r})" if record.rows else ""
-        lines.append(f"  and {count - _LISTED} more{where}")
-    return "\n".join(lines)
+        where = f"; {str(record_path(path))!r} lists all of them" if record.rows else ""
+        listed.append(f"and {count - _LISTED} more{where}")
+    return f"{count} of {record.done} pictures in {str(folder)!r} cannot be used; {advice}: {', '.join(listed)}"
 
 
 # --------------------------------------------------------------------------------------------------------- batches
