@@ -57,7 +57,7 @@ class GeneratorDataConfig:
     if the folder or a setting has changed. None: `pictures.npy` in the run's folder, or runs/data/critters.npy for
     critters."""
     background: str = "white"
-    """Colour under transparent pictures of the folder: a name or a hexadecimal number such as #808080."""
+    """Colour under transparent pictures of the folder: a name or a hexadecimal number such as '#808080'."""
     skip_broken: bool = False
     """Train without the files of the folder that cannot be used, instead of stopping."""
     count: int = 15000
