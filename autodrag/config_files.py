@@ -27,8 +27,9 @@ MAX_BYTES = 2**20
 def read_config(config: type[Config], prog: str, argv: Sequence[str]) -> Config:
     """A config dataclass from `--config FILE.yaml` and `--group.field VALUE` options, which override the file.
 
-    Values are read as YAML and converted to the type of their field by pydantic. Fields that neither names keep
-    their default, also inside groups.
+    A field that is true or false needs no value: `--group.field` sets it. `-` in a name is read as `_`. Values are read
+    as YAML and converted to the type of their field by pydantic. Fields that neither names keep their default, also
+    inside groups.
 
     Raises:
         AutodragError: an unknown field, a value of another type, or values that the config refuses.
@@ -39,8 +40,10 @@ def read_config(config: type[Config], prog: str, argv: Sequence[str]) -> Config:
     parser = ArgumentParser(prog=prog, description=(config.__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", metavar="FILE.yaml", help="YAML file with any of the fields below")
     for name, kind, text in _options(config, values):
-        parser.add_argument(f"--{name}", metavar=kind, help=text.replace("%", "%%"), default=argparse.SUPPRESS)
-    given = vars(parser.parse_args(list(argv)))
+        optional: dict[str, Any] = {"nargs": "?", "const": "true"} if kind == "BOOL" else {}
+        text = text.replace("%", "%%")
+        parser.add_argument(f"--{name}", metavar=kind, help=text, default=argparse.SUPPRESS, **optional)
+    given = vars(parser.parse_args([_underscored(word) for word in argv]))
     file = given.pop("config")
     if file is not None:
         document = _load(read_bounded(file, MAX_BYTES, "config"), f"config {file!r} is not YAML")
@@ -50,11 +53,18 @@ def read_config(config: type[Config], prog: str, argv: Sequence[str]) -> Config:
         part = values
         for group in groups:
             part = part[group]
-        part[field] = _load(text, f"--{name} {text!r} is not a YAML value")
+        # YAML would read a colour such as #808080 as a comment.
+        part[field] = text if text.startswith("#") else _load(text, f"--{name} {text!r} is not a YAML value")
     try:
         return TypeAdapter(config).validate_python(values, extra="forbid")
     except ValidationError as error:
         raise AutodragError(validation_sentence(error)) from error
+
+
+def _underscored(word: str) -> str:
+    """`--data.skip_broken=1` for `--data.skip-broken=1`; values and short options are unchanged."""
+    name, separator, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + separator + value if word.startswith("--") else word
 
 
 def _load(text: str | bytes, sentence: str) -> Any:

@@ -48,41 +48,58 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
     return decode_image(read_bounded(path, MAX_FILE_BYTES, "image"), repr(str(path)))
 
 
-def decode_image(data: bytes, name: str, *, most: int = MAX_PIXELS) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode PNG, JPEG, WebP or BMP as HWC uint8 RGB, turned as its EXIF says; alpha is dropped.
+def decode_image(
+    data: bytes,
+    name: str,
+    *,
+    most: int = MAX_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
+    background: tuple[int, int, int] | None = None,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode the first frame of an image file as HWC uint8 RGB, turned as its EXIF says.
 
-    The format and the number of pixels, at most `most`, are checked before anything is decoded.
+    Grey, palette and CMYK become RGB; 16 bits become 8. Colour profiles are ignored. A transparent image is laid on
+    `background` (RGB, 0..255); None drops its alpha. The format, one of `formats`, and the number of pixels, at most
+    `most`, are checked before anything is decoded.
 
     Raises:
         AutodragError: not an image of these formats, too large, or truncated; it calls the image `name`.
     """
     from PIL import Image, UnidentifiedImageError
 
-    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # notes on damaged metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 if image.width * image.height > most:
                     raise AutodragError(
                         f"image {name} has {image.width}x{image.height} px, more than the limit of {most} pixels"
                     )
-                return _rgb(image)
+                return _rgb(image, background)
     except AutodragError:
         raise
     except UnidentifiedImageError as error:
-        raise AutodragError(f"{name} is not an image; expected {', '.join(FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, *bombs) as error:
-        raise AutodragError(f"image {name} cannot be decoded ({error}); save it again") from error
+        raise AutodragError(f"{name} is not an image; expected {', '.join(formats)}") from error
+    except Exception as error:  # decoders raise exceptions of many types for damaged files
+        reason = str(error) or type(error).__name__
+        raise AutodragError(f"image {name} cannot be decoded ({reason}); save it again") from error
 
 
-def _rgb(image: Image) -> np.ndarray:
-    from PIL import ImageOps
+def _rgb(image: Image, background: tuple[int, int, int] | None) -> np.ndarray:
+    from PIL import Image, ImageOps
 
     turned = ImageOps.exif_transpose(image)
     if turned.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 8
-        grey = (np.asarray(turned, dtype=np.int64) // 257).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        values = np.asarray(turned, dtype=np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("it has 32-bit values, and 8 or 16 bits are supported")
+        return np.repeat((values // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    if turned.mode == "F":
+        raise ValueError("it has floating-point values, and 8 or 16 bits are supported")
+    if background is not None and turned.has_transparency_data:
+        turned = turned.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", turned.size, (*background, 255)), turned)
     return np.array(turned.convert("RGB"))
 
 

@@ -38,6 +38,10 @@ class Training:
     """Learning rate."""
     seed: int | None = None
     """Seed."""
+    keep_all: bool = False
+    """Whether all are kept."""
+    colour: str = "white"
+    """Colour."""
     net: Net = field(default_factory=lambda: Net(width=16))
     """The network."""
 
@@ -51,9 +55,21 @@ def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> 
     assert read("--folder", "runs/x") == Training(Path("runs/x"))
     file = tmp_path / "c.yaml"
     file.write_text("folder: a\nlr: 2e-4\nnet: {names: [eye, ear]}\n")  # YAML 1.1 calls 2e-4 a string
-    assert read("--config", str(file)) == Training(Path("a"), 2e-4, None, Net(16, ("eye", "ear")))
+    assert read("--config", str(file)) == Training(Path("a"), 2e-4, None, net=Net(16, ("eye", "ear")))
     words = ["--config", str(file), "--net.width", "4", "--lr=-0", "--seed", "3"]
-    assert read(*words) == Training(Path("a"), 0.0, 3, Net(4, ("eye", "ear")))
+    assert read(*words) == Training(Path("a"), 0.0, 3, net=Net(4, ("eye", "ear")))
+
+
+def test_flags_need_no_value_and_names_may_have_hyphens() -> None:
+    for words in (["--keep_all"], ["--keep-all"], ["--keep-all=true"], ["--keep_all", "true"]):
+        assert read(*words, "--folder", "some-folder") == Training(Path("some-folder"), keep_all=True)
+    assert not read("--folder", "a", "--keep-all", "false").keep_all
+    with pytest.raises(AutodragError, match="keep_all is 'perhaps'; expected true or false"):
+        read("--folder", "a", "--keep-all", "perhaps")
+
+
+def test_hexadecimal_colours_are_no_comments() -> None:
+    assert read("--folder", "a", "--colour", "#808080").colour == "#808080"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from autodrag.checkpoint import load_generator, save_generator
-from autodrag.data.image_array import ImageStream, critters_array, folder_array
+from autodrag.data.image_array import (
+    ImageStream,
+    critters_array,
+    folder_array,
+    open_array,
+    read_record,
+    record_path,
+)
 from autodrag.errors import AutodragError
 from autodrag.images import write_png
 from autodrag.nets.discriminator import Discriminator, DiscriminatorConfig
@@ -44,15 +51,41 @@ class GeneratorDataConfig:
     """The real pictures."""
 
     folder: Path | None = None
-    """A folder of pictures; none renders critters."""
-    cache: Path = Path("runs/data/critters.npy")
-    """The pictures as one uint8 array; made if it is missing."""
+    """A folder of pictures, searched with its subfolders; none renders critters."""
+    cache: Path | None = None
+    """File (.npy) for the pictures as one uint8 array. It is made if it is missing. The array of a folder is made again
+    if the folder or a setting has changed. None: `pictures.npy` in the run's folder, or runs/data/critters.npy for
+    critters."""
+    background: str = "white"
+    """Colour under transparent pictures of the folder: a name or a hexadecimal number such as '#808080'."""
+    skip_broken: bool = False
+    """Train without the files of the folder that cannot be used, instead of stopping."""
     count: int = 15000
     """Critters to render. A folder gives all of its pictures."""
     seed: int = 1
     """Seed of the rendered critters."""
     mirror: bool = True
     """Mirror every second picture."""
+
+    def __post_init__(self) -> None:
+        if self.cache is not None and self.cache.suffix != ".npy":
+            raise ValueError(f"data.cache {str(self.cache)!r}: expected a file name that ends in .npy.")
+        _ = self.background_rgb
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        """The colour as RGB, 0..255."""
+        from PIL import ImageColor
+
+        try:
+            red, green, blue, *opacity = ImageColor.getrgb(self.background)
+            if opacity:
+                raise ValueError("a background is opaque")
+        except ValueError:
+            raise ValueError(
+                f"data.background {self.background!r}: expected an opaque colour such as white or '#808080'."
+            ) from None
+        return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -121,6 +154,13 @@ class GeneratorTraining:
     """The real pictures."""
     training: AdversarialConfig = field(default_factory=AdversarialConfig)
     """The optimisation."""
+
+    @property
+    def cache(self) -> Path:
+        """The file that holds the pictures as one array."""
+        if self.data.cache is not None:
+            return self.data.cache
+        return Path("runs/data/critters.npy") if self.data.folder is None else self.run.folder / "pictures.npy"
 
 
 class AdversarialModule(TrainingModule):
@@ -193,10 +233,9 @@ class AdversarialModule(TrainingModule):
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """The stream of real images from this run's step on."""
-        array = prepare_data(self.config)
         total = math.ceil(self.hp.images / self.hp.batch)
         stream = ImageStream(
-            array,
+            open_array(self.config.cache),
             batch=self.hp.batch,
             first=self.step,
             total=total,
@@ -325,22 +364,38 @@ def _lazy_ratio(interval: int, weight: float) -> float:
     return interval / (interval + 1) if weight else 1.0
 
 
-def prepare_data(config: GeneratorTraining) -> Any:
-    """The real pictures as an array, made if it is missing. Raises AutodragError before any training."""
-    data = config.data
-    if data.folder is not None:
-        return folder_array(data.cache, data.folder, size=config.generator.image_size, progress=print_progress)
-    if config.generator.base_width != 4:
-        raise AutodragError("critters are square; set generator.base_width to 4 or train on a folder of pictures.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return critters_array(
-        data.cache,
-        count=data.count,
-        size=config.generator.resolution,
-        seed=data.seed,
-        device=device,
+def prepare_data(config: GeneratorTraining) -> None:
+    """Makes the array of real pictures if it is missing or outdated. Raises AutodragError before any training."""
+    data, cache = config.data, config.cache
+    if data.folder is None:
+        if config.generator.base_width != 4:
+            raise AutodragError("critters are square; set generator.base_width to 4 or train on a folder of pictures.")
+        critters_array(
+            cache,
+            count=data.count,
+            size=config.generator.resolution,
+            seed=data.seed,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            progress=print_progress,
+        )
+        return
+    for name, place in (("run.folder", config.run.folder), ("data.cache", cache)):
+        if place.resolve().is_relative_to(data.folder.resolve()):
+            raise AutodragError(
+                f"{name} {str(place)!r} lies inside data.folder {str(data.folder)!r}, where nothing is written; "
+                f"choose another {name}."
+            )
+    folder_array(
+        cache,
+        data.folder,
+        size=config.generator.image_size,
+        background=data.background_rgb,
+        skip_broken=data.skip_broken,
         progress=print_progress,
     )
+    record = read_record(cache)
+    if record is not None and record.unusable:
+        print(f"{len(record.unusable)} of {record.done} pictures are skipped; {record_path(cache)} lists them")
 
 
 def train(config: GeneratorTraining) -> Path:

@@ -192,15 +192,13 @@ def train(config: LandmarkTraining) -> Path:
     """Runs or resumes the training; returns the exported landmarks.safetensors, its error in the metadata."""
     prepare_torch(config.run)
     data, hp = config.data, config.training
+    if len(config.net.names) != len(LANDMARKS):
+        raise AutodragError(
+            f"net.names holds {len(config.net.names)} landmarks, and critters have {len(LANDMARKS)}; "
+            "leave net.names out of the config."
+        )
     size = config.net.resolution
     critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=print_progress)
-    points = np.load(landmarks_path(data.cache), mmap_mode="r")
-    if points.shape[1] != len(config.net.names):
-        raise AutodragError(
-            f"{landmarks_path(data.cache)} holds {points.shape[1]} landmarks, "
-            f"but the net names {len(config.net.names)}; delete the cached array to render it again, "
-            "or name another cache file."
-        )
     module = LandmarkModule(config)
     run_training(module, config.run, batch=hp.batch, total_steps=hp.steps)
     # Seeds of the training renders start at data.seed * 1,000,003; this one lies far from them.

@@ -12,6 +12,7 @@ import torch
 
 from autodrag.checkpoint import load_generator
 from autodrag.errors import AutodragError
+from autodrag.images import write_png
 from autodrag.nets.stylegan2 import GeneratorConfig, upsample
 from autodrag.train import generator as training
 from autodrag.train.base import RunConfig, parse_config
@@ -21,13 +22,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about wo
 
 
 def config(folder: Path, images: int, **changes: object) -> GeneratorTraining:
-    cache = folder.parent / "pictures.npy"
-    if not cache.exists():
-        np.save(cache, np.random.default_rng(0).integers(0, 255, (16, 3, 16, 16), dtype=np.uint8))
+    pictures = folder.parent / "pictures"
+    if not pictures.exists():
+        for index, noise in enumerate(np.random.default_rng(0).integers(0, 255, (16, 32, 32, 3), dtype=np.uint8)):
+            write_png(pictures / f"{index:02d}.png", noise)
     return GeneratorTraining(
         run=RunConfig(folder=folder, precision="32-true", accelerator="cpu", log_steps=1),
         generator=GeneratorConfig(resolution=16, z_dim=8, w_dim=8, mapping_layers=1, channel_base=128, channel_max=8),
-        data=GeneratorDataConfig(cache=cache, count=16),
+        data=GeneratorDataConfig(folder=pictures),
         training=replace(
             AdversarialConfig(
                 images=images, batch=4, r1_interval=2, path_length_weight=1.0, path_length_interval=2, grid_images=8
@@ -76,13 +78,9 @@ def test_training_changes_both_networks_and_the_average(tmp_path: Path) -> None:
 
 def grown_config(folder: Path, start: Path, images: int) -> GeneratorTraining:
     base = config(folder, images, warmup_images=8, fade_images=8)
-    cache = folder.parent / "larger.npy"
-    if not cache.exists():
-        np.save(cache, np.random.default_rng(0).integers(0, 255, (16, 3, 32, 32), dtype=np.uint8))
     return replace(
         base,
         generator=replace(base.generator, resolution=32, channel_max=16),
-        data=replace(base.data, cache=cache),
         start=start,
     )
 
@@ -126,6 +124,45 @@ def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match="not finite at step"):
         train(config(tmp_path / "run", 400, generator_lr=1e12, discriminator_lr=1e12))
+
+
+def test_the_array_of_a_folder_lies_in_the_runs_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = config(tmp_path / "run", 8)
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    pictures[3].write_bytes(b"no picture")
+    with pytest.raises(AutodragError, match="1 of 16 pictures"):
+        train(settings)
+    train(replace(settings, data=replace(settings.data, skip_broken=True)))
+    assert "1 of 16 pictures are skipped" in capsys.readouterr().out
+    assert len(np.load(tmp_path / "run" / "pictures.npy", mmap_mode="r")) == 15
+    assert sorted((tmp_path / "pictures").iterdir()) == pictures
+
+
+def test_nothing_is_written_into_the_folder_of_pictures(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", 8)
+    before = sorted((tmp_path / "pictures").iterdir())
+    inside = replace(settings, run=replace(settings.run, folder=tmp_path / "pictures" / "run"))
+    with pytest.raises(AutodragError, match=r"run\.folder .* lies inside data\.folder .*; choose another run\.folder"):
+        train(inside)
+    cache = replace(settings.data, cache=tmp_path / "run" / ".." / "pictures" / "all.npy")
+    with pytest.raises(AutodragError, match=r"data\.cache .* lies inside data\.folder"):
+        train(replace(settings, data=cache))
+    assert sorted((tmp_path / "pictures").iterdir()) == before
+
+
+def test_settings_of_the_data() -> None:
+    words = ["--run.folder", "r", "--data.folder", "p", "--data.skip-broken", "--data.background", "#0a0b0c"]
+    parsed = parse_config(GeneratorTraining, "generator", words)
+    assert parsed.data.skip_broken and parsed.data.background_rgb == (10, 11, 12)
+    assert parsed.cache == Path("r/pictures.npy")
+    for wrong, sentence in {
+        ("--data.background", "wite"): "data.background 'wite': expected an opaque colour",
+        ("--data.background", "#00000080"): "expected an opaque colour",
+        ("--data.cache", "runs/mine"): "data.cache 'runs/mine': expected a file name that ends in .npy",
+    }.items():
+        with pytest.raises(AutodragError) as caught:
+            parse_config(GeneratorTraining, "generator", ["--run.folder", "r", *wrong])
+        assert sentence in str(caught.value)
 
 
 def test_configs_from_yaml_and_the_command_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from autodrag.checkpoint import load_landmarks
 from autodrag.data.critters import LANDMARKS
+from autodrag.errors import AutodragError
 from autodrag.nets.landmarks import LandmarkConfig, Landmarks
 from autodrag.train.base import RunConfig
 from autodrag.train.landmarks import (
@@ -50,6 +52,13 @@ def test_it_trains_resumes_and_exports(tmp_path: Path) -> None:
     assert second is not None
     assert not torch.equal(first.heat.weight, second.heat.weight)
     assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)["step"] == 4
+
+
+def test_names_that_critters_do_not_have_are_refused(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", 1)
+    with pytest.raises(AutodragError, match=r"net\.names holds 2 landmarks, and critters have 18"):
+        train(replace(settings, net=replace(settings.net, names=("nose", "chin"))))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_stream_does_not_depend_on_interruptions(tmp_path: Path) -> None:
