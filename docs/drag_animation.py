@@ -44,8 +44,8 @@ class Scene:
 
 SCENES = (
     Scene(28, "nose", (0.15, 0.05, 1, 2)),
-    Scene(40, "left_ear_tip", (0.04, 0.1, 1, 2)),
-    Scene(59, "nose", (0.08, 0.12, 2, 1)),
+    Scene(26, "chin", (0.04, 0.08, 2, 1)),
+    Scene(3, "mouth_left", (0.05, 0.05, 1, 2)),
 )
 
 
