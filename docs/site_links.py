@@ -51,5 +51,5 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def _site_path(file: Path) -> str:
-    """Path of a file of the repository in the site's sources: without docs/, otherwise from the root."""
-    return os.path.relpath(file, DOCS if file.is_relative_to(DOCS) else ROOT)
+    """Path of a file of the repository in the site's sources; a README outside docs/ must not replace the start page."""
+    return os.path.relpath(file, DOCS) if file.is_relative_to(DOCS) else f"repository/{os.path.relpath(file, ROOT)}"
