@@ -51,5 +51,5 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def _site_path(file: Path) -> str:
-    """Path of a file of the repository in the site's sources; a README outside docs/ must not replace the start page."""
+    """Path of a file in the site's sources. Outside docs/ it gets a folder, because README.md is a start page."""
     return os.path.relpath(file, DOCS) if file.is_relative_to(DOCS) else f"repository/{os.path.relpath(file, ROOT)}"
