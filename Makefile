@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 
-.PHONY: help demo test lint format bench wheel clean
+.PHONY: help demo test lint format bench wheel docs clean
 
 help:
 	@echo "make demo    drag a point of a shipped image, write out/demo/"
@@ -15,6 +15,7 @@ help:
 	@echo "make format  let ruff rewrite the code"
 	@echo "make bench   time a refiner step against a plain synthesis"
 	@echo "make wheel   build a wheel with the default checkpoint into dist/"
+	@echo "make docs    build the documentation into build/site/"
 	@echo "make clean   remove .venv and caches"
 
 $(STAMP): pyproject.toml
@@ -44,6 +45,14 @@ bench: $(STAMP)
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+# Only this target needs the packages of the documentation.
+$(VENV)/docs.stamp: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
+
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ matplotlib is imported on use; without it a run ends with its tables and names t
 from __future__ import annotations
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,7 +122,13 @@ def _open(path: Path) -> tuple[Figure, Axes] | None:
     if importlib.util.find_spec("matplotlib") is None:
         print(f"{path.name} is left out: it needs matplotlib (pip install 'autodrag[eval]')", file=sys.stderr)
         return None
-    from matplotlib.figure import Figure
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # its advice about the cache of fonts, if the home folder is missing or read-only
+    try:
+        from matplotlib.figure import Figure
+    finally:
+        logger.setLevel(level)
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     return figure, figure.add_subplot()

@@ -179,7 +179,7 @@ class AdversarialModule(TrainingModule):
         self.discriminator = Discriminator(
             DiscriminatorConfig(net.resolution, net.base_width, net.channel_base, net.channel_max)
         ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.register_buffer("mean_length", torch.zeros([]))
         self.grid_z = torch.randn(48, net.z_dim, generator=torch.Generator().manual_seed(config.run.seed))
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,6 +38,15 @@ def test_without_matplotlib_a_plot_is_left_out(
     plot_distances(RECORDS, tmp_path / "distance.png", "one point")
     assert "distance.png is left out: it needs matplotlib" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plot_without_a_home_folder_is_silent(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from autodrag.eval.plots import plot_decay; folder = Path({str(tmp_path)!r}); "
+    code += "plot_decay({'a': [[1.0, 0.5]]}, [0.1, 1.0], folder / 'decay.png', 'one point')"
+    environment = {**os.environ, "HOME": "/dev/null", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {name: value for name, value in environment.items() if not name.startswith(("XDG_", "MPL"))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_sheet(make_bench: Callable[..., Bench], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def test_a_broken_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pyt
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not list((tmp_path / "broken").glob("*.partial"))
     assert (tmp_path / "broken" / "grids" / "00000024.png").exists()
+
+
+def test_lightning_finds_nothing_to_warn_of_in_the_networks(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(config(tmp_path, 4))
+    assert [str(warning.message) for warning in caught if "eval mode" in str(warning.message)] == []
 
 
 def test_training_changes_both_networks_and_the_average(tmp_path: Path) -> None:
