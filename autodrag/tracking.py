@@ -137,12 +137,7 @@ def follow(
     """
     wide = len(maps) - 1 or 1
     height, width = maps[wide - 1].shape[2:]
-    cost = reference.scale.new_zeros([])
-    for k in range(wide):
-        part = 1 - _cosines(maps[k].float(), reference.offset[k], reference.factor[k], reference.features[k])
-        if part.shape[2:] != (height, width):
-            part = F.interpolate(part, size=(height, width), mode="bilinear", align_corners=False)
-        cost = cost + part  # (B, N, h, w)
+    cost = _wide_cost(maps, reference)
     with torch.no_grad():
         search = cost.detach() / reference.scale[:, :, None, None]
         columns, rows, cells = _cells(height, width, image, cost.device)  # px
@@ -176,6 +171,33 @@ def match_features(
     back, _ = follow(first[:wide], appearance(second[:wide], found, image), image)
     cell = image[0] / first[wide - 1].shape[2]
     return found, ((back - points).norm(dim=2) <= cell) & (confidence > MIN_CONFIDENCE)
+
+
+@torch.no_grad()
+@_in_fp32
+def ambiguity(maps: Maps, points: Float[Tensor, "B N 2"], image: Size) -> Float[Tensor, "B N"]:
+    """How far from a point, px, lie the places of its own image that look like it; large without texture.
+
+    The root of the mean squared distance, weighted by the softmax of the cost of `follow` in the coarser maps.
+    """
+    reference = look(maps).at(points, image)
+    cost = _wide_cost(maps, reference) / reference.scale[:, :, None, None]
+    weights = (-SHARPNESS * cost.flatten(2)).softmax(dim=2)
+    _, _, cells = _cells(cost.shape[2], cost.shape[3], image, cost.device)
+    return (weights * (cells - points[:, :, None]).square().sum(dim=3)).sum(dim=2).sqrt()
+
+
+def _wide_cost(maps: Maps, reference: Appearance) -> Float[Tensor, "B N h w"]:
+    """Cost of all cells by all maps except the finest, at the size of the finest of these."""
+    wide = len(maps) - 1 or 1
+    size = maps[wide - 1].shape[2:]
+    cost = reference.scale.new_zeros([])
+    for k in range(wide):
+        part = 1 - _cosines(maps[k].float(), reference.offset[k], reference.factor[k], reference.features[k])
+        if part.shape[2:] != size:
+            part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
+        cost = cost + part
+    return cost
 
 
 def _unit(maps: Float[Tensor, "B C h w"], offset: Tensor, factor: Tensor) -> Float[Tensor, "B C h w"]:

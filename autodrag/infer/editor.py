@@ -32,8 +32,9 @@ from autodrag.images import read_mask, to_uint8
 from autodrag.infer.drag import DragSettings, choose_method, choose_settings, run_drag, warm_up
 from autodrag.infer.history import History, State
 from autodrag.infer.measure import measure_drag
-from autodrag.infer.open_image import OpenImage, opened_code
+from autodrag.infer.open_image import OpenImage, opened_code, tracked_blocks
 from autodrag.infer.task import Control, Drag, DragResult, PointsLike
+from autodrag.infer.trust import Calibration, load_calibration, settle
 from autodrag.nets.editor import LearnedEditor
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.layers import Layers
@@ -63,6 +64,7 @@ class DragEditor:
         *,
         learned: LearnedEditor | None = None,
         landmarks: LandmarkNet | None = None,
+        calibration: Calibration | None = None,
         checkpoint: str = DEFAULT_CHECKPOINT,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -72,6 +74,7 @@ class DragEditor:
         Args:
             learned: predictor and regularizer trained on this generator; None: the refiner makes all edits.
             landmarks: net that measures drags independently; None: no landmark distances.
+            calibration: of the tracker's uncertainty; None: that of critters.
             checkpoint: the name of the checkpoint in saved edits.
             device: None: CUDA where it is available.
             dtype: None or float32; bfloat16 runs convolutions in bf16.
@@ -83,6 +86,7 @@ class DragEditor:
         self.generator = generator.to(self.device).freeze()
         self.learned = None if learned is None else accelerate(learned.to(self.device))
         self.landmarks = None if landmarks is None else landmarks.to(self.device).eval()
+        self.calibration = calibration or Calibration()
         self.checkpoint = checkpoint
         self._dtype = dtype
         self._latent_basis: LatentBasis | None = None
@@ -112,6 +116,7 @@ class DragEditor:
             generator,
             learned=load_editor(folder, identity),
             landmarks=load_landmarks(folder),
+            calibration=load_calibration(folder, identity),
             checkpoint=str(folder),
             device=device,
             dtype=dtype,
@@ -215,6 +220,9 @@ class DragEditor:
         before = self.image
         with self._precision():
             result = run_drag(self._opened(), task, chosen, control, self._basis())
+            edited = OpenImage(result.synthesis.moved(result.latent), self.learned, result.features)
+            blocks = tracked_blocks(self.generator.config)
+            result = settle(self._opened(), edited, task, result, self.calibration, blocks)
         result = dataclasses.replace(
             result,
             latent=result.latent.detach().cpu(),

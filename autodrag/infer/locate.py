@@ -18,15 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from autodrag.infer.open_image import FEATURE_BLOCK, OpenImage, feature_block
+from autodrag.infer.open_image import FEATURE_BLOCK, OpenImage, feature_block, tracked_blocks
 from autodrag.infer.task import Control, Drag, DragResult, Reason, References, Start, arrival_distance, renderer
 from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.stylegan2 import Features
 from autodrag.points import Size
 from autodrag.tracking import PULL, Appearance, follow
 
-TRACKED_BLOCKS = 3
-"""Points are tracked in the feature block and the blocks before it, this many in all."""
 REACH = 1 / 32
 """Maximum displacement that one step asks of a point, as a share of the image height; halved after a failed step.
 The tracker is less accurate farther away."""
@@ -186,7 +184,7 @@ class LocateProblem:
         self.synthesis, self.size = image.synthesis, image.synthesis.config.image_size
         height = self.size[0]
         self.block = feature_block(self.synthesis.config, config.feature_block)
-        self.blocks = slice(max(0, self.block + 1 - TRACKED_BLOCKS), self.block + 1)
+        self.blocks = tracked_blocks(self.synthesis.config, config.feature_block)
         self.prior = config.prior * (height / 64) ** 2
         self.reach = REACH * height
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from autodrag.checkpoint import load_code
 from autodrag.errors import AutodragError
+from autodrag.images import to_uint8
 from autodrag.infer.task import References
 from autodrag.nets.editor import ImageMemory, LearnedEditor
 from autodrag.nets.layers import LayeredGenerator, Layers, Rendered
@@ -113,15 +114,26 @@ class OpenImage:
             return self.features.outputs[block]
         return self.synthesis.features(self.latent, block=block).last
 
+    def outputs(self, blocks: slice) -> tuple[Float[Tensor, "B _ _ _"], ...]:
+        """Outputs of some blocks, coarse to fine."""
+        known = self.features
+        if blocks.stop > len(known.outputs):
+            with torch.no_grad():
+                known = self.synthesis.features(self.latent, block=blocks.stop - 1)
+        return known.outputs[blocks]
+
+    @property
+    def picture(self) -> UInt8[np.ndarray, "H W 3"]:
+        """The image, HWC uint8 RGB; the first one of a batch."""
+        with torch.no_grad():
+            return to_uint8(self.synthesis.image(self.latent, self.features))[0]
+
     @torch.no_grad()
     def look(self, blocks: slice) -> Look:
         """Standardised features of some blocks, for reading the appearance of points."""
         key = (blocks.start, blocks.stop)
         if key not in self._looks:
-            known = self.features
-            if blocks.stop > len(known.outputs):
-                known = self.synthesis.features(self.latent, block=blocks.stop - 1)
-            self._looks[key] = look(known.outputs[blocks])
+            self._looks[key] = look(self.outputs(blocks))
         return self._looks[key]
 
     @cached_property
@@ -140,6 +152,16 @@ FEATURE_BLOCK = 5
 def feature_block(config: GeneratorConfig, block: int = FEATURE_BLOCK) -> int:
     """The block that is tracked: `block`, or the last one of a smaller generator."""
     return min(block, len(config.block_resolutions) - 1)
+
+
+TRACKED_BLOCKS = 3
+"""Points are tracked in the feature block and the blocks before it, this many in all."""
+
+
+def tracked_blocks(config: GeneratorConfig, block: int = FEATURE_BLOCK) -> slice:
+    """The blocks in which the refiner tracks points, up to `block`."""
+    last = feature_block(config, block)
+    return slice(max(0, last + 1 - TRACKED_BLOCKS), last + 1)
 
 
 def opened_code(

@@ -34,6 +34,12 @@ PointsLike = Sequence[Sequence[float]] | np.ndarray | Tensor
 Reason = Literal["arrived", "rounds", "steps", "budget", "stopped", "stalled", "lost"]
 """Why a drag ended. `rounds` and `steps`: the limit was reached. `stalled`: no further progress."""
 
+Outcome = Literal["arrived", "nearer", "failed"]
+"""What a drag achieved. `failed`: too little, and the image was left as it was."""
+Why = Literal["mask", "contradiction", "frame", "texture", "far", "lost", "generator"]
+"""What most likely kept a drag from arriving: the mask; points whose drags contradict each other; a target at the
+border of the image; a handle without texture; a long drag; lost points; or the generator has no such image nearby."""
+
 
 @dataclass(frozen=True)
 class References:
@@ -167,7 +173,13 @@ class DragResult:
     confidences: Float[np.ndarray, " N"]
     """Confidence of the tracker, in [0, 1]."""
     lost: Bool[np.ndarray, " N"]
-    """Points whose confidence is too low to be followed."""
+    """Points of which the tracker does not know where they are."""
+    uncertainties: Float[np.ndarray, " N"] | None = None
+    """How far `points` may be from the true positions (`infer.trust`); None during a drag."""
+    outcome: Outcome | None = None
+    """None during a drag."""
+    why: Why | None = None
+    """Why the drag did not arrive; None if it did."""
     method: str
     """predict, refine or both."""
     rounds: int = 0
@@ -212,12 +224,15 @@ class DragResult:
                 "distance": round(float(self.distances[i]), 4),
                 "landmark_distance": rounded(landmarks[i]),
                 "confidence": round(float(self.confidences[i]), 4),
+                "uncertainty": rounded(None if self.uncertainties is None else float(self.uncertainties[i])),
                 "lost": bool(self.lost[i]),
             }
             for i in range(len(self.points))
         ]
         return {
             "points": points,
+            "outcome": self.outcome,
+            "why": self.why,
             "method": self.method,
             "rounds": self.rounds,
             "steps": self.steps,
