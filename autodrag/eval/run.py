@@ -217,6 +217,4 @@ def finish(args: argparse.Namespace, table: Table) -> None:
     """Writes a table as JSON and as Markdown, and prints it."""
     write_json(args.out / "table.json", table.rows)
     write_text(args.out / "table.md", table.markdown)
-    if args.results is not None:
-        results.write_table(args.results, table)
-    print(table.markdown, end="")
+    results.report(table, args.results)
