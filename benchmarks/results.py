@@ -38,67 +38,92 @@ class Section:
 SECTIONS = {
     "landmarks": Section(
         "Landmarks",
-        "Landmarks of one image are dragged to those of another and detected again in the result (DragGAN's Table 1). "
-        "All methods get the same drags, the same step limit and the same stop rule: 1 px up to five points, 2 px with "
-        "more. \"Patch\" is a second measure of the distance: it searches the dragged patch by cross-correlation and "
-        "knows nothing of landmarks. \"Of no edit\" is the mean distance as a share of the distance before the drag. "
-        "\"Fréchet\" is the distance of the results to the unedited images in features of the landmark net. It is not "
-        "FID, and it depends on the number of images. \"Torn\" is the share of results whose landmarks are less likely "
-        "than those of 95 % of 1000 other unedited images. DAI(γ) compares the patches at handle and target, radius γ.",
+        """\
+Landmarks of one image are dragged to those of another and detected again in the result (DragGAN's Table 1). All methods
+get the same drags, the same step limit and the same stop rule.
+
+- *patch*: a second measure of the distance. It searches the dragged patch by cross-correlation and does not use
+  landmarks.
+- *of no edit*: the mean distance as a share of the distance before the drag.
+- *Fréchet*: distance of the results to the unedited images in features of the landmark net. It is not FID, and it
+  depends on the number of images.
+- *torn*: share of the results whose landmarks are less likely than those of 95 % of 1000 other unedited images.
+- *DAI*: difference of the patches at handle and target, for radii γ in px.
+""",
     ),
     "torn": Section(
-        "What \"torn\" detects",
-        "Images are torn on purpose: the head below a random row is shifted to the side. Other images are edited along "
-        "random directions of W; the length is in standard deviations. Each cell is the share that a measure calls torn, "
-        "with the threshold that calls 5 % of the unedited images torn. The constellation of landmarks is the measure "
-        "of `autodrag eval landmarks`.",
+        "What *torn* detects",
+        """\
+Images are torn on purpose: the head below a random row is shifted to the side, by a share of the height. Other images
+are edited along random directions of W; the length is in standard deviations. A cell is the share that a measure calls
+torn. Its threshold calls 5 % of the unedited images torn. `autodrag eval landmarks` uses the constellation of
+landmarks.
+""",
     ),
     "paired": Section(
         "Paired reconstruction",
-        "Drags between two images of known latents; the result is compared with the second image (DragGAN's Table 2). "
-        "Images are in [-1, 1], so that MSE is four times that of images in [0, 1].",
+        """\
+Drags between two images with known latents. The result is compared with the second image (DragGAN's Table 2). Images
+are in [-1, 1], so that MSE is four times that of images in [0, 1].
+""",
     ),
     "mdd": Section(
         "Mean distance decay",
-        "The distance left after a given time, as a share of the distance before the drag.",
+        """\
+The distance left after a given time, as a share of the distance before the drag.
+""",
     ),
     "ccsd": Section(
         "There and back",
-        "A drag, and the opposite drag of its result. The last image is compared with the first. The measure rewards "
-        "methods that do nothing: read it beside the distance that the first drag left.",
+        """\
+A drag, and then the opposite drag. The last image is compared with the first. The measure rewards methods that do
+nothing: read it beside the distance that the first drag left.
+""",
     ),
     "masks": Section(
         "Masks",
-        "The same drags with a mask and without it. \"Change outside\" is the mean absolute change of the image, in "
-        "[-1, 1], where the mask forbids changes. \"Left\" is the mean distance of the points to their targets.",
+        """\
+The same drags with a mask and without it. *Change outside* is the mean absolute change of the image, in [-1, 1], where
+the mask forbids changes. *Left* is the mean distance of the points to their targets.
+""",
     ),
     "speed": Section(
         "Cost of an edit",
-        "`draggan` and `refine` are measured by the step, `predict` by the whole edit: both rounds of its closed loop "
-        "and the image. \"Ratio\" divides the median by that of a plain synthesis in the same process. Quote the ratio, "
-        "because the seconds depend on the load of the machine. Memory is the resident size on a CPU, with weights and "
-        "libraries, and what torch allocated on a GPU.",
+        """\
+`draggan` and `refine` are measured by the step, `predict` by the whole edit: all rounds of its closed loop and the
+image. *Ratio* divides the median by that of a plain synthesis in the same process. Quote the ratio, because seconds
+depend on the load of the machine. Memory is the resident size on a CPU, with weights and libraries, and the memory that
+torch allocated on a GPU.
+""",
     ),
     "app": Section(
         "The app",
-        "Clients send 60 positions per second over the WebSocket, as the page does, and release the pointer every two "
-        "seconds. Times are those that a client sees. Server and clients share the machine.",
+        """\
+Clients send 60 positions per second over the WebSocket, as the page does, and release the pointer every two seconds.
+Times are those that a client sees. Server and clients share the machine.
+""",
     ),
     "convert": Section(
         "Conversion",
-        "A file with one StyleGAN2 generator of random weights is converted. Peak memory is counted above what the "
-        "process held before, with PyTorch imported.",
+        """\
+A file with one StyleGAN2 generator of random weights is converted. Peak memory is counted above what the process held
+before, with PyTorch imported; the last column divides it by the size of the file.
+""",
     ),
     "training": Section(
         "Training",
-        "Held-out drags during a training, by the averaged weights: the distance left as a share of the distance before "
-        "the drag, in a closed loop of three rounds. The first command trains, the second reads the logs.",
+        """\
+The distance left on held-out drags during a training, as a share of the distance before the drag. The averaged weights
+edit in a closed loop of three rounds. The first command trains, the second reads the logs.
+""",
     ),
     "tracking": Section(
         "Tracking",
-        "Landmarks of one head are tracked while its latent moves toward another head. The error is the distance to "
-        "where the landmark net detects them. \"Mutual\" is the share of points whose match leads back to them. The "
-        "refiner and the closed loop track the last row of blocks in each group.",
+        """\
+Landmarks of one head are tracked while its latent moves toward another head. The error is the distance to where the
+landmark net detects them. *Mutual* is the share of points whose match leads back to them. The refiner and the closed
+loop track the blocks in the last row of each group.
+""",
     ),
 }
 """Kind of a table to its section, in the order of the page."""
@@ -115,8 +140,8 @@ are shared and noisy: compare times within one table only.
 METHODS = """\
 Distances are means over {drags} drags for each number of points, by the landmark net. `draggan` is the published loop
 with its published constants. `refine` is our optimisation loop. `predict` is the learned editor alone. `both` runs the
-refiner after the predictor if a point has not arrived. Median seconds include the final image; in parentheses, the share
-of the time of `draggan`.
+refiner after the predictor if a point has not arrived. Seconds are medians that include the final image; in
+parentheses, the share of the time of `draggan`.
 """
 
 PICTURE = """\
@@ -129,8 +154,8 @@ The drags are the first ones of the run, without selection.
 LIMITS = """\
 **Limits**
 
-- All drags are on *critters* at 64 px, animal heads drawn by our own renderer. Nothing here was measured on photographs,
-  on faces, or on a published checkpoint.
+- All drags are on *critters* at 64 px, animal heads drawn by our own renderer. Nothing here was measured on
+  photographs, on faces, or on a published checkpoint.
 - The shipped predictor predicts one code (n = 1) and edits without a regularizer. It is not the network of the paper,
   whose variant (`configs/paper.yaml`) has not been trained to the end.
 - The landmark net that measures distances has a mean error of 0.48 px itself (`checkpoints/critters/README.md`).
@@ -144,12 +169,11 @@ def page(tables: Sequence[Table]) -> str:
     parts = [INTRODUCTION]
     landmarks = next((table for table in tables if table.kind == "landmarks"), None)
     if landmarks is not None:
-        parts += ["## Summary\n", *summary(landmarks), PICTURE]
-        parts.append(LIMITS)
+        parts += ["## Summary\n", *summary(landmarks), PICTURE, LIMITS]
     for kind, section in SECTIONS.items():
         found = [table for table in tables if table.kind == kind]
         if found:
-            parts += [f"## {section.title}\n", section.text + "\n", *map(measurement, found)]
+            parts += [f"## {section.title}\n", section.text, *map(measurement, found)]
     return "\n".join(parts)
 
 
@@ -195,7 +219,8 @@ def seconds(row: Record, by_task: dict[tuple[int, str], Record]) -> str:
 
 def measurement(table: Table) -> str:
     """The command, machine and commit of a table, and the table."""
-    where = ", ".join(part for part in (table.date, f"commit `{table.commit}`" * bool(table.commit), table.machine) if part)
+    commit = f"commit `{table.commit}`" if table.commit else ""
+    where = ", ".join(part for part in (table.date, commit, table.machine) if part)
     return f"```\n{table.command}\n```\n\n{where}\n\n{table.markdown}"
 
 
