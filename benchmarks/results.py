@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autodrag.errors import AutodragError
 from autodrag.eval.log import Record
+from autodrag.eval.methods import METHODS
 from autodrag.eval.results import Table, read_table
 from autodrag.eval.tables import MISSING, markdown
 from autodrag.files import write_text
@@ -137,18 +139,12 @@ The command above each table measured it, on the machine and at the commit in th
 are shared and noisy: compare times within one table only.
 """
 
-METHODS = """\
-Distances are means over {drags} drags for each number of points, by the landmark net. `draggan` is the published loop
-with its published constants. `refine` is our optimisation loop. `predict` is the learned editor alone. `both` runs the
-refiner after the predictor if a point has not arrived. Seconds are medians that include the final image; in
-parentheses, the share of the time of `draggan`.
-"""
-
 PICTURE = """\
 ![Drags of one point: the image before, then the result of each method](drags.jpg)
 
-One drag per row and block of columns: before, then each method. Red is where the point was detected, blue its target.
-The drags are the first ones of the run, without selection.
+Red is where the point was detected, blue its target. The drags are the first ones of the run, without selection. The
+picture is made by `python benchmarks/drags.py out/eval-landmarks/sheet-1.png` after the command of the section
+*Landmarks*.
 """
 
 LIMITS = """\
@@ -159,7 +155,7 @@ LIMITS = """\
 - The shipped predictor predicts one code (n = 1) and edits without a regularizer. It is not the network of the paper,
   whose variant (`configs/paper.yaml`) has not been trained to the end.
 - The landmark net that measures distances has a mean error of 0.48 px itself (`checkpoints/critters/README.md`).
-- `draggan` has the published learning rate, which was not tuned to critters. A tuned loop needs fewer steps.
+- `draggan` has the published learning rate, which was not tuned to critters; a tuned loop may need fewer steps.
 - FID and LPIPS are missing: their weights were not available.
 """
 
@@ -181,24 +177,59 @@ def summary(table: Table) -> list[str]:
     """Distance and time of each method, from a table of `autodrag eval landmarks`."""
     try:
         counts = list(dict.fromkeys(row["points"] for row in table.rows))
-        methods = list(dict.fromkeys(row["method"] for row in table.rows))
+        found = {row["method"] for row in table.rows}
         by_task = {(row["points"], row["method"]): row for row in table.rows}
         titles = ["method"]
         for count in counts:
-            titles += [f"{count} point{'s' * (count > 1)}: left, px (of no edit)", "seconds"]
+            titles += [f"{named(count)}: left, px (of no edit)", "seconds"]
         lines = []
-        for method in methods:
-            line = [f"`{method}`"]
-            for count in counts:
-                row = by_task.get((count, method))
-                line += [MISSING, MISSING] if row is None else [distance(row), seconds(row, by_task)]
-            lines.append(line)
+        for method in METHODS:
+            if method in found:
+                line = [f"`{method}`"]
+                for count in counts:
+                    row = by_task.get((count, method))
+                    line += [MISSING, MISSING] if row is None else [distance(row), seconds(row, by_task)]
+                lines.append(line)
         drags = " to ".join(str(n) for n in sorted({row["drags"] for row in table.rows}))
+        note = f"""
+            Distances are means over {drags} drags for each number of points, by the landmark net. `draggan` is the
+            published loop with its published constants. `refine` is our optimisation loop. `predict` is the learned
+            editor alone. `both` runs the refiner after the predictor if a point has not arrived. Seconds are medians
+            that include the final image; in parentheses, the share of the time of `draggan`.
+        """
+        return [markdown(titles, lines), paragraph(note), second_measure(table.rows)]
     except (KeyError, TypeError) as error:
         raise AutodragError(
             f"the table of `{table.command}` lacks the field {error}; repeat the command with this version"
         ) from error
-    return [markdown(titles, lines), METHODS.format(drags=drags)]
+
+
+def named(count: int) -> str:
+    """A number of points in words."""
+    return f"{count} point" if count == 1 else f"{count} points"
+
+
+def second_measure(rows: Sequence[Record]) -> str:
+    """What the search for the dragged patch finds, as a sentence."""
+    parts = []
+    for count in dict.fromkeys(row["points"] for row in rows):
+        drags = [row for row in rows if row["points"] == count and row["method"] != "none"]
+        if drags:
+            means, initial = [row["patch_distance"]["mean"] for row in drags], drags[0]["mean_initial"]
+            parts.append(f"{min(means):.1f} to {max(means):.1f} of {initial:.1f} px with {named(count)}")
+    if not parts:
+        return ""
+    return paragraph(
+        f"""
+        A second measure searches the dragged patch by cross-correlation. On average it finds that the methods leave
+        {", ".join(parts)}. Large errors dominate these means; the medians are in the section *Landmarks*.
+        """
+    )
+
+
+def paragraph(text: str) -> str:
+    """Text in lines of up to 120 characters."""
+    return textwrap.fill(" ".join(text.split()), width=120) + "\n"
 
 
 def distance(row: Record) -> str:
@@ -212,7 +243,9 @@ def seconds(row: Record, by_task: dict[tuple[int, str], Record]) -> str:
     """Median seconds, and their share of the published loop's."""
     median: float = row["seconds"]["quartiles"][1]
     published = by_task.get((row["points"], "draggan"))
-    if published is None or row["method"] in ("none", "draggan"):
+    if row["method"] == "none":
+        return MISSING
+    if published is None or row["method"] == "draggan":
         return f"{median:.2f}"
     return f"{median:.2f} ({median / published['seconds']['quartiles'][1]:.1%})"
 
