@@ -28,8 +28,10 @@ HELD_OUT = "held-out/"
 
 def read_logs(folder: Path) -> EventAccumulator:
     """All scalars of a run."""
-    events = EventAccumulator(str(folder / "logs"), size_guidance={"scalars": 0})
-    events.Reload()
+    logs = folder / "logs"
+    events = EventAccumulator(str(logs), size_guidance={"scalars": 0})
+    if logs.is_dir():
+        events.Reload()
     if not events.Tags()["scalars"]:
         raise AutodragError(f"{str(folder)!r} has no logs of a training; name the run.folder of one")
     return events
