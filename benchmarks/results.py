@@ -222,7 +222,7 @@ def second_measure(rows: Sequence[Record]) -> str:
     return paragraph(
         f"""
         A second measure searches the dragged patch by cross-correlation. On average it finds that the methods leave
-        {", ".join(parts)}. Large errors dominate these means; the medians are in the section *Landmarks*.
+        {", ".join(parts)}. The medians are in the section *Landmarks*.
         """
     )
 
