@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo`, `make test`, `make lint`, `make bench`.
+# Everything a newcomer needs: `make demo`, `make test`, `make lint`, `make bench`, `make results`.
 # Each sets up .venv by itself; the only network it uses is the package index.
 
 PYTHON ?= python3
@@ -6,14 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed.stamp
 
-.PHONY: help demo test lint format bench wheel docs clean
+.PHONY: help demo test lint format bench results wheel docs clean
 
 help:
 	@echo "make demo    drag a point of a shipped image, write out/demo/"
 	@echo "make test    run the test suite"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite the code"
-	@echo "make bench   time a refiner step against a plain synthesis"
+	@echo "make bench   time steps and edits against a plain synthesis"
+	@echo "make results write docs/results.md from benchmarks/results/*.json"
 	@echo "make wheel   build a wheel with the default checkpoint into dist/"
 	@echo "make docs    build the documentation into build/site/"
 	@echo "make clean   remove .venv and caches"
@@ -41,7 +42,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/autodrag eval speed --checkpoint checkpoints/critters --rounds 12
+
+results: $(STAMP)
+	$(BIN)/python benchmarks/results.py
 
 wheel: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

@@ -1,12 +1,12 @@
-"""The app under hands: frames per second while a pointer pulls, many clients at once, memory over many edits.
+"""Frame rate, delay and memory of the app while clients pull points.
 
-    python benchmarks/app.py                              # one pointer, seconds
-    python benchmarks/app.py --clients 30 --seconds 60    # thirty at once for a minute
-    python benchmarks/app.py --edits 1000                 # and the server's memory over a thousand edits
+    python benchmarks/app.py --results benchmarks/results/app.json
+    python benchmarks/app.py --clients 1,30 --seconds 60 --edits 1000
 
-Starts a server of its own, speaks to it as the page does (positions at 60 per second over the WebSocket, a release, and
-again), and prints one line of JSON for each part. Times are those that the client sees. Frames per second are those
-frames that came while the pointer was down, by that time.
+Starts a server of its own and speaks to it as the page does: 60 positions per second over the WebSocket, a release, and
+again. There is one row for each number of clients. `--edits` measures the server's memory over edits in one session,
+after the clients. Times are those that a client sees; frames per second count the frames that arrive while the pointer
+is down.
 """
 
 from __future__ import annotations
@@ -27,30 +27,52 @@ import httpx
 import websockets
 
 from autodrag.app.frames import unpack
+from autodrag.errors import AutodragError
+from autodrag.eval import results
+from autodrag.eval.log import Record
+from autodrag.eval.tables import MISSING, Columns, optional
 
-RATE = 60  # positions per second, as a screen draws
-PULL_S = 2.0  # until the pointer is released
+RATE = 60
+"""Positions per second, the frame rate of a screen."""
+PULL_S = 2.0
+"""Seconds until the pointer is released."""
+
+COLUMNS: Columns = {
+    "clients": lambda row: str(row["clients"]),
+    "frames per second, median": lambda row: optional(row["frames_per_second"], ".1f"),
+    "of the slowest client": lambda row: optional(row["slowest_frames_per_second"], ".1f"),
+    "first frame, ms, median": lambda row: optional(row["first_frame_ms"], ".0f"),
+    "worst": lambda row: optional(row["worst_first_frame_ms"], ".0f"),
+    "pulls without a frame": lambda row: f"{row['pulls_without_a_frame']} of {row['pulls']}",
+    "errors": lambda row: str(row["errors"]),
+    "lost sessions": lambda row: str(row["lost_sessions"]),
+    "memory over the edits, MiB": lambda row: memory_cell(row["edits"], row["resident_mib"]),
+}
+
+
+def memory_cell(edits: int, curve: list[float]) -> str:
+    """Resident memory before and after a number of edits."""
+    return f"{curve[0]:.0f} to {curve[-1]:.0f} ({edits} edits)" if edits else MISSING
 
 
 def resident(pid: int) -> float:
-    """Resident memory in MiB. Linux only."""
+    """Resident memory of a process in MiB. Linux only."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
 
 class Pointer:
-    """One client that pulls the nose back and forth, and what it saw."""
+    """A client that pulls the nose back and forth, and counts frames and errors."""
 
     def __init__(self, address: str, seed: int) -> None:
         self.address, self.seed = address, seed
-        self.frames, self.pulled = 0, 0.0  # seconds
-        self.firsts: list[float | None] = []  # seconds; None: the pointer was released before there was a frame
-        self.edits = 0
+        self.frames, self.pulled_s = 0, 0.0
+        self.first_frames_s: list[float | None] = []  # None: the pointer was released before a frame arrived
         self.errors: list[str] = []
         self.lost = False
 
     async def work(self, seconds: float) -> None:
-        """Pull for so long."""
+        """Pulls again and again until the time is over."""
         async with httpx.AsyncClient(base_url=self.address, timeout=300, trust_env=False) as http:
             answer = await http.post("/api/sessions", json={"seed": self.seed})
             answer.raise_for_status()
@@ -72,18 +94,16 @@ class Pointer:
     async def _once(self, socket: Any, pull: int, seconds: float) -> None:
         idle = asyncio.Event()
         began = time.monotonic()
-        frames: list[float] = []  # when they came
+        arrivals: list[float] = []
 
         async def listen() -> None:
             while not idle.is_set():
                 message = await socket.recv()
                 header = unpack(message)[0] if isinstance(message, bytes) else json.loads(message)
                 if header["type"] == "preview" and header["pull"] == pull:
-                    frames.append(time.monotonic())
+                    arrivals.append(time.monotonic())
                 elif header["type"] == "error":
                     self.errors.append(header["message"])
-                elif header["type"] == "state":
-                    self.edits += 1
                 elif header["type"] == "idle":
                     idle.set()
 
@@ -94,39 +114,38 @@ class Pointer:
             edit = {"drags": [{"handle": [25, 30], "target": target}], "parameters": {"steps": 10}}
             await socket.send(json.dumps({"type": "pull", "pull": pull, "edit": edit}))
             await asyncio.sleep(1 / RATE)
-        self.frames += len(frames)
-        self.pulled += time.monotonic() - began
-        self.firsts.append(frames[0] - began if frames else None)
+        self.frames += len(arrivals)
+        self.pulled_s += time.monotonic() - began
+        self.first_frames_s.append(arrivals[0] - began if arrivals else None)
         await socket.send(json.dumps({"type": "drag", "pull": pull, "edit": edit}))
         await listener
 
 
-async def many(address: str, clients: int, seconds: float) -> dict[str, Any]:
-    """So many pointers at once."""
+async def pull_together(address: str, clients: int, seconds: float) -> Record:
+    """Runs a number of clients at the same time."""
     pointers = [Pointer(address, seed) for seed in range(13, 13 + clients)]
-    began = time.monotonic()
     await asyncio.gather(*(pointer.work(seconds) for pointer in pointers))
-    took = time.monotonic() - began
-    rates = [pointer.frames / pointer.pulled for pointer in pointers if pointer.pulled]
-    pulls = [first for pointer in pointers for first in pointer.firsts]
-    firsts = [first for first in pulls if first is not None]
+    rates = [pointer.frames / pointer.pulled_s for pointer in pointers if pointer.pulled_s]
+    pulls = [first for pointer in pointers for first in pointer.first_frames_s]
+    first_frames = [first for first in pulls if first is not None]
+    errors = [error for pointer in pointers for error in pointer.errors]
+    for error in errors[:5]:
+        print(error, file=sys.stderr)
     return {
         "clients": clients,
-        "seconds": round(took, 1),
-        "frames_per_second_while_pulling": round(statistics.median(rates), 2) if rates else None,
-        "frames_per_second_of_the_slowest": round(min(rates), 2) if rates else None,
-        "first_frame_ms_median": round(1000 * statistics.median(firsts)) if firsts else None,
-        "first_frame_ms_worst": round(1000 * max(firsts)) if firsts else None,
+        "frames_per_second": statistics.median(rates) if rates else None,
+        "slowest_frames_per_second": min(rates) if rates else None,
+        "first_frame_ms": 1000 * statistics.median(first_frames) if first_frames else None,
+        "worst_first_frame_ms": 1000 * max(first_frames) if first_frames else None,
         "pulls": len(pulls),
-        "pulls_without_a_frame": len(pulls) - len(firsts),
-        "edits": sum(pointer.edits for pointer in pointers),
-        "errors": [error for pointer in pointers for error in pointer.errors][:5],
+        "pulls_without_a_frame": len(pulls) - len(first_frames),
+        "errors": len(errors),
         "lost_sessions": sum(pointer.lost for pointer in pointers),
     }
 
 
-def memory(address: str, pid: int, edits: int) -> dict[str, Any]:
-    """Resident memory over many edits of one session."""
+def memory(address: str, pid: int, edits: int) -> list[float]:
+    """Resident memory of the server in MiB at eleven moments of a session's edits."""
     with httpx.Client(base_url=address, timeout=300, trust_env=False) as http:
         key = http.post("/api/sessions", json={"seed": 13}).json()["key"]
         curve = [round(resident(pid), 1)]
@@ -136,17 +155,26 @@ def memory(address: str, pid: int, edits: int) -> dict[str, Any]:
             http.post(f"/api/sessions/{key}/drag", json=document).raise_for_status()
             if (edit + 1) % max(1, edits // 10) == 0 or edit + 1 == edits:
                 curve.append(round(resident(pid), 1))
-    return {"edits": edits, "resident_mib": curve}
+    return curve
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", default="checkpoints")
     parser.add_argument("--workers", type=int, help="of the server")
-    parser.add_argument("--clients", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=6.0)
-    parser.add_argument("--edits", type=int, default=0)
+    parser.add_argument("--clients", default="1", help="numbers of clients, such as 1,30 (default: 1)")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each number of clients (default: 6)")
+    parser.add_argument("--edits", type=int, default=0, help="also measure memory over this number of edits")
+    results.add_option(parser)
     args = parser.parse_args()
+    try:
+        counts = [int(text) for text in args.clients.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise AutodragError(f"--clients {args.clients!r}: expected numbers from 1, such as 1,30")
+    rows: list[Record] = []
     with tempfile.TemporaryDirectory() as data:
         command = [sys.executable, "-m", "autodrag.cli", "app", "--port", "0", "--data", data]
         command += ["--checkpoints", args.checkpoints]
@@ -156,13 +184,20 @@ def main() -> None:
             assert server.stdout is not None
             address = next(word for word in server.stdout.readline().split() if word.startswith("http"))
             httpx.post(f"{address}api/sessions", json={}, timeout=300).raise_for_status()  # loads and warms up
-            print(json.dumps(asyncio.run(many(address, args.clients, args.seconds))), flush=True)
+            for clients in counts:
+                row = asyncio.run(pull_together(address, clients, args.seconds))
+                rows.append(row | {"seconds": args.seconds, "edits": 0, "resident_mib": []})
             if args.edits:
-                print(json.dumps(memory(address, server.pid, args.edits)), flush=True)
+                rows[-1] |= {"edits": args.edits, "resident_mib": memory(address, server.pid, args.edits)}
         finally:
             server.terminate()
             server.wait()
+    words = ["python", "benchmarks/app.py", *sys.argv[1:]]
+    results.report(results.make_table("app", words, COLUMNS, rows), args.results)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except AutodragError as error:
+        sys.exit(f"error: {error}")

@@ -1,142 +1,216 @@
-"""The benchmarks that are run by hand still run: what they ask of the command line exists and means what it says."""
+"""The scripts of benchmarks/ run, and docs/results.md is what the committed tables give."""
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
-import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from learned import save_learned, tiny_nets
+from torch.utils.tensorboard import SummaryWriter
 
-from autodrag.cli import main
-from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
-from autodrag.nets.stylegan2 import Generator
-from autodrag.release import save_tensors
-from autodrag.train import predictor as training
-from autodrag.train.base import parse_config
-from autodrag.train.heldout import held_out_drags
-from autodrag.train.predictor import PredictorTraining
+from autodrag.errors import AutodragError
+from autodrag.eval.results import Table, read_table, write_table
+from autodrag.images import read_image, write_png
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-TINY = """
-run: {accelerator: cpu, precision: 32-true}
-net: {feature_block: 2, track_block: 2, steps: 1, width: 16, heads: 2, encoder_layers: 1, decoder_layers: 1,
-      mlp_ratio: 2, token_rows: 4}
-motion: {n_candidates: 6, max_points: 4}
-"""
+ROOT = Path(__file__).parents[1]
+CRITTERS = str(ROOT / "checkpoints" / "critters")
 
 
 def script(name: str) -> ModuleType:
     """A script of benchmarks/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *options: str) -> ModuleType:
+    """Runs a script with options."""
+    module = script(name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
+    module.main()
+    return module
+
+
+# ------------------------------------------------------------------------------------------------------ the page
+
+
+def landmark_row(points: int, method: str, px: float, seconds: float) -> dict[str, Any]:
+    return {
+        "points": points,
+        "method": method,
+        "drags": 20,
+        "distance": {"mean": px},
+        "share_of_none": px / 10,
+        "seconds": {"quartiles": [0.0, seconds, 9.0]},
+        "patch_distance": {"mean": px + 1},
+        "mean_initial": 10.0,
+    }
+
+
+def landmark_table() -> Table:
+    rows = [landmark_row(1, "predict", 2.0, 0.05), landmark_row(1, "draggan", 3.0, 2.0), landmark_row(5, "none", 10, 0)]
+    return Table("landmarks", "autodrag eval landmarks", ["a"], [["cell"]], rows, "a machine", "abc1234", "2026-01-02")
+
+
 @pytest.fixture
-def ablations() -> ModuleType:
-    return script("ablations")
+def tables(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    write_table(folder / "landmarks.json", landmark_table())
+    write_table(folder / "speed.json", Table("speed", "autodrag eval speed", ["ratio"], [["4.00"]]))
+    return folder
 
 
-def test_every_ablation_is_another_training(ablations: ModuleType) -> None:
-    config = BENCHMARKS.parent / "configs" / "critters" / "predictor.yaml"
-    args = argparse.Namespace(steps=3, lr=1e-3)
-    trainings = [
-        parse_config(
-            PredictorTraining,
-            "predictor",
-            ["--config", str(config), "--training.stages", ablations.stage(args, changes), *options],
-        )
-        for changes, options in ablations.VARIANTS.values()
-    ]
-    assert all(one != other for k, one in enumerate(trainings) for other in trainings[:k])
+def test_page_starts_with_a_summary_and_has_a_section_for_each_table(tables: Path, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    assert script("results").main(["--tables", str(tables), "--page", str(page)]) == 0
+    text = page.read_text()
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert titles == ["## Summary", "## Landmarks", "## Cost of an edit"]
+    assert "| `predict` | 2.00 (20%) | 0.05 (2.5%) | – | – |" in text
+    assert text.index("| `none` ") < text.index("| `draggan` ") < text.index("| `predict` ")
+    assert "3.0 to 4.0 of 10.0 px with 1 point" in " ".join(text.split())
+    assert "```\nautodrag eval landmarks\n```\n\n2026-01-02, commit `abc1234`, a machine\n\n| a |\n" in text
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
-def test_ablations_end_with_a_table(
-    ablations: ModuleType,
-    tiny_checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_table_adds_its_section(tables: Path, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    for name, method in (("masks-2.json", "second"), ("masks-1.json", "first")):
+        write_table(tables / name, Table("masks", "autodrag eval masks", ["method"], [[method]]))
+    script("results").main(["--tables", str(tables), "--page", str(page)])
+    text = page.read_text()
+    assert text.count("## Masks\n") == 1 and text.index("| first |") < text.index("| second |")
+
+
+def test_check_accepts_only_the_page_of_the_tables(tables: Path, tmp_path: Path) -> None:
+    results, page = script("results"), tmp_path / "results.md"
+    options = ["--tables", str(tables), "--page", str(page)]
+    with pytest.raises(AutodragError, match="run make results"):
+        results.main([*options, "--check"])
+    assert not page.exists()
+    results.main(options)
+    assert results.main([*options, "--check"]) == 0
+    page.write_text(page.read_text().replace("2.00", "1.00"))
+    with pytest.raises(AutodragError, match="run make results"):
+        results.main([*options, "--check"])
+
+
+def test_committed_page_is_what_the_committed_tables_give() -> None:
+    assert script("results").main(["--check"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "has no tables"),
+        ("{", "is not a table of autodrag eval or of a benchmark"),
+        ('{"kind": "speed"}', "is not a table of autodrag eval or of a benchmark"),
+        ('{"kind": "speed", "command": "c", "titles": ["a"], "lines": [["1", "2"]]}', "another number of cells"),
+        ('{"kind": "taste", "command": "c", "titles": ["a"], "lines": []}', "kind 'taste', which has no section"),
+        (
+            '{"kind": "landmarks", "command": "c", "titles": ["a"], "lines": [], "rows": [{"points": 1}]}',
+            "lacks the field 'method'",
+        ),
+    ],
+)
+def test_bad_tables_give_a_sentence(tmp_path: Path, content: str | None, sentence: str) -> None:
+    if content is not None:
+        (tmp_path / "table.json").write_text(content)
+    with pytest.raises(AutodragError, match=sentence):
+        script("results").main(["--tables", str(tmp_path), "--page", str(tmp_path / "results.md")])
+    assert not (tmp_path / "results.md").exists()
+
+
+# --------------------------------------------------------------------------------------------------- the scripts
+
+
+def check_table(path: Path, kind: str, command: str) -> Table:
+    """Reads a table that a script wrote; results.py must have its section."""
+    table = read_table(path)
+    assert table.kind == kind and kind in script("results").SECTIONS
+    assert table.command.startswith(command) and table.machine and table.date and table.lines
+    return table
+
+
+def test_tracking_error_grows_with_the_distance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "tracking.json"
+    run(monkeypatch, "tracking", "--checkpoint", CRITTERS, "--pairs", "8", "--results", str(out))
+    rows = check_table(out, "tracking", "python benchmarks/tracking.py --checkpoint ").rows
+    assert len(rows) == 8
+    assert all(near["mean_px"] < far["mean_px"] for near, far in zip(rows[:4], rows[4:], strict=True))
+
+
+def test_a_cut_through_a_head_is_detected_by_the_constellation_of_landmarks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Two steps of two variants. The trainings run in this process, because a new one starts slowly."""
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    trained: list[str] = []
-
-    def process(command: list[str], **_: Any) -> None:
-        assert command[:3] == [sys.executable, "-m", "autodrag.cli"]
-        trained.append(command[command.index("--run.folder") + 1])
-        assert main(command[3:]) == 0
-
-    few: Callable[..., Any] = partial(held_out_drags, count=4)
-    monkeypatch.setattr(subprocess, "run", process)
-    monkeypatch.setattr(training, "held_out_drags", few)
-    monkeypatch.setattr(ablations, "held_out_drags", lambda *args, count: few(*args))
-    words = ["--config", str(tmp_path / "tiny.yaml"), "--checkpoint", str(tiny_checkpoint), "--steps", "2"]
-    words += ["--batch", "4", "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--only", "as configured", "n = 2"])
-    for _ in range(2):  # the second time it only reads
-        ablations.main()
-        *_, head, line, first, second = capsys.readouterr().out.splitlines()
-        assert head.startswith("| variant | 1-points, open loop | ") and line.count("---") == head.count("|") - 1
-        assert first.startswith("| as configured | ") and second.startswith("| n = 2 | ")
-        assert first.count("%") == second.count("%") == 6
-    assert [Path(folder).name for folder in trained] == ["as-configured", "n---2"]
-    left = json.loads((tmp_path / "out" / "n---2" / "left.json").read_text())
-    assert set(left) == {"open", "closed"} and all(share > 0 for shares in left.values() for share in shares.values())
+    out = tmp_path / "torn.json"
+    run(monkeypatch, "torn", "--checkpoint", CRITTERS, "--images", "100", "--results", str(out))
+    rows = {row["images"]: row for row in check_table(out, "torn", "python benchmarks/torn.py ").rows}
+    assert rows["unedited"]["constellation"] == rows["unedited"]["confidence"] == pytest.approx(0.05)
+    cut = rows["lower part 8/64 to the side"]
+    assert cut["constellation"] > 0.75 > cut["confidence"]
 
 
-@pytest.mark.parametrize(("push", "restored"), [(0.0, False), (2.0, False), (0.0, True)])
-def test_spread_tells_edits_that_change_nothing_from_those_that_do(
-    tiny_generator: Generator,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    push: float,
-    restored: bool,
+@pytest.mark.parametrize("name", ["tracking", "torn"])
+def test_a_checkpoint_without_a_landmark_net_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, name: str
 ) -> None:
-    folder = save_learned(tmp_path / "tiny", tiny_generator, tiny_nets(tiny_generator, push=push, regularizer=False))
-    sizes = LandmarkConfig(resolution=32, width=8, depth=2, names=("nose", "chin"))
-    torch.manual_seed(0)
-    net = LandmarkNet(sizes)
-    torch.nn.init.normal_(net.heat.weight, std=0.5)  # sharper heat maps, so that points differ between images
-    save_tensors(folder / "landmarks.safetensors", net.state_dict(), kind="landmarks", config=asdict(sizes))
-    other = save_learned(tmp_path / "other", tiny_generator, tiny_nets(tiny_generator, push=2.0))
-    options = ["--regularizer", str(other / "regularizer.safetensors")] if restored else []
-    options += ["--checkpoint", str(folder), "--pairs", "50", "--points", "1,2"]
-    monkeypatch.setattr(sys, "argv", ["spread.py", *options])
-    script("spread").main()
-    head, line, others, *edits = capsys.readouterr().out.strip().splitlines()
-    assert head.startswith("| images | of no edit | Fréchet ") and line.count("---") == head.count("|") - 1
-    assert others.startswith("| other images | – | ") and len(edits) == 2
-    for count, row in zip((1, 2), edits, strict=True):
-        name, left, *figures = [cell.strip() for cell in row.strip("|").split("|")]
-        assert name == f"edits of {count}"
-        nothing = [float(figure) for figure in figures] == pytest.approx([0, 1, 1, 1], abs=1e-2)
-        assert (left == "100.0%" and nothing) == (push == 0 and not restored)
+    with pytest.raises(AutodragError, match="has no landmark net"):
+        run(monkeypatch, name, "--checkpoint", str(tiny_checkpoint))
 
 
-def test_a_cut_through_the_shipped_heads_is_seen_by_the_constellation_of_landmarks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoint = BENCHMARKS.parent / "checkpoints" / "critters"
-    monkeypatch.setattr(sys, "argv", ["torn.py", "--checkpoint", str(checkpoint), "--images", "100"])
-    script("torn").main()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
-    shares = {row[0]: [float(cell.removesuffix("%")) for cell in row[1:]] for row in rows if len(row) == 3}
-    assert shares["unedited"] == [5.0, 5.0]
-    by_landmarks, by_confidence = shares["lower part 8 px to the side"]
-    assert by_landmarks > 75 > by_confidence
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_conversion_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "convert.json"
+    run(monkeypatch, "convert", "--resolution", "32", "--formats", "nvidia", "--results", str(out))
+    (row,) = check_table(out, "convert", "python benchmarks/convert.py ").rows
+    assert row["resolution"] == 32 and row["seconds"] > 0 and row["peak_mb"] > 0
+
+
+def test_unknown_options_of_scripts_give_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AutodragError, match="'vhs' is unknown; expected some of nvidia"):
+        run(monkeypatch, "convert", "--formats", "vhs")
+    with pytest.raises(AutodragError, match="--clients '0,2': expected numbers from 1"):
+        run(monkeypatch, "app", "--clients", "0,2")
+
+
+def test_curves_of_a_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with SummaryWriter(str(tmp_path / "run" / "logs")) as writer:
+        for step in range(1, 41):
+            writer.add_scalar("loss/position", 1 / step, step, walltime=60.0 * step)
+        for step, share in ((20, 0.5), (40, 0.25)):
+            writer.add_scalar("held-out/1-points", share, step, walltime=60.0 * step)
+    run_folder, out, picture = str(tmp_path / "run"), tmp_path / "training.json", tmp_path / "curves.png"
+    options = [run_folder, "--results", str(out), "--trained-by", "autodrag train predictor", "--picture", str(picture)]
+    run(monkeypatch, "curves", *options)
+    table = check_table(out, "training", "autodrag train predictor\npython benchmarks/curves.py ")
+    assert table.titles == ["step", "minutes", "1-points"]
+    assert table.lines == [["20", "19.0", "50.0%"], ["40", "39.0", "25.0%"]]
+    height, width, _ = read_image(picture).shape
+    assert width > height  # a panel for each scalar
+    with pytest.raises(AutodragError, match="belong together"):
+        run(monkeypatch, "curves", run_folder, "--results", str(out))
+    with pytest.raises(AutodragError, match="has no logs of a training"):
+        run(monkeypatch, "curves", str(tmp_path))
+
+
+def test_picture_shows_the_first_rows_of_a_sheet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sheet, out = tmp_path / "sheet-1.png", tmp_path / "drags.jpg"
+    write_png(sheet, np.full((1000, 300, 3), 200, np.uint8))
+    run(monkeypatch, "drags", str(sheet), "--rows", "2", "--out", str(out))
+    assert read_image(out).shape == (24 + 2 * 194, 300, 3)
+    with pytest.raises(AutodragError, match="--rows 0: expected at least 1"):
+        run(monkeypatch, "drags", str(sheet), "--rows", "0")
+
+
+def test_committed_tables_have_no_local_paths() -> None:
+    """Their commands are repeated by others."""
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert " /" not in json.loads(file.read_text())["command"], file.name

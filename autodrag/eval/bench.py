@@ -19,6 +19,7 @@ from autodrag import parallel
 from autodrag.checkpoint import find_checkpoint, load_generator, load_landmarks
 from autodrag.edits import DEFAULT_CHECKPOINT
 from autodrag.errors import AutodragError
+from autodrag.eval import results
 from autodrag.eval.log import Record
 from autodrag.eval.methods import METHODS, Limits, Method, Trace, check_names, identities, make_methods
 from autodrag.images import to_uint8
@@ -54,9 +55,7 @@ def add_options(parser: argparse.ArgumentParser, *, steps: int, psi: float, pair
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if available)")
     parallel.add_options(parser)
     parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run; an earlier run is continued")
-    parser.add_argument(
-        "--results", type=Path, metavar="FILE", help="also write the table as JSON for benchmarks/results.py"
-    )
+    results.add_option(parser)
 
 
 @dataclass(frozen=True)

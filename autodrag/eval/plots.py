@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 SHEET_PAIRS = 32
 """Number of pairs that a contact sheet shows."""
 CELL_PX = 192
-_HEADER_PX = 24
-_GAP_PX = 2
+HEADER_PX = 24
+GAP_PX = 2
 
 
 def plot_distances(records: Sequence[Record], path: Path, title: str) -> None:
@@ -102,7 +102,7 @@ def write_sheet(bench: Bench, out: Path, pairs: Sequence[Pair], records: Sequenc
                 cells.append(annotate(after, handles=found, targets=drag.targets, least=CELL_PX))
     width = len(names) + 1
     repeats = max(1, 12 // width)
-    sheet = contact_sheet(cells, columns=width * repeats, gap=_GAP_PX)
+    sheet = contact_sheet(cells, columns=width * repeats, gap=GAP_PX)
     shown = min(width * repeats, len(cells))
     labels = _labels((["before", *names] * repeats)[:shown], cells[0].shape[1], sheet.shape[1])
     write_png(out / f"sheet-{points}.png", np.concatenate([labels, sheet]))
@@ -110,9 +110,9 @@ def write_sheet(bench: Bench, out: Path, pairs: Sequence[Pair], records: Sequenc
 
 def _labels(names: Sequence[str], cell: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     """A white strip with a name over each column."""
-    strip = np.full((_HEADER_PX, width, 3), 255, dtype=np.uint8)
+    strip = np.full((HEADER_PX, width, 3), 255, dtype=np.uint8)
     for index, name in enumerate(names):
-        place = (index * (cell + _GAP_PX) + 4, _HEADER_PX - 7)
+        place = (index * (cell + GAP_PX) + 4, HEADER_PX - 7)
         cv2.putText(strip, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return strip
 

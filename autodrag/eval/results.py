@@ -1,10 +1,11 @@
-"""A table as a JSON file, with all that is needed to judge it: the machine, the commit and the command.
+"""A table as a JSON file, with the machine, the commit and the command that measured it.
 
-`benchmarks/results.py` turns such files into docs/results.md.
+`benchmarks/results.py` turns these files into docs/results.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -64,9 +65,26 @@ def write_table(path: Path, table: Table) -> None:
 def read_table(path: Path) -> Table:
     """Reads a table that `write_table` wrote."""
     try:
-        return Table(**json.loads(path.read_text(encoding="utf-8")))
+        table = Table(**json.loads(path.read_text(encoding="utf-8")))
+        if any(len(line) != len(table.titles) for line in table.lines):
+            raise ValueError(f"a line has another number of cells than the {len(table.titles)} titles")
     except (OSError, ValueError, TypeError) as error:
         raise AutodragError(f"{str(path)!r} is not a table of autodrag eval or of a benchmark: {error}") from error
+    return table
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """`--results FILE`, which `report` reads."""
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="also write the table as JSON for benchmarks/results.py"
+    )
+
+
+def report(table: Table, path: Path | None) -> None:
+    """Prints a table as Markdown. Writes it as JSON if there is a path."""
+    if path is not None:
+        write_table(path, table)
+    print(table.markdown, end="")
 
 
 def machine() -> str:

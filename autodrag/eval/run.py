@@ -24,6 +24,7 @@ from autodrag.eval import bench as bench_module
 from autodrag.eval import log, results
 from autodrag.eval.bench import Bench, open_bench
 from autodrag.eval.log import Record
+from autodrag.eval.methods import METHODS
 from autodrag.eval.plots import SHEET_PAIRS, picture_path, write_sheet
 from autodrag.eval.results import Table
 from autodrag.eval.tables import Columns, Measure, summary
@@ -201,13 +202,18 @@ def run_task(experiment: Experiment, task: Task) -> Measured:
 
 
 def complete_records(out: Path, pairs: int) -> list[Record]:
-    """The records of the first `pairs` pairs, of each method and number of points of which no pair is missing."""
+    """The records of the first `pairs` pairs, of each method and number of points of which no pair is missing.
+
+    Methods are in the order of `METHODS`, because parallel tasks end in any order.
+    """
     keys = ("points", "method", "pair")
     found = {tuple(r[key] for key in keys): r for r in log.read_log(out) if all(key in r for key in keys)}
     groups = dict.fromkeys((points, method) for points, method, _ in found)
+    names = list(METHODS)
+    order: Callable[[str], int] = lambda name: names.index(name) if name in names else len(names)  # noqa: E731
     records = []
     for points in dict.fromkeys(points for points, _ in groups):
-        for method in dict.fromkeys(method for _, method in groups):
+        for method in sorted({method for _, method in groups}, key=order):
             group = [found.get((points, method, index)) for index in range(pairs)]
             records += [record for record in group if record is not None] if None not in group else []
     return records
@@ -217,6 +223,4 @@ def finish(args: argparse.Namespace, table: Table) -> None:
     """Writes a table as JSON and as Markdown, and prints it."""
     write_json(args.out / "table.json", table.rows)
     write_text(args.out / "table.md", table.markdown)
-    if args.results is not None:
-        results.write_table(args.results, table)
-    print(table.markdown, end="")
+    results.report(table, args.results)

@@ -280,9 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-steps", type=int, default=7, help="steps of each drag (default: 7)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
     parser.add_argument("--out", type=Path, default=Path("out/eval-speed"), help="an earlier run there is continued")
-    parser.add_argument(
-        "--results", type=Path, metavar="FILE", help="also write the table as JSON for benchmarks/results.py"
-    )
+    results.add_option(parser)
     return parser
 
 

@@ -37,6 +37,12 @@ def test_a_table_holds_the_groups_in_which_no_pair_is_missing(tmp_path: Path) ->
     assert {r["points"] for r in complete_records(tmp_path, 3)} == {5}
 
 
+def test_methods_of_a_table_are_in_one_order_whatever_ended_first(tmp_path: Path) -> None:
+    for method in ("both", "refine", "none", "draggan"):
+        write(tmp_path, method, 1, (0,))
+    assert [r["method"] for r in complete_records(tmp_path, 1)] == ["none", "draggan", "refine", "both"]
+
+
 def words(checkpoint: Path, out: Path, *options: str) -> list[str]:
     common = ["--pairs", "3", "--methods", "none,refine", "--steps", "2", "--device", "cpu", "--points", "1,2"]
     return ["eval", "landmarks", "--checkpoint", str(checkpoint), "--out", str(out), *common, *options]
