@@ -42,14 +42,17 @@ class Region:
         """Share of each cell that lies in the region, for the blocks of 4 px, 8 px and so on."""
         height, width = self.mask.shape
         sizes = [(4 * 2**k, 4 * 2**k * width // height) for k in range((height // 4).bit_length())]
-        return tuple(resize_mask(self.mask, size)[None, None] for size in sizes)
+        # What inference mode computes could not take part in a backward pass later.
+        with torch.inference_mode(False):
+            return tuple(resize_mask(self.mask, size)[None, None] for size in sizes)
 
     @cached_property
     def feather(self) -> Float[Tensor, "H W"]:
         """Opacity of a picture: 0 outside the region, rising to 1 within `FEATHER` of its border."""
         depth = cv2.distanceTransform(self.mask.cpu().numpy().astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         width = max(1, round(FEATHER * len(depth)))
-        return torch.from_numpy(depth / (width + 1)).clamp(0, 1).to(self.mask.device)
+        with torch.inference_mode(False):
+            return torch.from_numpy(depth / (width + 1)).clamp(0, 1).to(self.mask.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +162,7 @@ class Layers:
             raise AutodragError(f"its latent has shape {tuple(base.shape)}; this generator needs {(1, *code)}")
         if upper is None or regions is None:
             return Layers.of(base.float())
-        count = len(upper)
+        count = upper.shape[0] if upper.dim() else 0
         if not 1 <= count < MAX_LAYERS or upper.shape != (count, *code) or regions.shape != (count, *config.image_size):
             raise AutodragError(
                 f"its upper layers have shapes {tuple(upper.shape)} and {tuple(regions.shape)}; this generator needs "
@@ -191,7 +194,7 @@ class Rendered:
     """All block outputs and the picture of some layers."""
 
     features: Features
-    picture: Float[Tensor, "1 3 H W"]
+    picture: Float[Tensor, "B 3 H W"]
 
 
 class LayeredGenerator:
@@ -234,9 +237,11 @@ class LayeredGenerator:
         if self._background is None and self.kept:
             # A background that inference mode computes could not take part in a backward pass later.
             with torch.inference_mode(False), torch.no_grad():
+                below: Rendered | None = None
                 for layer in self.kept:
-                    known = self._features(layer, layer.latent, _features_of(self._background), self._last)
-                    self._background = self._over(layer, layer.latent, known, self._background)
+                    known = self._features(layer, layer.latent, _features_of(below), self._last)
+                    below = self._over(layer, layer.latent, known, below)
+            self._background = below  # only now, because another thread may ask for it meanwhile
         return self._background
 
     def features(self, latent: Float[Tensor, "B L D"], *, block: int) -> Features:
