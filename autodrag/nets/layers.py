@@ -28,7 +28,7 @@ from autodrag.points import resize_mask
 FEATHER = 1 / 32
 """Width of the transition inside a mask, as a share of the image height: 2 px at 64 px, 16 px at 512 px."""
 MAX_LAYERS = 16
-"""Largest number of layers of an image. Edits with one and the same mask share a layer."""
+"""Largest number of layers of an image. Consecutive edits with one and the same mask share a layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,8 @@ class Layers:
     def split(self, mask: Bool[Tensor, "H W"] | None) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
         """The layers that an edit with a mask keeps, and the layers above them that it changes.
 
-        Both together show the same image. Without a mask, everything changes. Layers that others hide are left out.
+        Without a mask, everything changes. Layers that the changed ones hide are left out. A hidden layer below a kept
+        one stays, because the features of the kept one depend on it.
 
         Raises:
             AutodragError: there would be more than `MAX_LAYERS` layers.
@@ -104,21 +105,20 @@ class Layers:
                 regions.append(known)
             return known
 
-        inside = [mask if layer.region is None else layer.region.mask & mask for layer in self.stack]
-        changed = [Layer(a.latent, region(own)) for a, own in zip(self.stack, inside, strict=True)]
-        kept: list[Layer] = []
         changing: list[Layer] = []
         hidden = torch.zeros_like(mask)
-        for layer in (*reversed(changed), *reversed(self.stack)):
-            if layer.region is not None:
-                if not bool((layer.region.mask & ~hidden).any()):
-                    continue
-                hidden = hidden | layer.region.mask
-            (changing if layer in changed else kept).insert(0, layer)
+        for layer in reversed(self.stack):
+            inside = mask if layer.region is None else layer.region.mask & mask
+            if bool((inside & ~hidden).any()):
+                changing.insert(0, Layer(layer.latent, region(inside)))
+                hidden = hidden | inside
+        kept = list(self.stack)
+        while kept[-1].region is not None and not bool((kept[-1].region.mask & ~hidden).any()):
+            kept.pop()
         if len(kept) + len(changing) > MAX_LAYERS:
             raise AutodragError(
                 f"the image consists of {len(self)} regions, and this mask would make more than {MAX_LAYERS} of them; "
-                "use one of the earlier masks again, or drag without a mask"
+                "use the last mask again, or drag without a mask"
             )
         return tuple(kept), tuple(changing)
 

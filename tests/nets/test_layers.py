@@ -254,17 +254,18 @@ def test_disjoint_masks_keep_both_regions(generator: Generator, code: Layers) ->
     both = edited(generator, left, RIGHT, 6)
     assert same_masks(masks_of(both), [None, LEFT, RIGHT])
     one, two, origin = (picture(generator, each) for each in (left, both, code))
-    assert torch.equal(two[..., LEFT], one[..., LEFT]) and torch.equal(
-        two[..., ~LEFT & ~RIGHT], one[..., ~LEFT & ~RIGHT]
-    )
-    assert not torch.equal(one[..., LEFT], origin[..., LEFT]) and not torch.equal(two[..., RIGHT], one[..., RIGHT])
+    assert torch.equal(two[..., ~RIGHT], one[..., ~RIGHT]) and not torch.equal(two[..., RIGHT], one[..., RIGHT])
+    assert torch.equal(one[..., ~LEFT], origin[..., ~LEFT]) and not torch.equal(one[..., LEFT], origin[..., LEFT])
 
 
-def test_the_order_of_disjoint_layers_is_kept(generator: Generator, code: Layers) -> None:
+def test_an_earlier_mask_again_keeps_the_layers_above(generator: Generator, code: Layers) -> None:
+    """The upper layer reads features of the lower one, which therefore stays although a new layer hides it."""
     both = edited(generator, edited(generator, code, LEFT, 5), RIGHT, 6)
     kept, changing = both.split(LEFT)
-    assert kept == (both.stack[0], both.stack[2])
+    assert kept == both.stack
     assert same_masks(masks_of(changing), [LEFT]) and changing[0].latent is both.stack[1].latent
+    before, after = picture(generator, both), picture(generator, edited(generator, both, LEFT, 7))
+    assert torch.equal(after[..., ~LEFT], before[..., ~LEFT]) and not torch.equal(after[..., LEFT], before[..., LEFT])
 
 
 def test_a_hidden_layer_is_dropped(generator: Generator, code: Layers) -> None:
@@ -298,10 +299,10 @@ def test_too_many_layers_are_refused(code: Layers) -> None:
     upper = [Layer(code.stack[0].latent, Region(row(index))) for index in range(MAX_LAYERS - 1)]
     full = Layers((code.stack[0], *upper))
     assert len(full) == MAX_LAYERS
-    message = "the image consists of 16 regions, and this mask would make more than 16 of them; use one of the earlier"
+    message = "the image consists of 16 regions, and this mask would make more than 16 of them; use the last mask again"
     with pytest.raises(AutodragError, match=message):
         full.split(row(20))
-    for allowed in (row(3), None):
+    for allowed in (row(MAX_LAYERS - 2), None):
         kept, changing = full.split(allowed)
         assert len(kept) + len(changing) <= MAX_LAYERS
 
