@@ -64,6 +64,7 @@ class FakeRefiner:
             points = handles + step / max(1, steps) * (end - handles)
             return DragResult(
                 latent=moved,
+                synthesis=image.synthesis,
                 handles=drag.handles.double().numpy(),
                 targets=drag.targets.double().numpy(),
                 points=points.double().numpy(),
@@ -74,8 +75,8 @@ class FakeRefiner:
                 steps=step,
                 seconds=0.1,
                 reason="arrived" if step == steps else "steps",
-                references=drag.references or References(image.latent, drag.handles),
-                render=renderer(image.synthesis.generator, moved, image.synthesis.generator.features(moved, block=0)),
+                references=drag.references or References(image.layers, drag.handles),
+                render=renderer(image.synthesis, moved, image.synthesis.features(moved, block=0)),
             )
 
         for step in range(steps + 1):

@@ -15,14 +15,17 @@ from autodrag.checkpoint import (
     find_checkpoint,
     fingerprint,
     has_predictor,
+    load_code,
     load_generator,
     load_landmarks,
     load_learned,
     load_predictor,
     load_regularizer,
+    save_code,
     save_generator,
 )
 from autodrag.errors import CheckpointError
+from autodrag.nets.layers import Layer, Layers, Region
 from autodrag.nets.stylegan2 import Generator
 from autodrag.release import load_tensors, save_tensors
 
@@ -192,11 +195,28 @@ def test_a_predictor_that_does_not_fit_its_config(
         load_predictor(tmp_path, extra["generator"])
 
 
-def test_latents(tmp_path: Path) -> None:
-    latent = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
-    save_latent(tmp_path / "l.safetensors", latent, {"generator": "a" * 16})
-    assert torch.equal(load_latent(tmp_path / "l.safetensors", layers=8, w_dim=32, generator="a" * 16), latent)
-    with pytest.raises(CheckpointError, match=r"has shape \(1, 8, 32\), this generator needs \(1, 10, 32\)"):
-        load_latent(tmp_path / "l.safetensors", layers=10, w_dim=32, generator="a" * 16)
+def test_codes(tmp_path: Path, tiny_generator: Generator, make_generator: Callable[..., Generator]) -> None:
+    rng, mask = torch.Generator().manual_seed(0), torch.zeros(32, 32, dtype=torch.bool)
+    mask[:, :9] = True
+    latent, upper = torch.randn(2, 1, 8, 32, generator=rng)
+    code = Layers((Layer(latent), Layer(upper, Region(mask))))
+    save_code(tmp_path / "l.safetensors", code, {"generator": "a" * 16})
+    found = load_code(tmp_path / "l.safetensors", tiny_generator.config, generator="a" * 16)
+    assert {name: tensor.tolist() for name, tensor in found.tensors().items()} == {
+        name: tensor.tolist() for name, tensor in code.tensors().items()
+    }
+    larger = make_generator(resolution=64).config
+    with pytest.raises(CheckpointError, match=r"l\.safetensors' cannot be used: its latent has shape \(1, 8, 32\)"):
+        load_code(tmp_path / "l.safetensors", larger, generator="a" * 16)
     with pytest.raises(CheckpointError, match="belongs to generator 'aaaaaaaaaaaaaaaa'"):
-        load_latent(tmp_path / "l.safetensors", layers=8, w_dim=32, generator="b" * 16)
+        load_code(tmp_path / "l.safetensors", tiny_generator.config, generator="b" * 16)
+
+
+def test_a_code_of_one_layer_is_a_file_with_one_latent(tmp_path: Path, tiny_generator: Generator) -> None:
+    """The format of latents before images had layers."""
+    latent = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
+    save_tensors(tmp_path / "l.safetensors", {"latent": latent}, kind="latent", config={"layers": 8, "w_dim": 32})
+    (layer,) = load_code(tmp_path / "l.safetensors", tiny_generator.config, generator="a" * 16).stack
+    assert layer.region is None and torch.equal(layer.latent, latent)
+    save_code(tmp_path / "again.safetensors", Layers.of(latent), {})
+    assert load_tensors(tmp_path / "again.safetensors", kind="latent")[0].keys() == {"latent"}

@@ -89,7 +89,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     net, motion, training = stage_2.net, stage_2.motion, stage_2.training
     assert (net.encoder_layers, net.decoder_layers, net.steps, net.edit_layers, net.variant) == (6, 16, 5, 6, "paper")
     assert (motion.min_drag_px, motion.min_drag_px_many, training.min_step_px) == (50, 50, 30)
-    assert (motion.mixed_share, motion.mask_share, motion.anchor_share, motion.psi) == (0, 0, 0, (1.0, 1.0))
+    assert (motion.mixed_share, motion.anchor_share, motion.psi) == (0, 0, (1.0, 1.0))
     assert motion.travel_share == pytest.approx((1 - 0.9**5,) * 2, abs=1e-3)
     assert (training.l1_weight, training.drag_weight, training.regularizer_lr, training.min_lr) == (0.1, 1, 1e-5, 1e-7)
     assert training.steps == 150 * 10_000 // training.batch

@@ -28,7 +28,7 @@ from autodrag.points import resize_mask
 FEATHER = 1 / 32
 """Width of the transition inside a mask, as a share of the image height: 2 px at 64 px, 16 px at 512 px."""
 MAX_LAYERS = 16
-"""Largest number of layers of an image. Edits with one and the same mask share a layer."""
+"""Largest number of layers of an image. Consecutive edits with one and the same mask share a layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,17 @@ class Region:
         """Share of each cell that lies in the region, for the blocks of 4 px, 8 px and so on."""
         height, width = self.mask.shape
         sizes = [(4 * 2**k, 4 * 2**k * width // height) for k in range((height // 4).bit_length())]
-        return tuple(resize_mask(self.mask, size)[None, None] for size in sizes)
+        # What inference mode computes could not take part in a backward pass later.
+        with torch.inference_mode(False):
+            return tuple(resize_mask(self.mask, size)[None, None] for size in sizes)
 
     @cached_property
     def feather(self) -> Float[Tensor, "H W"]:
         """Opacity of a picture: 0 outside the region, rising to 1 within `FEATHER` of its border."""
         depth = cv2.distanceTransform(self.mask.cpu().numpy().astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         width = max(1, round(FEATHER * len(depth)))
-        return torch.from_numpy(depth / (width + 1)).clamp(0, 1).to(self.mask.device)
+        with torch.inference_mode(False):
+            return torch.from_numpy(depth / (width + 1)).clamp(0, 1).to(self.mask.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,8 @@ class Layers:
     def split(self, mask: Bool[Tensor, "H W"] | None) -> tuple[tuple[Layer, ...], tuple[Layer, ...]]:
         """The layers that an edit with a mask keeps, and the layers above them that it changes.
 
-        Both together show the same image. Without a mask, everything changes. Layers that others hide are left out.
+        Without a mask, everything changes. Layers that the changed ones hide are left out. A hidden layer below a kept
+        one stays, because the features of the kept one depend on it.
 
         Raises:
             AutodragError: there would be more than `MAX_LAYERS` layers.
@@ -101,21 +105,20 @@ class Layers:
                 regions.append(known)
             return known
 
-        inside = [mask if layer.region is None else layer.region.mask & mask for layer in self.stack]
-        changed = [Layer(a.latent, region(own)) for a, own in zip(self.stack, inside, strict=True)]
-        kept: list[Layer] = []
         changing: list[Layer] = []
         hidden = torch.zeros_like(mask)
-        for layer in (*reversed(changed), *reversed(self.stack)):
-            if layer.region is not None:
-                if not bool((layer.region.mask & ~hidden).any()):
-                    continue
-                hidden = hidden | layer.region.mask
-            (changing if layer in changed else kept).insert(0, layer)
+        for layer in reversed(self.stack):
+            inside = mask if layer.region is None else layer.region.mask & mask
+            if bool((inside & ~hidden).any()):
+                changing.insert(0, Layer(layer.latent, region(inside)))
+                hidden = hidden | inside
+        kept = list(self.stack)
+        while kept[-1].region is not None and not bool((kept[-1].region.mask & ~hidden).any()):
+            kept.pop()
         if len(kept) + len(changing) > MAX_LAYERS:
             raise AutodragError(
                 f"the image consists of {len(self)} regions, and this mask would make more than {MAX_LAYERS} of them; "
-                "use one of the earlier masks again, or drag without a mask"
+                "use the last mask again, or drag without a mask"
             )
         return tuple(kept), tuple(changing)
 
@@ -159,7 +162,7 @@ class Layers:
             raise AutodragError(f"its latent has shape {tuple(base.shape)}; this generator needs {(1, *code)}")
         if upper is None or regions is None:
             return Layers.of(base.float())
-        count = len(upper)
+        count = upper.shape[0] if upper.dim() else 0
         if not 1 <= count < MAX_LAYERS or upper.shape != (count, *code) or regions.shape != (count, *config.image_size):
             raise AutodragError(
                 f"its upper layers have shapes {tuple(upper.shape)} and {tuple(regions.shape)}; this generator needs "
@@ -191,7 +194,7 @@ class Rendered:
     """All block outputs and the picture of some layers."""
 
     features: Features
-    picture: Float[Tensor, "1 3 H W"]
+    picture: Float[Tensor, "B 3 H W"]
 
 
 class LayeredGenerator:
@@ -234,9 +237,11 @@ class LayeredGenerator:
         if self._background is None and self.kept:
             # A background that inference mode computes could not take part in a backward pass later.
             with torch.inference_mode(False), torch.no_grad():
+                below: Rendered | None = None
                 for layer in self.kept:
-                    known = self._features(layer, layer.latent, _features_of(self._background), self._last)
-                    self._background = self._over(layer, layer.latent, known, self._background)
+                    known = self._features(layer, layer.latent, _features_of(below), self._last)
+                    below = self._over(layer, layer.latent, known, below)
+            self._background = below  # only now, because another thread may ask for it meanwhile
         return self._background
 
     def features(self, latent: Float[Tensor, "B L D"], *, block: int) -> Features:

@@ -18,8 +18,10 @@ import torch
 from app.serving import EDIT, Running
 from autodrag.app import exports
 from autodrag.app.frames import png
+from autodrag.checkpoint import save_code
 from autodrag.edits import read_edits
 from autodrag.infer.editor import DragEditor
+from autodrag.nets.layers import Layers
 
 
 def mask_png(height: int = 32, width: int = 32) -> bytes:
@@ -33,7 +35,7 @@ def latent_file(value: float) -> bytes:
     """A latent of the tiny generator with one value everywhere."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "latent.safetensors"
-        save_latent(path, torch.full((1, 8, 32), value), {})
+        save_code(path, Layers.of(torch.full((1, 8, 32), value)), {})
         return path.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Synthesised motion: sequences as asked for, drags that moved far enough, masks and anchors, shares of a batch."""
+"""Synthesised motion: sequences as asked for, drags that moved far enough, anchors, shares of a batch."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ NET = PredictorConfig(
     heads=1,
     token_rows=8,
 )
-CONFIG = MotionConfig(
-    n_candidates=16, max_points=5, mask_share=0.5, anchor_share=0.5, min_drag_px=40, min_drag_px_many=20
-)
+CONFIG = MotionConfig(n_candidates=16, max_points=5, anchor_share=0.5, min_drag_px=40, min_drag_px_many=20)
 
 
 def draw(generator: Generator, count: int = 24, seed: int = 0, rows: slice = slice(None), **changes: object) -> Motion:
@@ -95,18 +93,6 @@ def test_anchors_stay_and_padding_is_told_from_both(tiny_generator: Generator) -
     assert (order.diff(dim=1) <= 0).all()
 
 
-def test_masks_hold_all_drags(tiny_generator: Generator) -> None:
-    sample = draw(tiny_generator, count=64)
-    movable = sample.drags.movable
-    assert movable is not None and movable.shape == (64, 16, 16)
-    masked = movable.flatten(1).amin(dim=1) == 0
-    assert 0.3 < float(masked.float().mean()) < 0.7
-    for points in (sample.drags.handles, sample.drags.targets):
-        cell = ((points + 0.5) / 2).floor().long().clamp(0, 15)
-        there = movable[torch.arange(64)[:, None], cell[..., 1], cell[..., 0]]
-        assert (there[sample.moving] == 1).all()
-
-
 def test_processes_share_a_batch(tiny_generator: Generator) -> None:
     """Two halves drawn by themselves are the two halves of the whole."""
     whole = draw(tiny_generator, count=8, seed=3)
@@ -114,7 +100,6 @@ def test_processes_share_a_batch(tiny_generator: Generator) -> None:
         own = slice(4 * rank, 4 * rank + 4)
         half = draw(tiny_generator, count=8, seed=3, rows=own)
         torch.testing.assert_close(half.codes, whole.codes[own])
-        torch.testing.assert_close(half.drags.movable, whole.drags.movable[own])  # type: ignore[index]
         width = half.drags.valid.shape[1]
         assert torch.equal(half.drags.valid, whole.drags.valid[own, :width])
         assert not whole.drags.valid[own, width:].any()
@@ -135,20 +120,9 @@ def test_the_seed_decides(tiny_generator: Generator) -> None:
         ({"travel_share": (0.5, 1.5)}, "both in .0, 1."),
         ({"max_points": 0}, "max_points 0: expected 1 to n_candidates"),
         ({"max_points": 99}, "max_points 99: expected 1 to n_candidates .16."),
-        ({"mask_share": 1.5}, "expected mixed_share, mask_share and anchor_share in"),
+        ({"anchor_share": 1.5}, "expected mixed_share and anchor_share in"),
     ],
 )
 def test_bad_configs(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)  # type: ignore[arg-type]
-
-
-def test_masks_are_of_three_kinds(tiny_generator: Generator) -> None:
-    """Strokes are thinner than half planes; some masks reach the border, some have a hole nowhere near the drags."""
-    sample = draw(tiny_generator, count=200, mask_share=1.0, anchor_share=0.0)
-    movable = sample.drags.movable
-    assert movable is not None and set(movable.unique().tolist()) == {0.0, 1.0}
-    share = movable.flatten(1).mean(dim=1)
-    border = torch.cat([movable[:, 0], movable[:, -1], movable[:, :, 0], movable[:, :, -1]], dim=1).mean(dim=1)
-    assert (share < 0.15).any() and (share > 0.6).any()
-    assert (border == 0).any() and (border > 0.6).any()

@@ -18,6 +18,7 @@ from autodrag.eval.bench import Bench
 from autodrag.eval.detectors import Detection
 from autodrag.eval.run import parse
 from autodrag.eval.tables import cells, markdown
+from autodrag.nets.layers import Layers
 from autodrag.nets.stylegan2 import Generator
 
 COMMON = ["--pairs", "2", "--steps", "2", "--device", "cpu", "--jobs", "1"]
@@ -212,7 +213,7 @@ def test_usual_images_are_in_no_pair(make_bench: Callable[..., Bench]) -> None:
 
 
 def test_decay_measures_only_the_moments_that_a_curve_shows() -> None:
-    moments = [(0.0005 * k, torch.full((1, 1, 1), float(k))) for k in range(2000)]
+    moments = [(0.0005 * k, Layers.of(torch.full((1, 1, 1), float(k)))) for k in range(2000)]
     thinned = mdd.thin(moments)
     assert len(thinned) < 30 and thinned[-1] is moments[-1]
     for time in mdd.TIMES:

@@ -15,6 +15,7 @@ from learned import tiny_nets
 
 from autodrag.edits import Parameters
 from autodrag.errors import AutodragError
+from autodrag.images import to_uint8
 from autodrag.infer import drag as module
 from autodrag.infer import task as task_module
 from autodrag.infer.drag import DragSettings, choose_method, choose_settings, run_drag, warm_up
@@ -23,6 +24,7 @@ from autodrag.infer.locate import LocateConfig
 from autodrag.infer.open_image import OpenImage
 from autodrag.infer.predict import PredictConfig, Prediction
 from autodrag.infer.task import Control, Drag, DragResult, References
+from autodrag.nets import layers as layers_module
 from autodrag.nets.predictor import DragBatch
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig
 
@@ -44,28 +46,31 @@ def image(tiny_generator: Generator) -> OpenImage:
 
 
 @pytest.mark.parametrize(
-    ("method", "without", "with_one", "with_a_mask"),
-    [
-        ("refine", "refine", "refine", "refine"),
-        ("auto", "refine", "both", "refine"),
-        ("both", None, "both", "both"),
-        ("predict", None, "predict", "predict"),
-    ],
+    ("method", "without", "with_one"),
+    [("refine", "refine", "refine"), ("auto", "refine", "both"), ("both", None, "both"), ("predict", None, "predict")],
 )
-def test_methods_are_chosen(method: str, without: str | None, with_one: str, with_a_mask: str) -> None:
-    assert choose_method(method, can_predict=True, masked=False, checkpoint="c") == with_one
-    assert choose_method(method, can_predict=True, masked=True, checkpoint="c") == with_a_mask
+def test_methods_are_chosen(method: str, without: str | None, with_one: str) -> None:
+    assert choose_method(method, can_predict=True, soft=False, checkpoint="c") == with_one
     if without is not None:
-        assert choose_method(method, can_predict=False, masked=False, checkpoint="c") == without
+        assert choose_method(method, can_predict=False, soft=False, checkpoint="c") == without
     else:
         with pytest.raises(AutodragError, match=f"method '{method}' needs a predictor, and 'c' has none; train one"):
-            choose_method(method, can_predict=False, masked=False, checkpoint="c")
+            choose_method(method, can_predict=False, soft=False, checkpoint="c")
+
+
+def test_soft_masks_are_refined() -> None:
+    for method in ("auto", "refine"):
+        assert choose_method(method, can_predict=True, soft=True, checkpoint="c") == "refine"
+    for method in ("predict", "both"):
+        message = f"outside 'soft' is a penalty of the refiner, and method '{method}' predicts; use method 'refine'"
+        with pytest.raises(AutodragError, match=message):
+            choose_method(method, can_predict=True, soft=True, checkpoint="c")
 
 
 @pytest.mark.parametrize("method", ["Both", "", "fast"])
 def test_unknown_methods_are_refused(method: str) -> None:
     with pytest.raises(AutodragError, match=f"method '{method}' is not known; expected auto, predict, refine or both"):
-        choose_method(method, can_predict=True, masked=False, checkpoint="c")
+        choose_method(method, can_predict=True, soft=False, checkpoint="c")
 
 
 def chosen(method: Any, **parameters: Any) -> DragSettings:
@@ -184,7 +189,7 @@ def test_both_parts_track_the_appearance_of_the_open_image(
     run(left=5.0)
     known = fake_refiner.calls[0].drag.references
     assert known is not None
-    assert torch.equal(known.handles, HANDLES) and torch.equal(known.latent, image.latent)
+    assert torch.equal(known.handles, HANDLES) and known.layers.stack == image.layers.stack
     run(left=5.0, task=replace(drag(), references=known))
     assert fake_refiner.calls[1].drag.references is known
 
@@ -192,8 +197,9 @@ def test_both_parts_track_the_appearance_of_the_open_image(
 def test_a_prediction_keeps_references_for_the_next_drag(run: Run, image: OpenImage) -> None:
     result, _ = run(left=0.1, method="predict")
     assert result.references is not None
-    assert torch.equal(result.references.handles, HANDLES) and torch.equal(result.references.latent, image.latent)
-    other = References(image.latent, HANDLES + 1)
+    assert torch.equal(result.references.handles, HANDLES)
+    assert result.references.layers.stack == image.layers.stack
+    other = References(image.layers, HANDLES + 1)
     assert run(left=0.1, task=replace(drag(), references=other))[0].references is other
 
 
@@ -261,17 +267,38 @@ def test_a_stop_event_ends_the_drag_before_the_refiner(run: Run, fake_refiner: F
 
 
 def test_the_whole_task_reaches_both(run: Run, fake_refiner: FakeRefiner) -> None:
-    mask = np.zeros((32, 32), dtype=bool)
-    mask[:16] = True
-    task, seen, config = drag(mask=mask, anchors=[[1, 1]]), list[DragResult](), PredictConfig(rounds=7)
+    task, seen, config = drag(anchors=[[1, 1]]), list[DragResult](), PredictConfig(rounds=7)
     _, predictor = run(left=5.0, task=task, predictor=config, callback=seen.append)
     ((drags, given, _),) = predictor.calls
     assert given == config
-    assert drags.movable is not None and drags.movable[0].sum() == 128
     assert drags.targets[0, 2].tolist() == [1.0, 1.0]
     (call,) = fake_refiner.calls
-    assert call.drag.mask is task.mask and call.drag.anchors is task.anchors and call.config is REFINER
+    assert call.drag.anchors is task.anchors and call.config is REFINER
     assert len(seen) == 6
+
+
+UPPER = np.arange(32)[:, None].repeat(32, axis=1) < 16
+"""A mask: the upper half may change. It contains the first handle and not its whole path."""
+
+
+@pytest.mark.parametrize("method", ["refine", "both"])
+def test_with_a_mask_the_edit_fills_a_layer(run: Run, fake_refiner: FakeRefiner, image: OpenImage, method: Any) -> None:
+    """The refiner knows nothing of the mask: its image cannot change outside."""
+    result, _ = run(left=5.0, task=drag(mask=UPPER), method=method)
+    (call,) = fake_refiner.calls
+    assert call.drag.mask is None
+    base, layer = call.image.layers.stack
+    assert base is image.layers.stack[0] and layer.latent is image.latent
+    assert layer.region is not None and layer.region.mask.tolist() == UPPER.tolist()
+    below, above = result.layers.stack
+    assert below is base and above.region is layer.region and torch.equal(above.latent, result.latent)
+
+
+def test_a_soft_mask_reaches_the_refiner(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
+    task = drag(mask=UPPER, outside="soft")
+    result, _ = run(task=task, method="refine")
+    (call,) = fake_refiner.calls
+    assert call.drag is task and call.image is image and len(result.layers) == 1
 
 
 # --- with real parts -------------------------------------------------------------------------------------------------
@@ -309,3 +336,135 @@ def test_warming_up_changes_nothing(image: OpenImage) -> None:
     warm_up(image)
     assert torch.equal(before.latent, run_drag(image, drag(), settings).latent)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+LOWER = np.zeros((32, 32), dtype=bool)
+LOWER[18:30, 3:29] = True
+DRAGGAN = replace(DragganConfig.for_image((32, 32)), steps=4, lr=0.05, stop_px=0.1)
+METHODS: list[Any] = [
+    pytest.param("predict", REFINER, id="predict"),
+    pytest.param("refine", REFINER, id="refine"),
+    pytest.param("both", REFINER, id="both"),
+    pytest.param("refine", DRAGGAN, id="draggan"),
+    pytest.param("both", DRAGGAN, id="both with draggan"),
+]
+
+
+def at(x: float, y: float, **options: Any) -> Drag:
+    """A drag by 4 px to the right."""
+    return Drag.of([[x, y]], [[x + 4, y]], (32, 32), **options)
+
+
+def shown(image: OpenImage) -> np.ndarray:
+    with torch.no_grad():
+        return to_uint8(image.rendered.picture)[0]
+
+
+@pytest.mark.parametrize(("method", "refiner"), METHODS)
+def test_nothing_changes_outside_a_mask(image: OpenImage, method: Any, refiner: Any) -> None:
+    """Every method, one edit after another: the first mask, the same again, another one, no mask, a mask."""
+    opened, settings = image, DragSettings(method, refiner, PredictConfig())
+    counts = []
+    for task in (
+        at(8, 8, mask=UPPER),
+        at(20, 9, mask=UPPER),
+        at(10, 22, mask=LOWER),
+        at(10, 22),
+        at(8, 8, mask=UPPER, anchors=[[20, 20]]),
+    ):
+        before = shown(opened)
+        result = run_drag(opened, task, settings)
+        changed = (result.image != before).any(axis=2)
+        mask = np.ones((32, 32), dtype=bool) if task.mask is None else task.mask.numpy()
+        assert changed[mask].any() and not changed[~mask].any()
+        opened = OpenImage(result.synthesis.moved(result.latent), image.editor, result.features)
+        assert np.array_equal(shown(opened), result.image)
+        assert np.array_equal(shown(OpenImage.of(image.synthesis.generator, result.layers)), result.image)
+        counts.append(len(result.layers))
+    assert counts == [2, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize(("method", "refiner"), METHODS)
+def test_every_state_on_the_path_respects_the_mask(image: OpenImage, method: Any, refiner: Any) -> None:
+    states: list[DragResult] = []
+    before, settings = shown(image), DragSettings(method, refiner, PredictConfig())
+    run_drag(image, at(8, 8, mask=UPPER), settings, Control(callback=states.append))
+    assert bool(states) == (method != "predict")
+    for state in states:
+        assert np.array_equal(state.image[~UPPER], before[~UPPER])
+        assert len(state.layers) == 2
+
+
+def test_features_that_trackers_read_are_the_blended_ones(image: OpenImage) -> None:
+    result = run_drag(image, at(8, 8, mask=UPPER), DragSettings("both", REFINER, PredictConfig()))
+    assert result.features is not None
+    for old, new in zip(image.features.outputs, result.features.outputs, strict=False):
+        lower = slice(new.shape[2] // 2, None)
+        assert torch.equal(old[:, :, lower], new[:, :, lower]) and not torch.equal(old, new)
+
+
+def test_a_mask_does_not_prevent_arrival(image: OpenImage) -> None:
+    refiner = replace(REFINER, steps=30, prior=0.5)
+    before, result = (
+        run_drag(image, at(8, 8, mask=UPPER), DragSettings("refine", replace(refiner, steps=steps), PredictConfig()))
+        for steps in (0, 30)
+    )
+    assert float(result.distances[0]) < 0.5 * float(before.distances[0])
+
+
+def test_known_features_are_not_computed_again(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first mask, and with the same mask again."""
+    settings = DragSettings("refine", replace(REFINER, steps=1), PredictConfig())
+    for _ in range(2):
+        opened = image.within(torch.from_numpy(UPPER), HANDLES[0])
+        known = opened.features
+        assert known is image.features
+        torch.testing.assert_close(opened.synthesis.features(opened.latent, block=3).outputs, known.outputs)
+        result = run_drag(image, at(8, 8, mask=UPPER), settings)
+        image = OpenImage(result.synthesis.moved(result.latent), image.editor)
+    other = image.within(torch.from_numpy(LOWER), HANDLES[0])
+    assert other.known is None and len(other.layers) == 3
+
+
+def test_the_layer_under_the_handle_is_edited(image: OpenImage) -> None:
+    """With two layers in a mask, the latent of the one that shows the handle is optimised, and the other follows."""
+    settings = DragSettings("refine", replace(REFINER, steps=2), PredictConfig())
+    first = run_drag(image, at(8, 8, mask=UPPER), settings)
+    opened = OpenImage.of(image.synthesis.generator, first.layers)
+    for point, index in (((8, 8), 1), ((8, 26), 0)):
+        result = run_drag(opened, at(*point), settings)
+        changes = [new.latent - old.latent for new, old in zip(result.layers.stack, first.layers.stack, strict=True)]
+        assert torch.equal(result.layers.stack[index].latent, result.latent)
+        torch.testing.assert_close(changes[0], changes[1], atol=1e-5, rtol=1e-4)
+        assert changes[0].abs().max() > 0
+
+
+def test_references_of_an_image_before_a_mask(image: OpenImage) -> None:
+    """The appearance of the handles in the first image is tracked through edits with the same and with another mask."""
+    settings = DragSettings("both", REFINER, PredictConfig())
+    opened, task, references = image, at(8, 8, mask=UPPER), None
+    for mask in (UPPER, LOWER | UPPER):
+        result = run_drag(opened, task, settings)
+        assert result.references is not None and references in (None, result.references)
+        references = result.references
+        origin = opened.origin(references)
+        for one, two in zip(image.features.outputs, origin.features.outputs, strict=True):
+            torch.testing.assert_close(one, two)
+        opened = OpenImage(result.synthesis.moved(result.latent), image.editor, result.features)
+        task = replace(at(12, 8, mask=mask), references=references)
+    before = shown(opened)
+    result = run_drag(opened, task, settings)
+    assert result.references is references
+    assert not (result.image != before)[~(LOWER | UPPER)].any()
+
+
+def test_too_many_masks_are_refused(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DragSettings("predict", REFINER, PredictConfig(rounds=1))
+    monkeypatch.setattr(layers_module, "MAX_LAYERS", 2)
+    result = run_drag(image, at(8, 8, mask=UPPER), settings)
+    opened = OpenImage.of(image.synthesis.generator, result.layers, image.editor)
+    with pytest.raises(AutodragError, match="the image consists of 2 regions, and this mask would make more than 2"):
+        run_drag(opened, at(10, 22, mask=LOWER), settings)
+    assert len(run_drag(opened, at(8, 8, mask=UPPER), settings).layers) == 2

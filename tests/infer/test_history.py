@@ -1,4 +1,4 @@
-"""The history of an image on its own: no networks, latents of a few numbers."""
+"""The history of an image on its own, without networks."""
 
 from __future__ import annotations
 
@@ -7,41 +7,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from autodrag.checkpoint import load_code
 from autodrag.edits import Edit, PointPair, Source, read_edits
 from autodrag.errors import AutodragError
 from autodrag.images import read_mask
 from autodrag.infer.history import History, State
 from autodrag.infer.task import References
+from autodrag.nets.layers import Layers
+from autodrag.nets.stylegan2 import Generator
 
 EDIT = Edit(drags=(PointPair(handle=(1.0, 2.0), target=(3.0, 4.0)),), anchors=((5.0, 6.0),), method="refine")
 MASK = np.arange(8)[:, None].repeat(8, axis=1) >= 3
 
 
-def latent(value: float) -> Tensor:
+def code(value: float) -> Layers:
     """A code that can be told from others."""
-    return torch.full((1, 2, 3), float(value))
+    return Layers.of(torch.full((1, 8, 32), float(value)))
 
 
 @pytest.fixture
 def references() -> References:
-    return References(torch.ones(1, 2, 4), torch.ones(1, 2))
+    return References(code(1), torch.ones(1, 2))
 
 
 @pytest.fixture
 def history(references: References) -> History:
     """The image 0 of seed 7, and three edits, to 1, 2 and 3."""
     history = History()
-    history.open(latent(0), Source(seed=7, psi=0.6))
+    history.open(code(0), Source(seed=7, psi=0.6))
     for value in (1, 2, 3):
-        history.push(State(latent(value), EDIT, references=references))
+        history.push(State(code(value), EDIT, references=references))
     return history
 
 
 def values(history: History) -> list[float]:
     """Which codes lie in the past, the present one last."""
-    return history.past[:, 0, 0].tolist()
+    return [float(layers.stack[0].latent[0, 0, 0]) for layers in history.past]
 
 
 def test_before_an_image_is_open() -> None:
@@ -60,10 +62,10 @@ def test_undo_and_redo(history: History) -> None:
     history.undo()
     history.undo()
     assert values(history) == [0, 1] and history.undone == 2
-    assert torch.equal(history.present.latent, latent(1)) and history.present.edit == EDIT
+    assert history.present.edit == EDIT
     history.redo()
     assert values(history) == [0, 1, 2] and history.undone == 1
-    history.push(State(latent(9), EDIT))
+    history.push(State(code(9), EDIT))
     assert values(history) == [0, 1, 2, 9] and history.undone == 0
     with pytest.raises(AutodragError, match="there is nothing to redo"):
         history.redo()
@@ -71,13 +73,13 @@ def test_undo_and_redo(history: History) -> None:
 
 
 def test_another_image_forgets_the_one_before(history: History) -> None:
-    history.open(latent(5), Source(seed=1))
+    history.open(code(5), Source(seed=1))
     assert values(history) == [5]
     with pytest.raises(AutodragError, match="there is nothing to undo"):
         history.undo()
 
 
-def test_a_long_history_forgets_its_beginning(history: History, tmp_path: Path) -> None:
+def test_a_long_history_forgets_its_beginning(history: History, tmp_path: Path, tiny_generator: Generator) -> None:
     assert history.forget(keep=3, references=9) == 0 and values(history) == [0, 1, 2, 3]
     assert history.forget(keep=2, references=1) == 1 and values(history) == [1, 2, 3]
     kept = []
@@ -90,7 +92,8 @@ def test_a_long_history_forgets_its_beginning(history: History, tmp_path: Path) 
     history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
     (edit,) = read_edits(tmp_path / "s.json")
     assert (edit.seed, edit.latent, edit.psi) == (None, tmp_path / "s.latent.safetensors", 0.6)
-    assert torch.equal(load_latent(tmp_path / "s.latent.safetensors", layers=2, w_dim=3, generator="f" * 16), latent(1))
+    (layer,) = load_code(tmp_path / "s.latent.safetensors", tiny_generator.config, generator="f" * 16).stack
+    assert torch.equal(layer.latent, torch.ones(1, 8, 32))
 
 
 def test_what_was_undone_is_not_forgotten_with_the_beginning(history: History) -> None:
@@ -101,8 +104,8 @@ def test_what_was_undone_is_not_forgotten_with_the_beginning(history: History) -
 
 
 def test_sessions(history: History, tmp_path: Path) -> None:
-    history.push(State(latent(4), EDIT, MASK))
-    history.push(State(latent(5), EDIT))
+    history.push(State(code(4), EDIT, MASK))
+    history.push(State(code(5), EDIT))
     history.undo()
     history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
     edits = read_edits(tmp_path / "s.json")
@@ -115,17 +118,17 @@ def test_sessions(history: History, tmp_path: Path) -> None:
 
 def test_a_session_without_edits(tmp_path: Path) -> None:
     history = History()
-    history.open(latent(0), Source(seed=7))
+    history.open(code(0), Source(seed=7))
     with pytest.raises(AutodragError, match=r"s\.json' would be empty"):
         history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
 
 
 def test_a_history_is_put_back(history: History, tmp_path: Path) -> None:
-    history.push(State(latent(4), EDIT, MASK))
+    history.push(State(code(4), EDIT, MASK))
     history.save(tmp_path / "first.json", checkpoint="c", fingerprint="f" * 16)
     edits = read_edits(tmp_path / "first.json")
     other = History()
-    other.restore(edits, list(history.past.split(1)), [None, None, None, MASK])
+    other.restore(edits, history.past, [None, None, None, MASK])
     assert values(other) == [0, 1, 2, 3, 4] and other.undone == 0 and other.present.references is None
     other.save(tmp_path / "first.json", checkpoint="c", fingerprint="f" * 16)
     assert read_edits(tmp_path / "first.json") == edits
@@ -135,5 +138,5 @@ def test_a_history_is_put_back(history: History, tmp_path: Path) -> None:
 
 def test_an_image_alone_is_put_back() -> None:
     history = History()
-    history.restore([], [latent(3)], [])
+    history.restore([], [code(3)], [])
     assert values(history) == [3] and history.present.edit is None

@@ -20,6 +20,7 @@ from autodrag.infer.locate import SKETCH, Evaluation, LinearModel, LocateConfig,
 from autodrag.infer.open_image import OpenImage
 from autodrag.infer.task import Control, Drag, DragResult, References, Start
 from autodrag.nets.latent_space import LatentBasis
+from autodrag.nets.layers import Layers
 from autodrag.nets.stylegan2 import Features, Generator, seed_z
 from autodrag.tracking import appearance, follow
 
@@ -120,7 +121,7 @@ def test_the_length_of_an_edit_counts_from_the_open_image(
 
     def length(opened: OpenImage, start: Start | None) -> float:
         # The references are found with certainty in the guess, so that the point is not lost there.
-        known = replace(task, references=References(guess, task.handles))
+        known = replace(task, references=References(Layers.of(guess), task.handles))
         result = run(known, opened, start=start, space=space, prior=1e4, steps=20)
         return float(basis.coordinates((result.latent - image.latent)[:, :6]).norm())
 
@@ -213,7 +214,7 @@ def test_a_point_that_is_not_recognised_is_lost(run: Run, image: OpenImage, monk
     own = float(run(steps=0).confidences[0])
     monkeypatch.setattr(module, "LOST_CONFIDENCE", own - 0.01)
     assert run().reason != "lost"
-    result = run(replace(drag(), references=References(image.latent, HANDLE)), other)
+    result = run(replace(drag(), references=References(image.layers, HANDLE)), other)
     assert (result.reason, result.steps) == ("lost", 0)
     assert result.lost.all() and float(result.confidences[0]) < own - 0.01
     assert torch.equal(result.latent, other.latent)

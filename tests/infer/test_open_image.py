@@ -10,9 +10,10 @@ import pytest
 import torch
 from learned import tiny_nets
 
-from autodrag.checkpoint import fingerprint
+from autodrag.checkpoint import fingerprint, save_code
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.infer.open_image import OpenImage, feature_block, opened_code, seed_latent
+from autodrag.nets.layers import Layers
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.tracking import appearance
 
@@ -49,12 +50,14 @@ def test_the_memory_of_the_networks(tiny_generator: Generator) -> None:
 
 
 def test_small_generators_track_their_last_block(tiny_generator: Generator) -> None:
-    assert feature_block(tiny_generator) == 3 and feature_block(tiny_generator, 1) == 1
+    assert feature_block(tiny_generator.config) == 3 and feature_block(tiny_generator.config, 1) == 1
 
 
 def opened(generator: Generator, **options: Any) -> torch.Tensor:
     given: dict[str, Any] = {"seed": None, "psi": 0.7, "label": None, "latent": None}
-    return opened_code(generator, **(given | options), fingerprint=fingerprint(generator.state_dict()))
+    code = opened_code(generator, **(given | options), fingerprint=fingerprint(generator.state_dict()))
+    (layer,) = code.stack
+    return layer.latent
 
 
 def test_a_seed_gives_its_truncated_latent(tiny_generator: Generator) -> None:
@@ -65,10 +68,10 @@ def test_a_seed_gives_its_truncated_latent(tiny_generator: Generator) -> None:
 
 def test_latents_come_as_tensors_and_files(tiny_generator: Generator, tmp_path: Path) -> None:
     latent = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
-    save_latent(tmp_path / "l.safetensors", latent, {"generator": fingerprint(tiny_generator.state_dict())})
+    save_code(tmp_path / "l.safetensors", Layers.of(latent), {"generator": fingerprint(tiny_generator.state_dict())})
     assert torch.equal(opened(tiny_generator, latent=latent.double()), latent)
     assert torch.equal(opened(tiny_generator, latent=tmp_path / "l.safetensors"), latent)
-    save_latent(tmp_path / "other.safetensors", latent, {"generator": "a" * 16})
+    save_code(tmp_path / "other.safetensors", Layers.of(latent), {"generator": "a" * 16})
     with pytest.raises(CheckpointError, match="belongs to generator 'aaaaaaaaaaaaaaaa'"):
         opened(tiny_generator, latent=tmp_path / "other.safetensors")
 

@@ -1,4 +1,4 @@
-"""The closed loop: when it ends, which round it returns, batches, the order of points, masks and anchors."""
+"""The closed loop: when it ends, which round it returns, batches, the order of points, anchors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import threading
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fakes import set_clock
@@ -165,12 +164,11 @@ def test_a_budget_is_kept(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("stop_px", [0.0, 0.5, 9.0])
 def test_a_batch_gives_the_results_of_its_images(images: OpenImage, stop_px: float) -> None:
-    movable = (torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1)) > 0.3).float()
-    drags, config = replace(random_drags(), movable=movable), PredictConfig(rounds=4, stop_px=stop_px)
+    drags, config = random_drags(), PredictConfig(rounds=4, stop_px=stop_px)
     together = predict(images, drags, config)
     for k in range(3):
         row = slice(k, k + 1)
-        own = DragBatch(drags.handles[row], drags.targets[row], drags.valid[row], movable[row])
+        own = DragBatch(drags.handles[row], drags.targets[row], drags.valid[row])
         alone = predict(first(images, k + 1, k), own, config)
         torch.testing.assert_close(together.latent[row], alone.latent, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(together.points[row], alone.points, atol=1e-2, rtol=1e-3)
@@ -212,13 +210,10 @@ def test_the_order_of_points_does_not_matter_to_the_last_bit(image: OpenImage, o
 
 
 def test_an_image_that_has_been_dragged_before_gives_the_same_result(images: OpenImage) -> None:
-    """What is kept with an open image does not depend on earlier drags and masks."""
-    used, config = first(images), PredictConfig(rounds=2, stop_px=0.0)
-    masked = replace(random_drags(batch=1, seed=5), movable=torch.zeros(1, 16, 16))
-    for drags in (random_drags(batch=1, seed=4), masked):
-        predict(used, drags, config)
-    for drags in (random_drags(batch=1), masked):
-        assert torch.equal(predict(used, drags, config).latent, predict(first(images), drags, config).latent)
+    """What is stored with an open image does not depend on earlier drags."""
+    used, config, drags = first(images), PredictConfig(rounds=2, stop_px=0.0), random_drags(batch=1)
+    predict(used, random_drags(batch=1, seed=4), config)
+    assert torch.equal(predict(used, drags, config).latent, predict(first(images), drags, config).latent)
 
 
 def test_the_latent_is_that_of_the_features_and_carries_no_gradient(image: OpenImage) -> None:
@@ -229,31 +224,22 @@ def test_the_latent_is_that_of_the_features_and_carries_no_gradient(image: OpenI
     torch.testing.assert_close(result.distances, (result.points - random_drags(batch=1).targets).norm(dim=2))
 
 
-# --- masks and anchors -----------------------------------------------------------------------------------------------
+# --- anchors ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_networks_input_of_a_drag(editor: LearnedEditor) -> None:
-    mask = np.zeros((32, 32), dtype=bool)
-    mask[:, :9] = True
-    drags = batch_of(Drag.of([[1, 2]], [[3, 4]], (32, 32), mask=mask, anchors=[[9, 9]]), editor)
+def test_the_networks_input_of_a_drag() -> None:
+    drags = batch_of(Drag.of([[1, 2]], [[3, 4]], (32, 32), anchors=[[9, 9]]))
     assert drags.handles.tolist() == [[[1.0, 2.0], [9.0, 9.0]]]
     assert drags.targets.tolist() == [[[3.0, 4.0], [9.0, 9.0]]]
-    assert drags.valid.all() and drags.movable is not None
-    assert drags.movable.shape == (1, 16, 16)
-    assert drags.movable[0, 0].tolist() == [1.0] * 4 + [0.5] + [0.0] * 11
-    assert batch_of(Drag.of([[1, 2]], [[3, 4]], (32, 32)), editor).movable is None
+    assert drags.valid.tolist() == [[True, True]]
 
 
-def test_masks_and_anchors_reach_the_predictor(image: OpenImage, editor: LearnedEditor) -> None:
-    mask = np.zeros((32, 32), dtype=bool)
-    mask[:16] = True
-    config = PredictConfig(rounds=1)
-    options: tuple[dict[str, Any], ...] = ({}, {"mask": mask}, {"anchors": [[25, 25]]})
-    plain, masked, anchored = (
-        predict(image, batch_of(Drag.of([[8, 8]], [[14, 8]], (32, 32), **each), editor), config).latent
-        for each in options
+def test_anchors_reach_the_predictor(image: OpenImage) -> None:
+    plain, anchored = (
+        predict(image, batch_of(Drag.of([[8, 8]], [[14, 8]], (32, 32), anchors=anchors)), PredictConfig(rounds=1))
+        for anchors in (None, [[25, 25]])
     )
-    assert (plain - masked).abs().max() > 1e-4 and (plain - anchored).abs().max() > 1e-4
+    assert (plain.latent - anchored.latent).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("changes", [{"rounds": 0}, {"stop_px": -1.0}])

@@ -14,6 +14,7 @@ import torch
 from autodrag.errors import AutodragError, NothingToDo
 from autodrag.images import to_uint8
 from autodrag.infer.task import Control, Drag, DragResult, References, check_device, check_mask, check_points, renderer
+from autodrag.nets.layers import LayeredGenerator, Layers
 from autodrag.nets.stylegan2 import Generator, seed_z
 
 SIZE = (32, 48)
@@ -85,6 +86,7 @@ def test_masks() -> None:
     task = drag(mask=mask)
     mask[0, 0] = False  # the task has a copy
     assert task.mask is not None and task.mask.sum() == 1 and bool(task.mask[0, 0])
+    assert task.outside == "exact" and drag(mask=mask | True, outside="soft").outside == "soft"
     assert drag(mask=np.ones(SIZE, dtype=bool)).mask is None  # nothing is fixed
 
 
@@ -126,9 +128,16 @@ def test_bad_budgets(budget: float) -> None:
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def result(render: Callable[[], np.ndarray], **changes: Any) -> DragResult:
+Result = Callable[..., DragResult]
+
+
+@pytest.fixture
+def result(tiny_generator: Generator) -> Result:
+    """Build a result; arguments are the function that renders it, and other values of its fields."""
+    layers = Layers.of(torch.zeros(1, 8, 32))
     values: dict[str, Any] = dict(
-        latent=torch.zeros(1, 2, 3),
+        latent=torch.ones(1, 8, 32),
+        synthesis=LayeredGenerator(tiny_generator, layers.stack),
         handles=np.array([[10.0, 12.0], [1.0, 2.0]]),
         targets=np.array([[20.0, 14.0], [3.0, 4.0]]),
         points=np.array([[20.5, 14.0], [1.0, 2.00001]]),
@@ -140,13 +149,17 @@ def result(render: Callable[[], np.ndarray], **changes: Any) -> DragResult:
         steps=5,
         seconds=0.123456,
         reason="stalled",
-        references=References(torch.zeros(1, 2, 3), torch.zeros(2, 2)),
+        references=References(layers, torch.zeros(2, 2)),
     )
-    return DragResult(**(values | changes), render=render)
+    return lambda render=None, **changes: DragResult(**(values | changes), render=render or blank)
 
 
-def test_a_report_has_one_entry_per_point() -> None:
-    report = result(lambda: np.zeros((4, 4, 3), np.uint8), landmark_distances=(1.23456, None)).report()
+def blank() -> np.ndarray:
+    return np.zeros((4, 4, 3), np.uint8)
+
+
+def test_a_report_has_one_entry_per_point(result: Result) -> None:
+    report = result(landmark_distances=(1.23456, None)).report()
     assert report == {
         "points": [
             {
@@ -176,21 +189,27 @@ def test_a_report_has_one_entry_per_point() -> None:
     }
 
 
-def test_the_image_is_rendered_once_and_on_demand() -> None:
+def test_the_image_is_rendered_once_and_on_demand(result: Result) -> None:
     renders: list[int] = []
 
     def render() -> np.ndarray:
         renders.append(1)
-        return np.zeros((4, 4, 3), np.uint8)
+        return blank()
 
     edited = result(render)
     assert not renders
     assert edited.image is edited.image and renders == [1]
 
 
+def test_the_code_of_a_result_is_that_of_its_latent(result: Result) -> None:
+    (layer,) = result().layers.stack
+    assert layer.region is None and torch.equal(layer.latent, torch.ones(1, 8, 32))
+
+
 def test_rendering_from_features_gives_the_image_of_the_latent(tiny_generator: Generator) -> None:
     latent = tiny_generator.map(seed_z(3, 32))
     with torch.no_grad():
         expected = to_uint8(tiny_generator(latent))[0]
-    image = renderer(tiny_generator, latent, tiny_generator.features(latent, block=2))()
+    synthesis = LayeredGenerator(tiny_generator, Layers.of(torch.zeros_like(latent)).stack)
+    image = renderer(synthesis, latent, synthesis.features(latent, block=2))()
     assert image.shape == (32, 32, 3) and np.abs(image.astype(int) - expected.astype(int)).max() <= 1
