@@ -19,7 +19,7 @@ from autodrag.errors import AutodragError
 from autodrag.eval import results
 from autodrag.eval.log import Record
 from autodrag.eval.tables import Columns
-from autodrag.infer.locate import TRACKED_BLOCKS
+from autodrag.infer.open_image import TRACKED_BLOCKS
 from autodrag.tracking import PULL, appearance, follow, match_features
 
 COLUMNS: Columns = {

@@ -50,27 +50,27 @@ def image(tiny_generator: Generator) -> OpenImage:
     [("refine", "refine", "refine"), ("auto", "refine", "both"), ("both", None, "both"), ("predict", None, "predict")],
 )
 def test_methods_are_chosen(method: str, without: str | None, with_one: str) -> None:
-    assert choose_method(method, can_predict=True, soft=False, checkpoint="c") == with_one
+    assert choose_method(method, can_predict=True, checkpoint="c") == with_one
     if without is not None:
-        assert choose_method(method, can_predict=False, soft=False, checkpoint="c") == without
+        assert choose_method(method, can_predict=False, checkpoint="c") == without
     else:
         with pytest.raises(AutodragError, match=f"method '{method}' needs a predictor, and 'c' has none; train one"):
-            choose_method(method, can_predict=False, soft=False, checkpoint="c")
+            choose_method(method, can_predict=False, checkpoint="c")
 
 
-def test_soft_masks_are_refined() -> None:
-    for method in ("auto", "refine"):
-        assert choose_method(method, can_predict=True, soft=True, checkpoint="c") == "refine"
+def test_soft_masks_belong_to_the_published_loop() -> None:
+    assert chosen("refine", preset="draggan", outside="soft").method == "refine"
     for method in ("predict", "both"):
-        message = f"outside 'soft' is a penalty of the refiner, and method '{method}' predicts; use method 'refine'"
-        with pytest.raises(AutodragError, match=message):
-            choose_method(method, can_predict=True, soft=True, checkpoint="c")
+        with pytest.raises(AutodragError):
+            chosen(method, preset="draggan", outside="soft")
+    with pytest.raises(AutodragError, match="outside 'soft' has no effect with the preset default; use draggan"):
+        chosen("refine", outside="soft")
 
 
 @pytest.mark.parametrize("method", ["Both", "", "fast"])
 def test_unknown_methods_are_refused(method: str) -> None:
     with pytest.raises(AutodragError, match=f"method '{method}' is not known; expected auto, predict, refine or both"):
-        choose_method(method, can_predict=True, soft=False, checkpoint="c")
+        choose_method(method, can_predict=True, checkpoint="c")
 
 
 def chosen(method: Any, **parameters: Any) -> DragSettings:
