@@ -7,7 +7,6 @@ exported generator is the average.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from dataclasses import asdict, dataclass, field
@@ -28,14 +27,7 @@ from autodrag.images import write_png
 from autodrag.nets.discriminator import Discriminator, DiscriminatorConfig
 from autodrag.nets.growing import grow_generator
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig, upsample
-from autodrag.train.base import (
-    RunConfig,
-    TrainingModule,
-    parse_config,
-    prepare_torch,
-    print_progress,
-    run_training,
-)
+from autodrag.train.base import RunConfig, TrainingModule, data_progress, parse_config, prepare_torch, run_training
 from autodrag.train.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty
 
 
@@ -220,8 +212,13 @@ class AdversarialModule(TrainingModule):
         return latent
 
     def training_step(self, batch: Float[Tensor, "B 3 H W"], batch_idx: int) -> None:
-        optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
         real = self.fade(batch).contiguous(memory_format=torch.channels_last)
+        with self.update():
+            self.step_both(real)
+
+    def step_both(self, real: Float[Tensor, "B 3 H W"]) -> None:
+        """One step of the discriminator, then one of the generator."""
+        optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
         # Codes and noise depend on (seed, step) alone, so that a resumed run repeats an uninterrupted one.
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)
 
@@ -254,12 +251,12 @@ class AdversarialModule(TrainingModule):
         self.step += 1
         if moves:
             self.move_average(len(real))
+        self.log_dict(losses)
         if not all(torch.isfinite(loss) for loss in losses.values()):
             raise AutodragError(
                 f"the loss is not finite at step {self.step}; the last saved state is kept. Resume with a lower "
                 "training.generator_lr and training.discriminator_lr."
             )
-        self.log_dict(losses)
 
     def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of real and of fake images, in separate batches: the minibatch statistic must not mix them."""
@@ -329,7 +326,7 @@ def prepare_data(config: GeneratorTraining) -> Any:
     """The real pictures as an array, made if it is missing. Raises AutodragError before any training."""
     data = config.data
     if data.folder is not None:
-        return folder_array(data.cache, data.folder, size=config.generator.image_size, progress=print_progress)
+        return folder_array(data.cache, data.folder, size=config.generator.image_size, progress=data_progress())
     if config.generator.base_width != 4:
         raise AutodragError("critters are square; set generator.base_width to 4 or train on a folder of pictures.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -339,7 +336,7 @@ def prepare_data(config: GeneratorTraining) -> Any:
         size=config.generator.resolution,
         seed=data.seed,
         device=device,
-        progress=print_progress,
+        progress=data_progress(),
     )
 
 
@@ -349,8 +346,7 @@ def train(config: GeneratorTraining) -> Path:
     prepare_data(config)
     module = AdversarialModule(config)
     batch = config.training.batch
-    with contextlib.suppress(KeyboardInterrupt):
-        run_training(module, config.run, batch=batch, total_steps=math.ceil(config.training.images / batch))
+    run_training(module, config.run, batch=batch, total_steps=math.ceil(config.training.images / batch))
     module.write_grid()
     out = config.run.folder / "generator.safetensors"
     module.export(out)

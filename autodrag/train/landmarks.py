@@ -26,9 +26,9 @@ from autodrag.release import save_tensors
 from autodrag.train.base import (
     AveragedModule,
     RunConfig,
+    data_progress,
     parse_config,
     prepare_torch,
-    print_progress,
     run_training,
 )
 
@@ -193,7 +193,7 @@ def train(config: LandmarkTraining) -> Path:
     prepare_torch(config.run)
     data, hp = config.data, config.training
     size = config.net.resolution
-    critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=print_progress)
+    critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=data_progress())
     points = np.load(landmarks_path(data.cache), mmap_mode="r")
     if points.shape[1] != len(config.net.names):
         raise AutodragError(
