@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any, Literal, TypeVar
 
 Item = TypeVar("Item")
@@ -93,7 +93,7 @@ class ProgressDisplay:
 
 def track(items: Iterable[Item], label: str, total: int | None = None, unit: str = "step") -> Iterator[Item]:
     """The items, with their progress on standard error. `total` is needed if they have no length."""
-    total = len(items) if total is None and hasattr(items, "__len__") else total
+    total = len(items) if total is None and isinstance(items, Sized) else total
     with ProgressDisplay(label, total, unit) as display:
         for item in items:
             yield item
@@ -111,7 +111,7 @@ def duration(seconds: float) -> str:
 def _bar(display: ProgressDisplay) -> Any:
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):
         """tqdm with the remaining time in our words, because its own are `27:46:40` for long work."""
 
         @property

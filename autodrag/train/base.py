@@ -264,8 +264,10 @@ class SaveState(Callback):
             partial.unlink(missing_ok=True)
             full = is_disk_full(problem)
             reason = "the disk is full; free some space" if full else f"{problem}; check the folder"
-            kept = ", and run the same command again to continue from the last saved state" if self.path.exists() else ""
-            raise AutodragError(f"'{self.path}' cannot be written: {reason}{kept}") from problem
+            again = ", and run the same command again to continue from the last saved state"
+            raise AutodragError(
+                f"'{self.path}' cannot be written: {reason}{again if self.path.exists() else ''}"
+            ) from problem
         self.saved, self.saved_step = time.monotonic(), _step(trainer.lightning_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -291,11 +293,13 @@ class SaveState(Callback):
         self.training = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # Several processes save together, in `on_train_batch_end`.
-        if isinstance(exception, KeyboardInterrupt) and self.training and trainer.world_size == 1:
-            if not pl_module.updating and self.saved_step != _step(pl_module):
-                pl_module.discard_step()
-                self.save(trainer)
+        assert isinstance(pl_module, TrainingModule)
+        if not (isinstance(exception, KeyboardInterrupt) and self.training) or pl_module.updating:
+            return
+        # Several processes have saved together, in `on_train_batch_end`.
+        if trainer.world_size == 1 and self.saved_step != _step(pl_module):
+            pl_module.discard_step()
+            self.save(trainer)
 
 
 class Progress(Callback):
