@@ -35,6 +35,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise AutodragError: the mistake, the closest name or the choices, and the command that shows all."""
+        required = re.match(r"the following arguments are required: (.*)", message)
+        value = re.match(r"argument (\S+): invalid (int|float) value: (.*)", message)
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if unknown:
@@ -43,10 +45,18 @@ class ArgumentParser(argparse.ArgumentParser):
                 raise AutodragError(f"{name!r} is one word too many; see {self.prog} --help")
             hint = closest(name, self._option_string_actions)
             raise AutodragError(f"{name} is not an option of {self.prog}; {hint or f'see {self.prog} --help'}")
+        if required:
+            names = required[1].split(", ")
+            verb = "is" if len(names) == 1 else "are"
+            raise AutodragError(f"{' and '.join(names)} {verb} missing; see {self.prog} --help")
+        if value:
+            expected = "a whole number" if value[2] == "int" else "a number"
+            raise AutodragError(f"{value[1]} {value[3]} cannot be read; expected {expected}")
         if choice:
             choices = [name.strip("' ") for name in choice[2].split(",")]
             option = re.match(r"argument (\S+):", message)
             subject = f"{option[1]} {choice[1]!r}" if option and option[1].startswith("-") else repr(choice[1])
             hint = closest(choice[1], choices)
             raise AutodragError(f"{subject} is not known; {hint or 'expected one of ' + ', '.join(choices)}")
-        raise AutodragError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+        message = message.removeprefix("argument ").replace("expected one argument", "the value is missing")
+        raise AutodragError(f"{message}; see {self.prog} --help")

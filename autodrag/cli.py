@@ -17,6 +17,7 @@ from typing import Any
 from autodrag import __version__
 from autodrag.arguments import ArgumentParser
 from autodrag.errors import AutodragError, NothingToDo
+from autodrag.files import is_disk_full
 from autodrag.memory import keep_memory
 
 COMMANDS = {
@@ -91,9 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if is_disk_full(error):
+            return _fail(f"{str(error.filename or 'a file')!r} cannot be written: the disk is full; free some space")
         return _fail(f"{str(error.filename or 'a file')!r}: {error.strerror or error}; check the path and its rights")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted", file=sys.stderr)
         return 130
 
 

@@ -11,6 +11,7 @@ to a device travels: a worker loads its own networks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import signal
@@ -116,6 +117,22 @@ def _run_here(key: str, make_worker: Callable[[], Worker[Task, Result]], task: T
     return result
 
 
+@contextlib.contextmanager
+def _ctrl_c_for_the_parent_only() -> Iterator[None]:
+    """Processes started inside never get Ctrl-C, not even while they import; the parent gets it at the end.
+
+    A process inherits the set of blocked signals of the thread that starts it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run_on_joblib(
     make_worker: Callable[[], Worker[Task, Result]], tasks: Iterable[Task], jobs: int
 ) -> Iterator[Result]:
@@ -124,11 +141,12 @@ def _run_on_joblib(
     from joblib.externals.loky.process_executor import BrokenProcessPool
 
     key = secrets.token_hex(8)
+    results: Any = None
     finished = False
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        pool = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-        results = pool(joblib.delayed(_run_here)(key, make_worker, task) for task in tasks)
     try:
+        with _ctrl_c_for_the_parent_only(), joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+            pool = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+            results = pool(joblib.delayed(_run_here)(key, make_worker, task) for task in tasks)
         for result in results:  # noqa: UP028 (the generator is closed below, without its warning)
             yield result
         finished = True
@@ -139,7 +157,8 @@ def _run_on_joblib(
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # joblib warns about results that nobody takes
-            results.close()
+            if results is not None:
+                results.close()
         get_reusable_executor().shutdown(wait=True, kill_workers=not finished)
 
 

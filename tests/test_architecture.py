@@ -32,6 +32,7 @@ FOUNDATIONS = (
     "edits",
     "memory",
     "parallel",
+    "progress",
     "tracking",
 )
 ALLOWED: dict[str, tuple[str, ...]] = {

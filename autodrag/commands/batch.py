@@ -1,7 +1,8 @@
 """`autodrag batch`: edits from a JSONL file, each into its own folder; a bad line does not stop the others.
 
-Line n goes to OUT/n/ (five digits), which appears whole or not at all. A second run skips the lines whose folder holds
-the result of exactly that line and these settings. Lines are independent tasks on many processes (`autodrag.parallel`).
+Line n goes to OUT/n/ (five digits), which appears whole or not at all. A second run keeps the folders that hold the
+result of exactly that line and these settings, and removes other results of earlier runs before it starts. Lines are
+independent tasks on many processes (`autodrag.parallel`).
 Exit code 0: all lines done; 1: some failed; 2: all failed.
 """
 
@@ -26,12 +27,12 @@ from autodrag.commands.options import (
     load_editor,
     override,
     parameters_of,
-    progress,
 )
 from autodrag.commands.outcome import run_edits, write_outcome
 from autodrag.edits import MAX_BYTES, parse_edits
 from autodrag.errors import AutodragError, NothingToDo
 from autodrag.files import write_json
+from autodrag.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from autodrag.infer.editor import DragEditor
@@ -46,7 +47,12 @@ STATUSES = ("done", "kept", "nothing", "failed")
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag batch`."""
     parser.add_argument("edits", metavar="EDITS.jsonl", help="one edit or session per line (autodrag schema)")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where each line gets its own folder")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FOLDER",
+        help="gets a folder for each line; replaces the results of other batches",
+    )
     parser.add_argument("--animation", action="store_true", help="also draw animation.mp4 and animation.gif")
     add_checkpoint(parser)
     add_parameters(parser)
@@ -71,9 +77,11 @@ def run(args: argparse.Namespace) -> int:
     entries = {n: {"line": n, "status": "kept", "folder": f"{n:05d}"} for n, _ in lines if n not in numbers}
     gpu = _uses_gpu(args.device)
     jobs = parallel.number_of_jobs(args.jobs, len(todo), gpu=gpu, engine=args.engine)
+    (out / "summary.json").unlink(missing_ok=True)  # it describes an earlier run
+    for number in earlier_lines(out) - entries.keys():
+        shutil.rmtree(_folder(out, number))
     make_worker = partial(open_worker, args, source.parent, out.resolve())
-    with progress("batch", total=len(lines), unit="edit") as bar:
-        bar.update(len(entries))
+    with ProgressDisplay("batch", len(lines), "edit", done=len(entries)) as bar:
         for entry in parallel.run_tasks(make_worker, todo, jobs=jobs, engine=args.engine, gpu=gpu):
             if entry["status"] == "failed":
                 print(f"line {entry['line']}: {entry['error']}", file=sys.stderr)
@@ -86,6 +94,11 @@ def run(args: argparse.Namespace) -> int:
         f"{counts['failed']} failed; wrote {out}"
     )
     return 0 if counts["failed"] == 0 else 2 if counts["failed"] == len(lines) else 1
+
+
+def earlier_lines(out: Path) -> set[int]:
+    """Numbers of the lines whose results are in a folder. Other files and folders there do not count."""
+    return {int(folder.name) for folder in out.iterdir() if folder.name.isdecimal() and _digest_in(folder) is not None}
 
 
 def lines_of(path: Path) -> Iterator[Line]:
@@ -146,7 +159,7 @@ def _run_line(
 
 
 def _digest(args: argparse.Namespace, line: Line) -> str:
-    """Identifies a line and the settings that it is run with."""
+    """Identifies a line and its settings."""
     settings = {"checkpoint": args.checkpoint, "dtype": args.dtype, "method": args.method, **parameters_of(args)}
     return hashlib.sha256(line[1] + json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autodrag.commands.drag import shifted
-from autodrag.commands.options import add_checkpoint, add_machine, load_editor, progress
+from autodrag.commands.options import add_checkpoint, add_machine, load_editor
 from autodrag.commands.outcome import describe, run_edits, write_outcome
 from autodrag.edits import DEFAULT_CHECKPOINT, Edit, PointPair
+from autodrag.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     from autodrag.infer.editor import DragEditor
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     pair = PointPair(handle=(x, y), target=(round(x + shift, 1), y))
     edit = Edit(drags=(pair,), checkpoint=editor.checkpoint, fingerprint=editor.fingerprint, seed=args.seed)
     print(f"seed {args.seed}: dragging the {args.landmark} by {abs(shift):.1f} px of {width}")
-    with progress("dragging") as bar:
+    with ProgressDisplay("dragging") as bar:
         outcome = run_edits(editor, [edit], callback=lambda _: bar.update())
     extra = compare(editor, edit) if editor.can_predict else {}
     write_outcome(editor, outcome, out, animation=True, extra=extra)

@@ -13,11 +13,11 @@ from autodrag.commands.options import (
     load_editor,
     override,
     parameters_of,
-    progress,
 )
 from autodrag.commands.outcome import describe, run_edits, write_outcome
 from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Parameters, PointPair, Source, parse_pair, parse_point, read_edits
 from autodrag.errors import AutodragError
+from autodrag.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         image = editor.open(source.seed, source.psi, source.label, source.latent)
         values["drags"] = [*values["drags"], *(shifted(editor, image, shift) for shift in shifts)]
     edits = [Edit.of(**values), *override(edits[1:], args)]
-    with progress("dragging", total=args.steps) as bar:
+    with ProgressDisplay("dragging", total=args.steps) as bar:
         outcome = run_edits(editor, edits, record=not args.no_animation, callback=lambda _: bar.update())
     write_outcome(editor, outcome, out, animation=not args.no_animation, extra={})
     print(*describe(outcome), f"wrote {out}", sep="\n")
@@ -99,10 +99,11 @@ def first_values(args: argparse.Namespace, edit: Edit | None) -> dict[str, Any]:
 
 def parse_shift(text: str) -> Shift:
     """Read `nose:+10,0`."""
-    name, colon, displacement = text.partition(":")
-    if not name or not colon:
-        raise AutodragError(f"{text!r} is not a landmark and its displacement; expected such as nose:+10,0")
-    return name, *parse_point(displacement)
+    name, _, displacement = text.partition(":")
+    try:
+        return name, *parse_point(displacement)
+    except AutodragError as error:
+        raise AutodragError(f"{text!r} is not a landmark and its displacement; expected such as nose:+10,0") from error
 
 
 def shifted(editor: DragEditor, image: np.ndarray, shift: Shift) -> PointPair:

@@ -1,9 +1,8 @@
-"""Options that several commands share, and the progress bar."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING, Any, get_args
 
 from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Method, Parameters, Preset
@@ -34,7 +33,13 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", choices=get_args(Preset), help="settings of the refiner: ours, or DragGAN's")
     group.add_argument("--rounds", type=int, metavar="N", help="maximum number of predictions")
     group.add_argument("--steps", type=int, metavar="N", help="maximum number of optimisation steps")
-    group.add_argument("--budget", type=float, dest="budget_s", metavar="SECONDS", help="maximum time")
+    group.add_argument(
+        "--budget",
+        type=float,
+        dest="budget_s",
+        metavar="SECONDS",
+        help="maximum time of a drag; loading, drawing and writing files are not counted",
+    )
     group.add_argument("--lr", type=float, help="learning rate of the preset draggan")
     group.add_argument("--space", choices=("w", "w+"), help="one vector for all edited layers, or one for each")
     group.add_argument("--edit-layers", type=int, metavar="N", help="number of layers, from the first, that may change")
@@ -64,11 +69,3 @@ def load_editor(checkpoint: str, args: argparse.Namespace) -> DragEditor:
 
     device = None if args.device is None else check_device(args.device)
     return DragEditor.load(checkpoint, device=device, dtype=getattr(torch, args.dtype))
-
-
-def progress(description: str, total: int | None = None, unit: str = "step") -> Any:
-    """A progress bar on a terminal, nothing in a pipe."""
-    from tqdm import tqdm
-
-    silent = not sys.stderr.isatty()
-    return tqdm(desc=description, total=total, unit=unit, disable=silent, leave=False, file=sys.stderr)

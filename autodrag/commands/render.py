@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autodrag.commands.options import progress
 from autodrag.errors import AutodragError
 from autodrag.files import write_json
+from autodrag.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     factors = sample_factors(args.count, torch.Generator().manual_seed(args.seed))
     images: list[np.ndarray] = []
     samples = []
-    with progress("rendering", total=args.count, unit="image") as bar:
+    with ProgressDisplay("rendering", total=args.count, unit="image") as bar:
         for start in range(0, args.count, 32):
             stop = min(start + 32, args.count)
             batch = render(factors[start:stop], size=args.size, supersample=args.supersample, device=args.device)

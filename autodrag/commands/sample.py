@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autodrag.commands.options import add_checkpoint, add_machine, load_editor, progress
+from autodrag.commands.options import add_checkpoint, add_machine, load_editor
 from autodrag.edits import DEFAULT_CHECKPOINT, Source
 from autodrag.errors import AutodragError
+from autodrag.progress import ProgressDisplay
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     sources = [Source.of(seed=seed, psi=args.psi, label=args.label) for seed in parse_seeds(args.seeds)]
     editor = load_editor(args.checkpoint or DEFAULT_CHECKPOINT, args)
     images = []
-    with progress("sampling", total=len(sources), unit="image") as bar:
+    with ProgressDisplay("sampling", total=len(sources), unit="image") as bar:
         for source in sources:
             images.append(captioned(editor.open(source.seed, source.psi, source.label), str(source.seed)))
             bar.update()

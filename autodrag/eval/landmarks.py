@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from autodrag.eval import detectors, perceptual
 from autodrag.eval.bench import MAX_PAIRS, Bench
@@ -39,6 +38,7 @@ from autodrag.eval.tables import Columns, Measure, optional
 from autodrag.eval.tasks import LandmarkSource, Pair
 from autodrag.files import write_json
 from autodrag.images import to_uint8
+from autodrag.progress import track
 
 GAMMAS = (1, 5, 10, 20)
 """Radii of the patches of DAI, px."""
@@ -151,7 +151,7 @@ def usual_shapes(bench: Bench, detector: Detector) -> list[list[list[float]]]:
     """
     shapes = []
     first = bench.base_seed + 2 * MAX_PAIRS
-    for k in tqdm(range(USUAL), desc="usual", unit="image", leave=False, disable=None):
+    for k in track(range(USUAL), "usual distances", unit="image"):
         found = detector(bench.image(bench.latent(first + k)))
         if found is not None:
             shapes.append(_rounded(found.points))

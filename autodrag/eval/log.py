@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autodrag.errors import AutodragError
-from autodrag.files import write_json
+from autodrag.files import is_disk_full, write_json
 
 Record = dict[str, Any]
 """One line of `drags.jsonl`, or one row of a table, as JSON values."""
@@ -81,10 +81,18 @@ def read_log(out: Path) -> list[Record]:
 
 
 def append(out: Path, record: Record) -> None:
-    """Adds a line."""
+    """Adds a line. If the disk is full, AutodragError is raised; `read_log` removes the part that was written."""
     line = json.dumps(record, allow_nan=False) + "\n"
-    with (out / LOG).open("a", encoding="utf-8") as stream:
-        stream.write(line)
+    try:
+        with (out / LOG).open("a", encoding="utf-8") as stream:
+            stream.write(line)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise AutodragError(
+            f"{str(out / LOG)!r} cannot be written: the disk is full; free some space, and run the same command again "
+            "to continue"
+        ) from error
 
 
 def find_records(out: Path, tasks: Sequence[Record]) -> list[Record | None]:

@@ -17,9 +17,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from autodrag import parallel
+from autodrag.arguments import ArgumentParser
 from autodrag.eval import bench as bench_module
 from autodrag.eval import log, results
 from autodrag.eval.bench import Bench, open_bench
@@ -31,6 +31,7 @@ from autodrag.eval.tables import Columns, Measure, summary
 from autodrag.eval.tasks import Pair, Source, add_source_options, read_source
 from autodrag.files import write_json, write_text
 from autodrag.images import write_png
+from autodrag.progress import track
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Measured = tuple[Record, "np.ndarray | None"]
@@ -119,7 +120,7 @@ class Experiment(ABC):
 def parse(kind: type[Experiment], argv: Sequence[str]) -> argparse.Namespace:
     """The options of an experiment."""
     description = " ".join((kind.__doc__ or "").split())
-    parser = argparse.ArgumentParser(prog=f"autodrag eval {kind.name}", description=description)
+    parser = ArgumentParser(prog=f"autodrag eval {kind.name}", description=description)
     out = f"out/eval-{kind.name}"
     bench_module.add_options(parser, steps=kind.steps, psi=kind.psi, pairs=kind.pairs, out=out)
     parser.add_argument(
@@ -175,7 +176,7 @@ def measure_missing(experiment: Experiment, pairs: Sequence[Pair], args: argpars
     if jobs == 1 and args.engine == "joblib":
         make_worker = lambda: partial(run_task, experiment)  # noqa: E731
     measured = parallel.run_tasks(make_worker, missing, jobs=jobs, engine=args.engine, gpu=gpu)
-    for record, picture in tqdm(measured, total=len(missing), unit="drag", disable=None):
+    for record, picture in track(measured, f"eval {experiment.name}", total=len(missing), unit="drag"):
         if picture is not None:  # first, so that a line has its picture
             write_png(picture_path(args.out, record), picture)
         log.append(args.out, record)

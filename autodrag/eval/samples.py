@@ -7,15 +7,14 @@ landmark net. Two disjoint sets of renders give the floor that a perfect generat
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
+from autodrag.arguments import ArgumentParser
 from autodrag.checkpoint import load_generator, load_landmarks
 from autodrag.data.critters import render, sample_factors
 from autodrag.errors import AutodragError
@@ -23,6 +22,7 @@ from autodrag.eval.metrics import frechet_distance
 from autodrag.files import write_json
 from autodrag.nets.landmarks import LandmarkNet
 from autodrag.nets.stylegan2 import Generator
+from autodrag.progress import track
 
 _BATCH = 32
 
@@ -32,7 +32,7 @@ def sample_features(generator: Generator, net: LandmarkNet, count: int, seed: in
     """Features of `count` images at psi 1 with const noise."""
     rng = torch.Generator().manual_seed(seed)
     features = []
-    for start in tqdm(range(0, count, _BATCH), desc="samples", disable=None):
+    for start in track(range(0, count, _BATCH), "samples", unit="batch"):
         z = torch.randn(min(_BATCH, count - start), generator.config.z_dim, generator=rng)
         features.append(net(generator(generator.map(z)).clamp(-1, 1)).features)
     return torch.cat(features)
@@ -43,7 +43,7 @@ def render_features(net: LandmarkNet, count: int, seed: int) -> Float[Tensor, "N
     """Features of `count` renders."""
     rng = torch.Generator().manual_seed(seed)
     features = []
-    for start in tqdm(range(0, count, _BATCH), desc="renders", disable=None):
+    for start in track(range(0, count, _BATCH), "renders", unit="batch"):
         factors = sample_factors(min(_BATCH, count - start), rng)
         features.append(net(render(factors, size=net.config.resolution).images).features)
     return torch.cat(features)
@@ -51,9 +51,7 @@ def render_features(net: LandmarkNet, count: int, seed: int) -> Float[Tensor, "N
 
 def main(argv: list[str]) -> int:
     """`autodrag eval samples`."""
-    parser = argparse.ArgumentParser(
-        prog="autodrag eval samples", description="Samples beside renders, in our features."
-    )
+    parser = ArgumentParser(prog="autodrag eval samples", description="Samples beside renders, in our features.")
     parser.add_argument("--checkpoint", default="checkpoints/critters")
     parser.add_argument("--count", type=int, default=2000, help="images in each set")
     parser.add_argument("--seed", type=int, default=0)

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from autodrag.acceleration import accelerate
+from autodrag.arguments import ArgumentParser
 from autodrag.checkpoint import find_checkpoint, fingerprint, load_editor, load_generator
 from autodrag.errors import AutodragError
 from autodrag.eval import log, results
@@ -43,6 +43,7 @@ from autodrag.nets.latent_space import LatentBasis
 from autodrag.nets.predictor import Predictor, PredictorConfig
 from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig
+from autodrag.progress import track
 from autodrag.train.editor import fit_predictor
 
 STEPWISE = ("draggan", "refine")
@@ -267,7 +268,7 @@ COLUMNS: Columns = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="autodrag eval speed", description="Time and memory of edits.")
+    parser = ArgumentParser(prog="autodrag eval speed", description="Time and memory of edits.")
     names = ",".join((*STEPWISE, *ONE_SHOT))
     parser.add_argument("--checkpoint", metavar="FOLDER", help="default: random weights of every size of --sizes")
     parser.add_argument("--methods", default="draggan,refine,predict", help=f"comma-separated, of {names}")
@@ -332,7 +333,7 @@ def main(argv: list[str]) -> int:
     log.claim(args.out, {"experiment": "speed"} | asdict(extent))
     keys = [asdict(row) for row in rows]
     found = log.find_records(args.out, keys)
-    for row, key, record in tqdm(list(zip(rows, keys, found, strict=True)), unit="row", disable=None):
+    for row, key, record in track(list(zip(rows, keys, found, strict=True)), "eval speed", unit="row"):
         if record is None:
             log.append(args.out, key | measure_in_process(row, extent))
     records = [record for record in log.find_records(args.out, keys) if record is not None]

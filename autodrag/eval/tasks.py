@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
 from autodrag.errors import AutodragError
 from autodrag.eval import detectors
@@ -20,6 +19,7 @@ from autodrag.eval.flow import Flow, RaftFlow, dis_flow
 from autodrag.eval.log import Record
 from autodrag.images import to_uint8
 from autodrag.infer.task import Drag
+from autodrag.progress import track
 
 MOVING = 0.05
 """Smallest flow of a pixel that is dragged, as a share of the image's height."""
@@ -57,7 +57,7 @@ def landmark_pairs(bench: Bench, detector: Detector) -> list[Pair]:
     height, width = bench.generator.config.image_size
     pairs: list[Pair] = []
     rng = np.random.default_rng(bench.seed)
-    for k in tqdm(range(bench.pairs), desc="pairs", unit="pair", leave=False, disable=None):
+    for k in track(range(bench.pairs), "preparing pairs", unit="pair"):
         seed = bench.base_seed + 2 * k
         latents = [bench.latent(seed + i) for i in (0, 1)]
         found = [detector(bench.image(latent)) for latent in latents]
@@ -118,7 +118,7 @@ def flow_pairs(bench: Bench, flow: Flow, perturbation: Perturbation, *, points: 
     pairs = []
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([columns, rows], axis=2).reshape(-1, 2)
-    for k in tqdm(range(bench.pairs), desc="pairs", unit="pair", leave=False, disable=None):
+    for k in track(range(bench.pairs), "preparing pairs", unit="pair"):
         seed = bench.base_seed + k
         latent = bench.latent(seed)
         goal = perturb(bench, latent, perturbation, seed)

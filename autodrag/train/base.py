@@ -1,20 +1,22 @@
 """What all trainings share: configs from YAML and the command line, the trainer, resumable states, optimiser steps.
 
-A training survives SIGKILL and a full disk with its last saved state, and a resumed run continues to the last bit. Its
-module draws samples from (seed, step) alone, counts its own steps, and saves weights, average, optimiser and step
-together.
+After SIGKILL or on a full disk the last saved state remains. Ctrl-C saves the present state. A resumed run gives the
+same weights, bit for bit, as an uninterrupted one: the module draws its samples from (seed, step) alone, counts its own
+steps, and saves weights, average, optimiser and step together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 import os
-import sys
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -26,12 +28,13 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
-from tqdm import tqdm
 
 from autodrag.config_files import read_config
 from autodrag.errors import AutodragError
+from autodrag.files import is_disk_full
 from autodrag.memory import keep_memory
 from autodrag.nets.stylegan2 import Generator
+from autodrag.progress import ProgressDisplay
 
 Config = TypeVar("Config")
 NetT = TypeVar("NetT", bound=nn.Module)
@@ -65,7 +68,7 @@ class RunConfig:
     max_minutes: float = 0.0
     """Minutes after which this run saves, exports and stops; 0: no limit. The next run continues from there."""
     log_steps: int = 50
-    """Steps between two points of a curve, and between two printed lines if the output is not a terminal."""
+    """Steps between two points of a curve. The progress display refreshes its losses as often."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "bf16-mixed", "32-true"):
@@ -122,13 +125,29 @@ class Steps(IterableDataset[int]):
 class TrainingModule(L.LightningModule):
     """Counts its steps in `step`, which is saved with the state. Optimisation is manual.
 
-    With manual optimisation, weights, average and step always belong together when a state is saved.
+    A subclass changes weights, average and step inside `with self.update()`, so that a saved state is consistent.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.step = 0
+        self.updating = False
+        """Whether weights, average and step may belong to different steps."""
+        self.interrupted = False
+        """Whether Ctrl-C was pressed."""
+
+    @contextlib.contextmanager
+    def update(self) -> Iterator[None]:
+        """Delays Ctrl-C to its end. After any exception inside, the state is not saved."""
+        self.updating = True
+        yield
+        self.updating = False
+        if self.interrupted and self.trainer.world_size == 1:
+            raise KeyboardInterrupt
+
+    def discard_step(self) -> None:
+        """Restores what an interrupted step has changed outside of `update`."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["step"] = self.step
@@ -190,11 +209,12 @@ class AveragedModule(TrainingModule, Generic[NetT]):
         self.manual_backward(loss)
         if self.max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.max_gradient_norm)
-        optimizer.step()
-        schedule.step()
-        self.step += 1
-        average = get_ema_multi_avg_fn(min(self.average_decay, self.step / (self.step + 10)))
-        average(list(self.average.parameters()), list(self.net.parameters()), self.step)
+        with self.update():
+            optimizer.step()
+            schedule.step()
+            self.step += 1
+            average = get_ema_multi_avg_fn(min(self.average_decay, self.step / (self.step + 10)))
+            average(list(self.average.parameters()), list(self.net.parameters()), self.step)
 
     def step_rng(self, seed: int) -> torch.Generator:
         """The random numbers of this step, which depend on (seed, step) alone."""
@@ -216,7 +236,7 @@ def own_rows(batch: int, trainer: L.Trainer) -> slice:
 
 
 class SaveState(Callback):
-    """Writes `last.ckpt` every few minutes and at the end. Stops the run after its minutes.
+    """Writes `last.ckpt` every few minutes, at the end and after Ctrl-C. Stops the run after its minutes.
 
     The new state is written beside the old one and renamed over it, so that a kill at any time leaves a whole file.
     """
@@ -224,6 +244,9 @@ class SaveState(Callback):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.started = self.saved = time.monotonic()
+        self.saved_step: int | None = None
+        """Step of the last state that this run saved."""
+        self.training = self.began = False
 
     @property
     def path(self) -> Path:
@@ -239,15 +262,27 @@ class SaveState(Callback):
                 os.replace(partial, self.path)
         except (OSError, RuntimeError) as problem:  # torch raises RuntimeError when the disk is full
             partial.unlink(missing_ok=True)
-            raise AutodragError(f"{self.path} cannot be written ({problem}); free some space and resume.") from None
-        self.saved = time.monotonic()
+            full = is_disk_full(problem)
+            reason = "the disk is full; free some space" if full else f"{problem}; check the folder"
+            again = ", and run the same command again to continue from the last saved state"
+            raise AutodragError(
+                f"'{self.path}' cannot be written: {reason}{again if self.path.exists() else ''}"
+            ) from problem
+        self.saved, self.saved_step = time.monotonic(), _step(trainer.lightning_module)
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.training = self.began = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         now = time.monotonic()
         over = bool(self.config.max_minutes) and now - self.started > 60 * self.config.max_minutes
         due = now - self.saved > 60 * self.config.save_minutes
-        if trainer.world_size > 1:  # the clock of one process decides for all
-            over, due = trainer.strategy.broadcast((over, due))
+        interrupted = pl_module.interrupted
+        if trainer.world_size > 1:  # one process decides for all
+            over, due, interrupted = trainer.strategy.broadcast((over, due, interrupted))
+        if interrupted:
+            self.save(trainer)
+            raise KeyboardInterrupt
         if over:
             trainer.should_stop = True
         elif due:
@@ -255,44 +290,58 @@ class SaveState(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.save(trainer)
+        self.training = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if not (isinstance(exception, KeyboardInterrupt) and self.training) or pl_module.updating:
+            return
+        # Several processes have saved together, in `on_train_batch_end`.
+        if trainer.world_size == 1 and self.saved_step != _step(pl_module):
+            pl_module.discard_step()
+            self.save(trainer)
 
 
 class Progress(Callback):
-    """A bar with throughput and remaining time on a terminal, a line every `log_steps` steps elsewhere.
+    """Displays the progress, and ends the run after `total_steps` of the module's own steps.
 
-    It also ends the run after `total_steps` of the module's own steps. Lightning's epochs have no meaning here.
+    Lightning's epochs have no meaning here.
     """
 
     def __init__(self, log_steps: int, batch: int, total_steps: int) -> None:
         self.log_steps, self.batch, self.total_steps = log_steps, batch, total_steps
-        self.bar: tqdm[Any] | None = None
-        self.first, self.started = 0, 0.0
+        self.display: ProgressDisplay | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.first, self.started = _step(pl_module), time.monotonic()
-        trainer.should_stop = self.first >= self.total_steps  # else a finished run would never end
-        if sys.stdout.isatty() and trainer.is_global_zero:
-            self.bar = tqdm(total=self.total_steps * self.batch, initial=self.first * self.batch, unit="image")
+        first = _step(pl_module)
+        trainer.should_stop = first >= self.total_steps  # else a finished run would never end
+        if trainer.is_global_zero and not trainer.should_stop:
+            self.display = ProgressDisplay("training", self.total_steps, done=first, output="stdout")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = _step(pl_module)
         if step >= self.total_steps:
             trainer.should_stop = True
-        numbers = {name: f"{float(value):.4g}" for name, value in trainer.logged_metrics.items()}
-        if self.bar is not None:
-            self.bar.update(self.batch)
-            if step % self.log_steps == 0:
-                self.bar.set_postfix(numbers)
-        elif step % self.log_steps == 0 and trainer.is_global_zero:
-            rate = (step - self.first) / (time.monotonic() - self.started)
-            minutes = (self.total_steps - step) / rate / 60
-            text = "  ".join(f"{name} {value}" for name, value in numbers.items())
-            images = f"{rate * self.batch:.1f} images/s"
-            print(f"step {step}/{self.total_steps}  {images}  {minutes:.0f} min left  {text}", flush=True)
+        if self.display is not None:
+            due = step % self.log_steps == 0  # reading the losses of a GPU waits for it
+            self.display.update(step - self.display.done, self._note(trainer, self.display) if due else "")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        if self.display is not None:
+            self.display.print_line()
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _note(self, trainer: L.Trainer, display: ProgressDisplay) -> str:
+        losses = (f"{name} {float(value):.4g}" for name, value in trainer.logged_metrics.items())
+        return ", ".join([f"{display.rate * self.batch:.1f} images/s", *losses])
+
+    def _close(self) -> None:
+        if self.display is not None:
+            self.display.close()
+        self.display = None
 
 
 def _step(module: L.LightningModule) -> int:
@@ -321,10 +370,19 @@ def prepare_torch(config: RunConfig) -> None:
     L.seed_everything(config.seed, verbose=False)
 
 
-def print_progress(done: int, total: int) -> None:
-    """A line for about every thousand pictures of a data set that is being prepared."""
-    if done % 1024 < 64 or done == total:
-        print(f"pictures {done}/{total}", flush=True)
+def data_progress() -> Callable[[int, int], None]:
+    """A function that displays how many pictures of a data set are prepared: (done, total)."""
+    display: ProgressDisplay | None = None
+
+    def show(done: int, total: int) -> None:
+        nonlocal display
+        if display is None:
+            display = ProgressDisplay("preparing pictures", total, "picture", output="stdout")
+        display.update(done - display.done)
+        if done == total:
+            display.close()
+
+    return show
 
 
 def choose_precision(precision: str, accelerator: str) -> str:
@@ -382,16 +440,64 @@ def make_trainer(config: RunConfig, callbacks: list[Callback], *, batch: int, to
 def run_training(module: TrainingModule, config: RunConfig, *, batch: int, total_steps: int) -> L.Trainer:
     """Trains from the saved state if there is one, and returns the trainer.
 
-    Raises AutodragError if the saved state belongs to another network, or if the device does not exist.
+    Raises:
+        AutodragError: the saved state belongs to another network, the device does not exist, or the disk is full.
+        KeyboardInterrupt: Ctrl-C; its message names the saved state.
     """
     state = SaveState(config)
     trainer = make_trainer(config, [state], batch=batch, total_steps=total_steps)
     try:
-        trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
-    except RuntimeError as problem:
+        with _ctrl_c_handled(module, trainer):
+            trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
+    except SystemExit as ended:  # Lightning's answer to KeyboardInterrupt
+        if not isinstance(ended.__context__, KeyboardInterrupt):
+            raise
+        if not trainer.is_global_zero:  # one process reports
+            raise SystemExit(130) from None
+        raise KeyboardInterrupt(_interruption(module, state, total_steps)) from None
+    except (OSError, RuntimeError) as problem:
+        if is_disk_full(problem):
+            raise AutodragError(
+                f"{str(config.folder)!r} cannot be written: the disk is full; free some space, and run the same "
+                "command again to continue from the last saved state"
+            ) from problem
         if "loading state_dict" not in str(problem):
             raise
         raise AutodragError(
             f"{state.path} was saved by a network of other sizes; remove it or choose another run.folder"
         ) from None
     return trainer
+
+
+@contextlib.contextmanager
+def _ctrl_c_handled(module: TrainingModule, trainer: L.Trainer) -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt at once, or at the end of an update of the weights.
+
+    Several processes save and end together after the step (`SaveState`). A second Ctrl-C does not wait.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread only
+        yield
+        return
+
+    def handle(*_: object) -> None:
+        again, module.interrupted = module.interrupted, True
+        if again or not (module.updating or trainer.world_size > 1):
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interruption(module: TrainingModule, state: SaveState, total_steps: int) -> str:
+    """The message after Ctrl-C."""
+    if state.saved_step is not None:
+        saved = f"the state of step {state.saved_step} is saved in '{state.path}'"
+    elif state.path.exists():
+        saved = f"the state in '{state.path}' is unchanged"
+    else:
+        saved = "nothing is saved yet"
+    place = f"at step {module.step} of {total_steps}" if state.began else "before the first step"
+    return f"interrupted {place}; {saved}; run the same command again to continue"

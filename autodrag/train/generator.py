@@ -7,7 +7,6 @@ exported generator is the average.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from dataclasses import asdict, dataclass, field
@@ -35,14 +34,7 @@ from autodrag.images import write_png
 from autodrag.nets.discriminator import Discriminator, DiscriminatorConfig
 from autodrag.nets.growing import grow_generator
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig, upsample
-from autodrag.train.base import (
-    RunConfig,
-    TrainingModule,
-    parse_config,
-    prepare_torch,
-    print_progress,
-    run_training,
-)
+from autodrag.train.base import RunConfig, TrainingModule, data_progress, parse_config, prepare_torch, run_training
 from autodrag.train.losses import discriminator_loss, generator_loss, path_length_penalty, r1_penalty
 
 
@@ -259,8 +251,13 @@ class AdversarialModule(TrainingModule):
         return latent
 
     def training_step(self, batch: Float[Tensor, "B 3 H W"], batch_idx: int) -> None:
-        optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
         real = self.fade(batch).contiguous(memory_format=torch.channels_last)
+        with self.update():
+            self.step_both(real)
+
+    def step_both(self, real: Float[Tensor, "B 3 H W"]) -> None:
+        """One step of the discriminator, then one of the generator."""
+        optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
         # Codes and noise depend on (seed, step) alone, so that a resumed run repeats an uninterrupted one.
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)
 
@@ -293,12 +290,12 @@ class AdversarialModule(TrainingModule):
         self.step += 1
         if moves:
             self.move_average(len(real))
+        self.log_dict(losses)
         if not all(torch.isfinite(loss) for loss in losses.values()):
             raise AutodragError(
                 f"the loss is not finite at step {self.step}; the last saved state is kept. Resume with a lower "
                 "training.generator_lr and training.discriminator_lr."
             )
-        self.log_dict(losses)
 
     def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of real and of fake images, in separate batches: the minibatch statistic must not mix them."""
@@ -376,7 +373,7 @@ def prepare_data(config: GeneratorTraining) -> None:
             size=config.generator.resolution,
             seed=data.seed,
             device="cuda" if torch.cuda.is_available() else "cpu",
-            progress=print_progress,
+            progress=data_progress(),
         )
         return
     for name, place in (("run.folder", config.run.folder), ("data.cache", cache)):
@@ -391,7 +388,7 @@ def prepare_data(config: GeneratorTraining) -> None:
         size=config.generator.image_size,
         background=data.background_rgb,
         skip_broken=data.skip_broken,
-        progress=print_progress,
+        progress=data_progress(),
     )
     record = read_record(cache)
     if record is not None and record.unusable:
@@ -404,8 +401,7 @@ def train(config: GeneratorTraining) -> Path:
     prepare_data(config)
     module = AdversarialModule(config)
     batch = config.training.batch
-    with contextlib.suppress(KeyboardInterrupt):
-        run_training(module, config.run, batch=batch, total_steps=math.ceil(config.training.images / batch))
+    run_training(module, config.run, batch=batch, total_steps=math.ceil(config.training.images / batch))
     module.write_grid()
     out = config.run.folder / "generator.safetensors"
     module.export(out)

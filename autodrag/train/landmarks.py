@@ -26,9 +26,9 @@ from autodrag.release import save_tensors
 from autodrag.train.base import (
     AveragedModule,
     RunConfig,
+    data_progress,
     parse_config,
     prepare_torch,
-    print_progress,
     run_training,
 )
 
@@ -198,7 +198,7 @@ def train(config: LandmarkTraining) -> Path:
             "leave net.names out of the config."
         )
     size = config.net.resolution
-    critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=print_progress)
+    critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=data_progress())
     module = LandmarkModule(config)
     run_training(module, config.run, batch=hp.batch, total_steps=hp.steps)
     # Seeds of the training renders start at data.seed * 1,000,003; this one lies far from them.

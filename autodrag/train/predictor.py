@@ -133,6 +133,8 @@ class PredictorModule(EditorModule):
         self.moments = (
             Moments(2, sizes.edit_layers, sizes.w_dim) if any(stage.moments_weight for stage in stages) else None
         )
+        self.moments_before: tuple[int, dict[str, Tensor]] | None = None
+        """Step and its state at the start of the step."""
 
     @property
     def stage(self) -> Stage:
@@ -152,6 +154,8 @@ class PredictorModule(EditorModule):
 
     def training_step(self, step: Any, batch_idx: int) -> None:
         stage, batch = self.stage, self.hp.batch
+        if self.moments is not None:
+            self.moments_before = self.step, {k: v.clone() for k, v in self.moments.state_dict().items()}
         self.average_decay = stage.average_decay
         config = self.config.motion
         if stage.travel_share is not None:
@@ -160,6 +164,10 @@ class PredictorModule(EditorModule):
         motion = draw_motion(self.generator, self.net.predictor.config, config, batch, rng, rows)
         names = ("position", "prior", "moments")
         self.finish_step(self.losses(motion, stage), {name: getattr(stage, f"{name}_weight") for name in names})
+
+    def discard_step(self) -> None:
+        if self.moments is not None and self.moments_before is not None and self.moments_before[0] == self.step:
+            self.moments.load_state_dict(self.moments_before[1])
 
     def losses(self, motion: Motion, stage: Stage) -> dict[str, Tensor]:
         """Losses of `EDITS` edits in a row, averaged over the edits."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,23 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about wo
 class Toy(TrainingModule):
     """One number that every step adds its own index to."""
 
-    def __init__(self, total: int, size: int = 1, fail_at: int | None = None) -> None:
+    def __init__(
+        self,
+        total: int,
+        size: int = 1,
+        interrupt_at: int | None = None,
+        interrupt_update_at: int | None = None,
+        presses: int = 1,
+    ) -> None:
+        """Ctrl-C is pressed at the start of step `interrupt_at`, `presses` times in the update of the other step."""
         super().__init__()
         self.value = nn.Parameter(torch.zeros(size))
-        self.total, self.fail_at = total, fail_at
+        self.total, self.interrupt_at, self.interrupt_update_at, self.presses = (
+            total,
+            interrupt_at,
+            interrupt_update_at,
+            presses,
+        )
         self.seen: list[int] = []
 
     def configure_optimizers(self) -> Any:
@@ -48,14 +63,19 @@ class Toy(TrainingModule):
         return DataLoader(Steps(self.step, self.total), batch_size=None)
 
     def training_step(self, step: int, batch_idx: int) -> None:
-        if step == self.fail_at:
-            raise KeyboardInterrupt
+        if step == self.interrupt_at:
+            self.interrupt_at = None
+            signal.raise_signal(signal.SIGINT)
         self.seen.append(int(step))
         optimizer = self.optimizers()
         optimizer.zero_grad()  # type: ignore[union-attr]
         self.manual_backward(-(step + 1) * self.value.sum())
-        optimizer.step()  # type: ignore[union-attr]
-        self.step += 1
+        with self.update():
+            optimizer.step()  # type: ignore[union-attr]
+            if step == self.interrupt_update_at:
+                for _ in range(self.presses):
+                    signal.raise_signal(signal.SIGINT)
+            self.step += 1
 
 
 def run(folder: Path, toy: Toy, **changes: Any) -> None:
@@ -70,21 +90,35 @@ def test_every_step_runs_once_over_several_runs(tmp_path: Path, capsys: pytest.C
     run(tmp_path, second)
     assert (first.seen, second.seen) == ([0], [1, 2, 3, 4, 5])
     assert float(second.value.detach()) == sum(range(1, 7))
-    assert "step 6/6" in capsys.readouterr().out
+    assert "training: 6/6 steps, " in capsys.readouterr().out
     third = Toy(6)
     run(tmp_path, third)  # nothing is left to do
     assert (third.seen, third.step, float(third.value.detach())) == ([], 6, 21.0)
 
 
-def test_states_are_saved_on_the_way(tmp_path: Path) -> None:
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(tmp_path, Toy(9, fail_at=4), save_minutes=1e-9)
+@pytest.mark.parametrize(
+    ("pressed", "step"), [({"interrupt_at": 4}, 4), ({"interrupt_update_at": 4}, 5), ({"interrupt_at": 0}, 0)]
+)
+def test_ctrl_c_saves_a_whole_step_and_says_how_to_continue(tmp_path: Path, pressed: dict[str, int], step: int) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    said = f"interrupted at step {step} of 9; the state of step {step} is saved in '{tmp_path}/last.ckpt'; run the same"
+    with pytest.raises(KeyboardInterrupt, match=re.escape(said)):
+        run(tmp_path, Toy(9, **pressed))
+    assert signal.getsignal(signal.SIGINT) is handler
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
-    assert (saved["step"], float(saved["state_dict"]["value"])) == (4, 10.0)
+    assert (saved["step"], float(saved["state_dict"]["value"])) == (step, sum(range(step + 1)))
     resumed = Toy(9)
     run(tmp_path, resumed)
-    assert resumed.seen == [4, 5, 6, 7, 8]
+    assert resumed.seen == list(range(step, 9)) and float(resumed.value.detach()) == sum(range(10))
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_second_ctrl_c_keeps_the_last_saved_state(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt, match="the state of step 3 is saved in"):
+        run(tmp_path, Toy(9, interrupt_update_at=3, presses=2), save_minutes=1e-9)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["step"] == 3
+    with pytest.raises(KeyboardInterrupt, match="nothing is saved yet"):
+        run(tmp_path / "other", Toy(9, interrupt_update_at=3, presses=2))
 
 
 @pytest.mark.parametrize("place", ["write", "replace"])
@@ -102,7 +136,7 @@ def test_a_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.
             patch.setattr(L.Trainer, "save_checkpoint", full)
         else:
             patch.setattr(os, "replace", full)
-        with pytest.raises(AutodragError, match=r"last\.ckpt cannot be written .*No space left.*free some space"):
+        with pytest.raises(AutodragError, match=r"last\.ckpt' cannot be written: the disk is full; free some space"):
             run(tmp_path, Toy(5))
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
