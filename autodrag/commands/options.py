@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
-from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Method, Parameters, Preset
+from autodrag.edits import DEFAULT_CHECKPOINT, Edit, Method, Outside, Parameters, Preset
 
 if TYPE_CHECKING:
     from autodrag.infer.editor import DragEditor
@@ -28,7 +28,7 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--method",
         choices=get_args(Method),
-        help="auto (default): both if the checkpoint has a predictor and there is no mask, otherwise refine",
+        help="auto (default): both if the checkpoint has a predictor, otherwise refine",
     )
     group.add_argument("--preset", choices=get_args(Preset), help="settings of the refiner: ours, or DragGAN's")
     group.add_argument("--rounds", type=int, metavar="N", help="maximum number of predictions")
@@ -39,6 +39,11 @@ def add_parameters(parser: argparse.ArgumentParser) -> None:
         dest="budget_s",
         metavar="SECONDS",
         help="maximum time of a drag; loading, drawing and writing files are not counted",
+    )
+    group.add_argument(
+        "--outside",
+        choices=get_args(Outside),
+        help="outside the mask, exact (default): nothing changes; soft: the preset draggan penalises changes",
     )
     group.add_argument("--lr", type=float, help="learning rate of the preset draggan")
     group.add_argument("--space", choices=("w", "w+"), help="one vector for all edited layers, or one for each")

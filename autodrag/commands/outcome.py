@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 MAX_FRAMES = 48
 LEAP_FRAMES = 16  # frames between the start and the result of a predictor
 GIF_PX = 320  # minimum side; smaller than in the MP4, because the size of a GIF grows faster with its area
-FAR = 0.25
-"""A point is far from its target if more than this share of its drag is left, and more than FAR_PX px (at 512 px)."""
-FAR_PX = 8.0
 FILES = [
     *("result.json", "before.png", "after.png", "annotated.png", "animation.mp4", "animation.gif"),
     *("latent.safetensors", "edit.json", "edit.latent.safetensors", "edit.mask-*.png"),
@@ -143,7 +140,7 @@ def write_outcome(
 
 
 def describe(outcome: Outcome) -> list[str]:
-    """Lines for a person: the distance left for each point, the time, and what to try if a point is far away."""
+    """Lines for a person: the distance left for each point, the outcome, and what to try if the drag did not arrive."""
     lines = []
     for number, result in enumerate(outcome.results, start=1):
         lead = "" if len(outcome.results) == 1 else f"edit {number}: "
@@ -152,34 +149,31 @@ def describe(outcome: Outcome) -> list[str]:
             seen = (
                 "" if point["landmark_distance"] is None else f", {point['landmark_distance']:.2f} by the landmark net"
             )
-            state = "lost" if point["lost"] else f"confidence {point['confidence']:.2f}"
-            lines.append(
-                f"{lead}{hx:g},{hy:g} to {tx:g},{ty:g}: {point['distance']:.2f} px left by the tracker{seen}, {state}"
-            )
+            state = ", lost" if point["lost"] else f" ± {point['uncertainty'] or 0:.1f}"
+            lines.append(f"{lead}{hx:g},{hy:g} to {tx:g},{ty:g}: {point['distance']:.2f} px left{state}{seen}")
         work = [_count(result.rounds, "prediction")] if result.rounds else []
         work += [_count(result.steps, "step")] if result.steps or not work else []
-        lines.append(f"{lead}{result.reason} after {' and '.join(work)}, {result.seconds:.3f} s")
+        unchanged = "; the image was left as it was" if result.outcome == "failed" else ""
+        lines.append(f"{lead}{result.outcome} after {' and '.join(work)}, {result.seconds:.3f} s{unchanged}")
         lines += [lead + line for line in _advice(outcome.edits[number - 1], result)]
     return lines
 
 
 def _advice(edit: Edit, result: DragResult) -> list[str]:
-    """What to try if a point ended far from its target; the settings of the edit decide what can help."""
-    import numpy as np
+    """Why a drag did not arrive, and the settings that can help."""
+    from autodrag.infer.trust import REASONS
 
-    asked = np.hypot(*(result.targets - result.handles).T)
-    limits = np.maximum(FAR * asked, FAR_PX * len(result.image) / 512)
-    far = int((result.lost | (result.distances > limits)).sum())
-    if not far:
+    if result.why is None:
         return []
     tries = []
     if result.method == "predict":
         tries.append("--method both")
     elif result.reason in ("steps", "budget"):
         tries.append("more --steps" if result.reason == "steps" else "a larger --budget")
-    if result.method != "predict" and edit.parameters.space != "w+":
+    if result.method != "predict" and edit.parameters.space != "w+" and result.why == "generator":
         tries.append("--space w+")
-    return [f"{_count(far, 'point')} ended far from the target; try {' or '.join([*tries, 'a nearer target'])}"]
+    also = f"; also try {' or '.join(tries)}" if tries else ""
+    return [f"{REASONS[result.why]}{also}"]
 
 
 def versions() -> dict[str, str]:

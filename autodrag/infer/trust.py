@@ -47,7 +47,7 @@ REASONS: dict[Why, str] = {
     "texture": "a handle has no texture to follow; place it on an edge or a detail",
     "far": "the drag is long for this generator; drag in shorter stretches",
     "lost": "a point was lost on its way; drag in shorter stretches, or place the handle on a detail",
-    "generator": "the generator has no such image nearby; choose a nearer target, or space w+",
+    "generator": "the generator has no such image nearby; choose a nearer target",
 }
 """Each reason for people, with the next step."""
 
