@@ -85,8 +85,21 @@ nothing: read it beside the distance that the first drag left.
     "masks": Section(
         "Masks",
         """\
-The same drags with a mask and without it. *Change outside* is the mean absolute change of the image, in [-1, 1], where
-the mask forbids changes. *Left* is the mean distance of the points to their targets.
+Every drag runs without a mask, with a mask of the whole object (*whole*: the hull of all landmarks with a margin),
+and with one that cuts through it (*cut*: an ellipse around the drag). *exact* keeps the image outside the mask by
+construction, *soft* is the published penalty. Changes and seams are in levels of 255: the largest and the mean change
+outside the mask, and the mean step across its border after the edit minus that before it. A mask that cuts through a
+rigid head contradicts the drag.
+""",
+    ),
+    "trust": Section(
+        "Trust",
+        """\
+What results say of themselves, against the landmark net. A quarter of the drags go in random directions. A tracked
+point is *wrong* if it lies more than 1/16 of the image height (4 px) from where the landmark net finds it; *found* is
+the share of the wrong points that are called lost, *false alarms* the share of the others. *AUC* is that of the
+uncertainty. Each pair has one made failure of eight kinds: a target at the border, a long drag, two handles to one
+place, swapped handles, an anchor beside the handle, handle or target outside the mask, and a handle without texture.
 """,
     ),
     "speed": Section(
