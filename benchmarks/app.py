@@ -84,7 +84,7 @@ class Pointer:
                     self.errors.append(header["message"])
                 elif header["type"] == "state":
                     self.edits += 1
-                elif header["type"] == "idle":
+                elif header["type"] == "activity" and header["activity"] in ("idle", "stopped"):
                     idle.set()
 
         listener = asyncio.create_task(listen())

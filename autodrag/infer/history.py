@@ -56,6 +56,11 @@ class History:
         return self._states[self._cursor]
 
     @property
+    def position(self) -> int:
+        """Number of edits between the opened image and the present one."""
+        return self._cursor
+
+    @property
     def past(self) -> Float[Tensor, "K L D"]:
         """Latents from the opened image to the present one, on the CPU."""
         return torch.cat([state.latent.cpu() for state in self._up_to_present()])
@@ -88,6 +93,16 @@ class History:
     def redo(self) -> None:
         """Take back the last undo."""
         self._move(+1, "redo")
+
+    def go_to(self, position: int) -> None:
+        """Make the state after `position` edits the present one."""
+        assert 0 <= position < len(self._states)
+        self._cursor = position
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits up to the present image, without source and mask."""
+        return [state.edit for state in self._up_to_present() if state.edit is not None]
 
     def forget(self, keep: int, references: int) -> int:
         """Bound the memory of a long history; returns how many edits were dropped from its beginning.
