@@ -1,7 +1,7 @@
 """HTTP connections with a time limit for the header of each request.
 
-uvicorn limits the number of connections, and the time between two requests of one connection. It does not limit the time
-until the first header has arrived, so that silent connections could occupy the server. Here, such a connection is closed
+uvicorn limits the number of connections, and the time between two requests of one connection. It does not limit the
+time until the first header has arrived, so that silent connections could occupy the server. Such a connection is closed
 after `seconds`, and one address can have at most `WAITING` of them.
 """
 

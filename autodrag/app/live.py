@@ -10,7 +10,8 @@ From the server, binary messages with an image (`frames.pack`):
 
     preview   the preview of a pull; `pull` is its number
     step      an intermediate result of a drag
-    state     the present image, lossless, the state of the session, and the activity
+    state     the present image, lossless, the state of the session, the activity, and `answers`: the numbers of the
+              drags that have ended since the last state
 
 and JSON texts: `{"type": "error", "pull": 3, "message": "..."}`, and `{"type": "activity", "activity": "..."}` whenever
 the activity changes: idle, pulling, refining, working (another request changes the session), or stopped. A pull lasts
@@ -89,6 +90,7 @@ class Live:
         """The pointer was released: make the edit."""
         self._seat.session.interrupt()
         self._pull.clear()
+        self._drop_drag()
         self._drag.append(order)
         self._owner, self._stopped = owner, None
         self._go()
@@ -100,7 +102,7 @@ class Live:
             rest: the activity if something was stopped.
         """
         self._pull.clear()
-        self._drag.clear()
+        self._drop_drag()
         self._seat.session.interrupt()
         self._stopped = "idle" if self._activity is None else rest
         self._go()
@@ -118,6 +120,11 @@ class Live:
             self.stop()
 
     # --- internals ----------------------------------------------------------------------------------------------
+
+    def _drop_drag(self) -> None:
+        """Discard a waiting drag."""
+        self._seat.answers += [order.pull for order in self._drag]
+        self._drag.clear()
 
     def _go(self) -> None:
         if self._task is None or self._task.done():
@@ -141,6 +148,7 @@ class Live:
                 order = self._drag.pop()
                 self._become("refining")
                 await self._caught(order.pull, self._run_drag(order))
+                self._seat.answers.append(order.pull)
             elif self._pull:
                 self._become("pulling")
                 order = self._pull[-1]

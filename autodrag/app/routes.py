@@ -230,7 +230,7 @@ def build(service: Service) -> APIRouter:
     async def put_mask(key: Key, name: MaskName, request: Request) -> None:
         """Upload a mask of the size of the image; pixels brighter than 127 may change. Edits use it by its name."""
         seat, data = await service.find(key), await request.body()
-        await service.run(seat, seat.session.add_mask, name, data)
+        await service.errand(seat.session.add_mask, name, data)  # does not wait for the end of an edit
 
     @router.get("/sessions/{key}/masks/{name}", response_class=Response, responses=_file("image/png"))
     async def get_mask(key: Key, name: MaskName) -> Response:

@@ -99,6 +99,8 @@ class Seat:
         self.listeners: set[Mailbox] = set()
         self.last: tuple[dict[str, Any], bytes] | None = None
         """The last published state and image; None if there may be a newer one."""
+        self.answers: list[int] = []
+        """Numbers of the drags that have ended since the last state was sent."""
         self._doing: list[Activity] = []
         self._rest: Activity = "idle"
         self.extra: Any = None
@@ -264,6 +266,7 @@ class Service:
         if seat.listeners:
             seat.last = await self.compute(seat, present_state, seat.session)
             message = state_message(seat, *seat.last)
+            seat.answers.clear()
             for mailbox in list(seat.listeners):
                 mailbox.tell(message)
 
@@ -349,4 +352,4 @@ def present_state(session: Session) -> tuple[dict[str, Any], bytes]:
 
 def state_message(seat: Seat, state: dict[str, Any], image: bytes) -> bytes:
     """A message of the type `state`, with the activity at this time."""
-    return pack({"type": "state", "activity": seat.activity, "state": state}, image)
+    return pack({"type": "state", "activity": seat.activity, "answers": seat.answers, "state": state}, image)

@@ -395,7 +395,7 @@ class Session:
     def _forget_oldest(self) -> None:
         """Bound the history."""
         surplus = max(0, len(self.moments) - 1 - self.config.history)
-        del self.moments[:surplus]
+        self.moments = self.moments[surplus:]
         self.present -= surplus
         for opening in {id(moment.opening): moment.opening for moment in self.moments}.values():
             editor = opening.editor
