@@ -15,7 +15,8 @@ export async function call(method, path, body, type = "application/json") {
     options.headers["content-type"] = type;
     options.body = type === "application/json" && !(body instanceof Blob) ? JSON.stringify(body) : body;
   }
-  options.keepalive = (options.body?.size ?? options.body?.length ?? 0) < SMALL && method !== "GET";
+  const chosen = body instanceof File; // Chromium refuses to keep the upload of a chosen file alive
+  options.keepalive = !chosen && (options.body?.size ?? options.body?.length ?? 0) < SMALL && method !== "GET";
   let response;
   try {
     response = await fetch(`api/${path}`, options);

@@ -145,7 +145,8 @@ function show(frame) {
 on("state", async ({ state: session, image, activity, answers }) => {
   const before = state.session;
   const other = before?.key !== session.key;
-  const news = other || reconnected || session.revision !== before.revision;
+  const news = other || reconnected || session.revision > before.revision;
+  if (!news && session.revision < before.revision) return hear(activity); // a newer state is on its way
   const own = dragging !== null && answers.includes(dragging);
   reconnected = false;
   state.session = session;

@@ -110,16 +110,17 @@ export class Mask {
     const name = this.empty ? null : `${Date.now().toString(36)}-${(counter += 1)}.png`;
     this.coming = name;
     try {
-      if (name) await call("PUT", `sessions/${state.session.key}/masks/${name}`, await this.#encode(), "image/png");
-      this.name = name;
+      if (name) await call("PUT", `sessions/${state.session.key}/masks/${name}`, this.#encode(), "image/png");
     } catch (error) {
       this.dirty = true;
       throw error;
-    } finally {
-      this.coming = undefined;
     }
+    if (this.coming !== name) return; // a newer upload is on its way
+    this.name = name;
+    this.coming = undefined;
   }
 
+  /** A PNG of the mask. It is made at once, so that the upload begins before the page can be closed. */
   #encode() {
     const canvas = canvasOf(this.width, this.height);
     const context = canvas.getContext("2d");
@@ -130,7 +131,8 @@ export class Mask {
     context.globalCompositeOperation = "destination-over";
     context.fillStyle = "#fff";
     context.fillRect(0, 0, this.width, this.height);
-    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+    const bytes = atob(canvas.toDataURL("image/png").split(",")[1]);
+    return new Blob([Uint8Array.from(bytes, (byte) => byte.charCodeAt(0))], { type: "image/png" });
   }
 
   #harden() {

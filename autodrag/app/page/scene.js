@@ -6,7 +6,9 @@ import { changed, emit, expect, on, scene, state, takeScene } from "./state.js";
 
 let running = null; // promise of the requests that are on their way
 let unsent = false;
+let upload = Promise.resolve(); // of the mask
 const tests = [];
+const isBlocked = () => tests.some((test) => test());
 
 /** While `test()` holds, answers do not replace the points of the page. */
 export const keepWhile = (test) => tests.push(test);
@@ -21,6 +23,8 @@ export const sent = () => running ?? Promise.resolve();
 export function commit() {
   if (!state.session) return;
   unsent = true;
+  upload = state.mask.upload();
+  upload.catch(() => {}); // the pump reports it
   running ??= pump().finally(() => {
     running = null;
   });
@@ -30,7 +34,8 @@ async function pump() {
   expect("scene", +1);
   try {
     while (unsent) {
-      await state.mask?.upload();
+      for (let last = null; last !== upload; ) await (last = upload); // a newer stroke may begin a newer upload
+      await state.mask.upload(); // again after a failure
       unsent = false;
       const session = await json("PUT", address(), scene());
       if (!unsent && session.key === state.session.key) await take(session);
@@ -49,7 +54,7 @@ const address = () => `sessions/${state.session.key}/scene`;
 /** Show points, anchors and mask of a session, unless the page has newer ones. */
 export async function take(session) {
   if (session.revision >= state.session.revision) state.session = session;
-  if (tests.some((test) => test())) return;
+  if (isBlocked()) return;
   takeScene(state.session.scene);
   await takeMask(state.session);
   emit("session");
@@ -61,7 +66,7 @@ async function takeMask({ key, scene: { mask: name } }) {
   if (name === mask.name && !mask.dirty) return;
   try {
     const blob = name && (await (await call("GET", `sessions/${key}/masks/${name}`)).blob());
-    if (mask === state.mask) await mask.load(name, blob);
+    if (mask === state.mask && !unsent && !isBlocked()) await mask.load(name, blob);
   } catch (error) {
     emit("problem", error.message);
   }
