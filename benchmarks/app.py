@@ -104,7 +104,7 @@ class Pointer:
                     arrivals.append(time.monotonic())
                 elif header["type"] == "error":
                     self.errors.append(header["message"])
-                elif header["type"] == "idle":
+                elif header["type"] == "activity" and header["activity"] in ("idle", "stopped"):
                     idle.set()
 
         listener = asyncio.create_task(listen())

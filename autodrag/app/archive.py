@@ -1,7 +1,8 @@
 """Sessions as files: export and import by clients, and saving on the server.
 
-An exported session is the common session file, or a zip of it with its masks and opened latent. A saved session also
-holds the latents of its history and the scene of each image, so that it is restored without computing, bit for bit.
+An exported session is the common session file, or a zip of it with its masks and opened latent. A saved session holds
+all steps with their latents and masks, so that it is restored without computing, bit for bit. It is written after every
+step. Its latents hardly compress, so that its zip is stored without compression.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 import tempfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,19 +20,21 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from autodrag.app.frames import png, shrink
 from autodrag.app.gate import Gate, Stopped, Stopwatch
-from autodrag.app.models import EditOutcome, PointState, Scene
-from autodrag.app.session import Session, check_latent, outcome_of, scene_after
+from autodrag.app.models import EditOutcome, Saved, Scene
+from autodrag.app.scene import outcome_of, scene_after, scene_of
+from autodrag.app.session import THUMB_PX, Moment, Opening, Session, check_latent
 from autodrag.edits import Edit, read_edits
 from autodrag.errors import AutodragError
 from autodrag.files import replacing, write_json
-from autodrag.images import read_mask, write_png
+from autodrag.images import read_mask
 from autodrag.infer.editor import DragEditor
 from autodrag.infer.task import DragResult
 from autodrag.nets.layers import Layers
 from autodrag.release import load_tensors, save_tensors
 
-SESSION, PAST, STATE = "session.json", "past.safetensors", "state.json"
+SESSION, STATE = "session.json", "state.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_FILES = 512
 MAX_DOCUMENT = 256 * 2**10
@@ -39,7 +43,7 @@ MAX_UNPACKED = 64 * 2**20
 
 def export(session: Session) -> tuple[bytes, str]:
     """Export the session up to the present image; returns the file and its suffix, json or zip."""
-    if session.present == 0:
+    if session.moment.position == 0:
         raise AutodragError("the session would be empty; make an edit first")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -122,82 +126,134 @@ def replay(
     with gate.turn(stop):
         images = [editor.open(first.seed, first.psi, first.label, first.latent)]
         check_latent(editor)
-        scenes: list[tuple[Scene, EditOutcome | None]] = [(Scene(), None)]
+        scenes: list[tuple[Scene, Scene | None, EditOutcome | None]] = [(Scene(), None, None)]
         masks: dict[str, np.ndarray] = {}
         for number, edit in enumerate(edits, start=1):
             if number > 1 and (edit.seed is not None or edit.latent is not None):
                 raise AutodragError(f"edit {number} opens another image; expected one image for each session")
             name = None
             if edit.mask is not None:
-                name = f"mask-{number}.png"
+                name = f"{time.time_ns():x}-{number}.png"
                 masks[name] = read_mask(edit.mask, editor.image_size)
             follow = edit.replaced(seed=None, latent=None, label=None)
             result = editor.apply(follow, callback=step)
-            asked = _scene(edit, name)
-            scenes[-1] = (asked, scenes[-1][1])
-            scenes.append((scene_after(asked, result, editor.image_size), outcome_of(result)))
+            asked = scene_of(edit, name)
+            scenes[-1] = (asked, *scenes[-1][1:])
+            scenes.append((scene_after(asked, result, editor.image_size), asked, outcome_of(result)))
             images.append(result.image)
-        session.adopt(editor, (first.seed, first.psi, first.label), images, scenes, masks)
+        session.adopt(Opening(editor, (first.seed, first.psi, first.label)), images, scenes, masks)
 
 
-def save(session: Session, path: Path) -> None:
-    """Save everything that `restore` needs, up to the present image. A failed write leaves no partial file."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if session.present:
-            session.editor.save_session(folder / SESSION)
-        past = {
-            f"{number}.{name}": tensor
-            for number, layers in enumerate(session.editor.past)
-            for name, tensor in layers.tensors().items()
+def save(session: Session, path: Path, name: str = "") -> None:
+    """Save all steps and masks. A failed write leaves no partial file.
+
+    Args:
+        name: name of a copy.
+    """
+    openings: list[Opening] = []
+    for moment in session.moments:
+        if moment.opening not in openings:
+            openings.append(moment.opening)
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
+        for index, opening in enumerate(openings):
+            _save_opening(session, opening, folder / f"opening-{index}")
+        for mask in session.masks_in_use():
+            (folder / f"mask-{mask}").write_bytes(session.mask_file(mask))
+        state = {
+            "autodrag_kept": 2,
+            "name": name,
+            "present": session.present,
+            "moments": [
+                {
+                    "opening": openings.index(moment.opening),
+                    "position": moment.position,
+                    "image": moment.number,
+                    "scene": moment.scene.model_dump(),
+                    "asked": moment.asked and moment.asked.model_dump(),
+                    "outcome": moment.outcome and moment.outcome.model_dump(),
+                }
+                for moment in session.moments
+            ],
         }
-        save_tensors(folder / PAST, past, kind="past", config={})
-        moments = session.moments[: session.present + 1]
-        for mask in {moment.scene.mask for moment in moments} - {None}:
-            assert mask is not None
-            pixels = session.mask(mask)
-            assert pixels is not None
-            write_png(folder / f"scene-{mask}", np.repeat(pixels[:, :, None], 3, axis=2).astype(np.uint8) * 255)
-        write_json(
-            folder / STATE,
-            {
-                "autodrag_kept": 1,
-                "checkpoint": Path(session.editor.checkpoint).name,
-                "opened": session.opened,
-                "scenes": [moment.scene.model_dump() for moment in moments],
-                "outcomes": [moment.outcome and moment.outcome.model_dump() for moment in moments],
-            },
-        )
-        data = _zipped(sorted(folder.iterdir()))
+        write_json(folder / STATE, state)
+        data = _zipped(sorted(folder.iterdir()), zipfile.ZIP_STORED)
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
+def _save_opening(session: Session, opening: Opening, stem: Path) -> None:
+    """Write the latents and the edits of an opened image, including those that redo restores."""
+    steps = [moment for moment in session.moments if moment.opening is opening]
+    masks = {moment.position: moment.asked.mask for moment in reversed(steps) if moment.asked is not None}
+    complete = opening.editor.branch()
+    complete.go_to(max(moment.position for moment in steps))
+    past = {
+        f"{number}.{name}": tensor
+        for number, layers in enumerate(complete.past)
+        for name, tensor in layers.tensors().items()
+    }
+    save_tensors(stem.with_suffix(".safetensors"), past, kind="past", config={})
+    edits = []
+    for position, edit in enumerate(complete.edits, start=1):
+        document = edit.model_dump(mode="json", exclude_none=True)
+        if masks.get(position) is not None:
+            document["mask"] = f"mask-{masks[position]}"
+        edits.append(document)
+    write_json(
+        stem.with_suffix(".json"),
+        {"checkpoint": Path(complete.checkpoint).name, "source": opening.source, "edits": edits},
+    )
+
+
 def restore(session: Session, path: Path, choose: Callable[[str], DragEditor], gate: Gate) -> None:
-    """Restore a saved session into `session`, which is new."""
+    """Append the steps of a saved session to `session`, which may be new."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder)
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        edits = read_edits(folder / SESSION) if (folder / SESSION).is_file() else []
-        editor = choose(state["checkpoint"])
-        past = _past(folder / PAST, editor)
-        scenes = [
-            (Scene.model_validate(scene), None if outcome is None else EditOutcome.model_validate(outcome))
-            for scene, outcome in zip(state["scenes"], state["outcomes"], strict=True)
-        ]
-        masks = {
-            file.name.removeprefix("scene-"): read_mask(file, editor.image_size) for file in folder.glob("scene-*")
-        }
-        seed, psi, label = state["opened"]
+        masks = {file.name.removeprefix("mask-"): file.read_bytes() for file in folder.glob("mask-*")}
+        openings: dict[int, Opening] = {}
+        thumbs: dict[int, bytes] = {}
+        moments = []
         with gate.turn():
-            if edits or seed is None:
-                editor.restore(edits, past)
-            else:
-                editor.open(seed, psi, label)
-            images = [editor.render(layers) for layers in past]
-            session.adopt(editor, (seed, psi, label), images, scenes, masks)
+            for entry in state["moments"]:
+                index, position, number = entry["opening"], entry["position"], entry["image"]
+                if index not in openings:
+                    openings[index] = _restore_opening(folder / f"opening-{index}", choose)
+                opening = openings[index]
+                if number not in thumbs:
+                    past = opening.editor.past[position]
+                    thumbs[number] = png(shrink(opening.editor.render(past), THUMB_PX))
+                moments.append(
+                    Moment(
+                        number=number,
+                        thumb=thumbs[number],
+                        opening=opening,
+                        position=position,
+                        scene=Scene.model_validate(entry["scene"]),
+                        asked=entry["asked"] and Scene.model_validate(entry["asked"]),
+                        outcome=entry["outcome"] and EditOutcome.model_validate(entry["outcome"]),
+                    )
+                )
+            session.resume(moments, state["present"], masks)
+
+
+def _restore_opening(stem: Path, choose: Callable[[str], DragEditor]) -> Opening:
+    """An opened image with all its edits in force."""
+    document = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
+    seed, psi, label = document["source"]
+    editor = choose(document["checkpoint"])
+    past = _past(stem.with_suffix(".safetensors"), editor)
+    edits = [Edit.model_validate(edit, context={"folder": stem.parent}) for edit in document["edits"]]
+    if edits:
+        edits[0] = edits[0].replaced(seed=seed, psi=psi, label=label)
+    if edits or seed is None:
+        editor.restore(edits, past)
+    else:
+        editor.open(seed, psi, label)
+    return Opening(editor, (seed, psi, label))
 
 
 def _past(path: Path, editor: DragEditor) -> list[Layers]:
@@ -209,14 +265,16 @@ def _past(path: Path, editor: DragEditor) -> list[Layers]:
     return [Layers.from_tensors(numbered[number], editor.generator.config) for number in sorted(numbered)]
 
 
-def _scene(edit: Edit, mask: str | None) -> Scene:
-    points = [PointState(handle=drag.handle, target=drag.target) for drag in edit.drags]
-    return Scene(points=points, anchors=list(edit.anchors), mask=mask)
+def describe(path: Path, key: str) -> Saved:
+    """Name and size of a named copy."""
+    with zipfile.ZipFile(path) as archive:
+        state = json.loads(archive.read(STATE))
+    return Saved(save=key, name=state["name"], steps=len(state["moments"]) - 1)
 
 
-def _zipped(files: list[Path]) -> bytes:
+def _zipped(files: list[Path], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         for file in files:
             archive.write(file, file.name)
     return buffer.getvalue()

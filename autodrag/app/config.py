@@ -23,7 +23,7 @@ class AppConfig:
     checkpoints: Path = Path("checkpoints")
     """Folder whose sub-folders are the checkpoints."""
     data: Path = Path("~/.local/share/autodrag")
-    """Folder of saved sessions."""
+    """Folder of sessions on disk."""
     device: str | None = None
     """Device of the networks; None: CUDA if available."""
     workers: int = min(4, os.cpu_count() or 1)
@@ -34,14 +34,16 @@ class AppConfig:
     """Maximum number of sessions in memory that one address has opened."""
     idle_s: float = 1800.0
     """A session is dropped after this time without use, seconds."""
+    kept: int = 1000
+    """Maximum number of sessions on disk. The least recently changed one is deleted for a new one."""
     saved: int = 1000
-    """Maximum number of sessions on disk."""
-    history: int = 100
-    """Maximum number of edits that a session can undo. Each takes the memory of one latent."""
+    """Maximum number of named copies of sessions on disk."""
+    history: int = 200
+    """Maximum number of steps that a session can undo. An edit takes the memory of one latent."""
     points: int = 100
     """Maximum number of handles of an edit; the same limit holds for its anchors."""
     masks: int = 32
-    """Maximum number of masks of a session."""
+    """Maximum number of masks of a session that no step uses."""
     edit_s: float = 30.0
     """Maximum computing time of an edit, seconds, without the time of waiting for a turn."""
     replay_s: float = 300.0
@@ -52,13 +54,26 @@ class AppConfig:
     """Maximum size of a WebSocket message and of an edit, bytes."""
     body_s: float = 30.0
     """Maximum time until a request body has arrived, seconds."""
+    header_s: float = 10.0
+    """Maximum time until the header of a request has arrived on an open connection, seconds."""
     loaded: int = 3
     """Number of checkpoints that stay in memory when no session uses them."""
 
     def __post_init__(self) -> None:
         if self.token is None and not self.is_local:
             raise ValueError(f"host {self.host!r} can be reached from other machines: a token is needed.")
-        for name in ("workers", "sessions", "sessions_per_address", "history", "points", "masks", "loaded"):
+        counts = (
+            "workers",
+            "sessions",
+            "sessions_per_address",
+            "kept",
+            "saved",
+            "history",
+            "points",
+            "masks",
+            "loaded",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1.")
 

@@ -1,4 +1,4 @@
-"""Files for the client: the annotated image, the latent, and the history as a film."""
+"""Files for the client: the image with its session, the annotated image, the latent, and the history as a film."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
+from autodrag.app import archive, picture
 from autodrag.app.frames import png
 from autodrag.app.gate import Gate
+from autodrag.app.models import Scene
 from autodrag.app.session import Session
 from autodrag.checkpoint import save_code
 from autodrag.images import write_animation
@@ -24,6 +26,14 @@ REST = 10
 """Number of identical frames at the start and at the end."""
 FILM_PX = {"mp4": 512, "gif": 320}
 """Minimum width and height of the frames, px; smaller images are enlarged."""
+
+
+def picture_file(session: Session) -> bytes:
+    """PNG of the present image that carries its latent, and its session if it has edits. Call it inside a turn."""
+    contents = {"latent": latent(session)}
+    if session.moment.position:
+        contents["session"] = archive.export(session)[0]
+    return picture.embed(png(session.editor.image), **contents)
 
 
 def annotated(session: Session) -> bytes:
@@ -66,15 +76,15 @@ def film(session: Session, suffix: Literal["mp4", "gif"], gate: Gate) -> bytes:
     still = session.editor.render(past[0])
     draw(still, [], [])
     frames += frames[-1:] * (REST - 1)
+    opening = session.moment.opening
+    steps = {moment.position: moment for moment in reversed(session.moments) if moment.opening is opening}
     edits = len(past) - 1
     count = max(2, min(PER_EDIT, FRAMES // max(1, edits)))
     for index in range(edits):
-        asked, reached = session.moments[index].scene, session.moments[index + 1].scene
+        asked, reached = steps[index + 1].asked or Scene(), steps[index + 1].scene
         starts = [point.handle for point in asked.points]
         ends = [point.handle for point in reached.points]
         targets = [point.target for point in asked.points]
-        if len(ends) != len(starts):  # the scene was changed before the edit that followed
-            ends = starts
         for step in range(1, count + 1):
             share = step / count
             blended = past[index].toward(past[index + 1], share)

@@ -16,7 +16,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 LOSSLESS_PX = 256 * 256
 JPEG_QUALITY = 88
@@ -24,14 +24,19 @@ JPEG_QUALITY = 88
 
 def png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """HWC uint8 RGB as PNG."""
-    return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    return _encode(".png", _bgr(image), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+
+def mask_png(mask: Bool[np.ndarray, "H W"]) -> bytes:
+    """A mask as a grey PNG; white where the image may change."""
+    return _encode(".png", mask.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 3])
 
 
 def moving(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
     """A frame of a motion: PNG if the image is small, otherwise JPEG."""
     if image.shape[0] * image.shape[1] <= LOSSLESS_PX:
         return png(image)
-    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return _encode(".jpg", _bgr(image), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
 
 
 def shrink(image: UInt8[np.ndarray, "H W 3"], most: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -56,7 +61,11 @@ def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
     return header, message[4 + length :]
 
 
+def _bgr(image: UInt8[np.ndarray, "H W 3"]) -> np.ndarray:
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
 def _encode(suffix: str, image: np.ndarray, options: list[int]) -> bytes:
-    done, data = cv2.imencode(suffix, np.ascontiguousarray(image[:, :, ::-1]), options)
+    done, data = cv2.imencode(suffix, image, options)
     assert done
     return data.tobytes()

@@ -178,7 +178,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, sente
     headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *HEADERS]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status in (408, 413):  # the rest of the body is not read
+    if status in (401, 408, 413):  # a client without a token holds no connection; the rest of a body is not read
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

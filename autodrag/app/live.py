@@ -10,9 +10,13 @@ From the server, binary messages with an image (`frames.pack`):
 
     preview   the preview of a pull; `pull` is its number
     step      an intermediate result of a drag
-    state     the present image, lossless, and the state of the session
+    state     the present image, lossless, the state of the session, the activity, and `answers`: the numbers of the
+              drags that have ended since the last state
 
-and JSON texts: `{"type": "error", "pull": 3, "message": "..."}`, and `{"type": "idle"}` when no work is left.
+and JSON texts: `{"type": "error", "pull": 3, "message": "..."}`, and `{"type": "activity", "activity": "..."}` whenever
+the activity changes: idle, pulling, refining, working (another request changes the session), or stopped. A pull lasts
+until its client sends a drag or a stop, or leaves.
+
 A pull or a drag that arrives during a drag stops that drag, whose result so far becomes an edit.
 """
 
@@ -31,7 +35,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from autodrag.app.frames import moving, pack
 from autodrag.app.gate import Stopped
-from autodrag.app.service import CLOSE, LOG, Mailbox, Seat, Service, state_message
+from autodrag.app.service import CLOSE, LOG, Activity, Mailbox, Seat, Service, present_state, state_message
 from autodrag.errors import AutodragError, NothingToDo
 from autodrag.infer.task import DragResult
 
@@ -69,55 +73,97 @@ class Live:
         self._drag: deque[_Order] = deque(maxlen=1)
         self._task: asyncio.Task[None] | None = None
         self._last: tuple[_Order, DragResult] | None = None
-        self._stopped = False
+        self._stopped: Activity | None = None
+        """After a stop that has not been carried out yet: the activity that follows."""
+        self._activity: Activity | None = None
+        self._owner: Mailbox | None = None
+        """The client that sent the last pull or drag."""
 
-    def pull(self, order: _Order) -> None:
+    def pull(self, order: _Order, owner: Mailbox) -> None:
         """The pointer moved: preview the edit."""
         self._seat.session.interrupt()
         self._pull.append(order)
+        self._owner, self._stopped = owner, None
         self._go()
 
-    def drag(self, order: _Order) -> None:
+    def drag(self, order: _Order, owner: Mailbox) -> None:
         """The pointer was released: make the edit."""
         self._seat.session.interrupt()
         self._pull.clear()
+        self._drop_drag()
         self._drag.append(order)
+        self._owner, self._stopped = owner, None
         self._go()
 
-    def stop(self) -> None:
-        """Stop the computation and discard waiting orders."""
+    def stop(self, rest: Activity = "stopped") -> None:
+        """Stop the computation and discard waiting orders.
+
+        Args:
+            rest: the activity if something was stopped.
+        """
         self._pull.clear()
-        self._drag.clear()
+        self._drop_drag()
         self._seat.session.interrupt()
-        self._stopped = True
+        self._stopped = "idle" if self._activity is None else rest
         self._go()
+
+    def interrupt(self) -> None:
+        """Another request changes the session: stop the computation of a pull or of any other request."""
+        if self._activity is None:
+            self._seat.session.interrupt()
+        else:
+            self.stop("idle")
+
+    def leave(self, owner: Mailbox) -> None:
+        """A client has gone. What it pulled or dragged is stopped."""
+        if self._owner is owner and self._activity is not None:
+            self.stop()
 
     # --- internals ----------------------------------------------------------------------------------------------
+
+    def _drop_drag(self) -> None:
+        """Discard a waiting drag."""
+        self._seat.answers += [order.pull for order in self._drag]
+        self._drag.clear()
 
     def _go(self) -> None:
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
 
+    def _become(self, activity: Activity | None, rest: Activity = "idle") -> None:
+        """Change the activity. Its end is told by the state that follows."""
+        if activity == self._activity:
+            return
+        if self._activity is not None:
+            self._seat.end(self._activity, rest)
+        self._activity = activity
+        if activity is not None:
+            self._seat.begin(activity)
+
     async def _work(self) -> None:
-        """Serve orders until none is left. A drag or a stop ends with the messages `state` and `idle`."""
+        """Serve orders until none is left. After a drag or a stop, the listeners receive the state."""
         while self._drag or self._pull or self._stopped:
+            rest: Activity = "idle"
             if self._drag:
                 order = self._drag.pop()
+                self._become("refining")
                 await self._caught(order.pull, self._run_drag(order))
-                ended = True
+                self._seat.answers.append(order.pull)
             elif self._pull:
+                self._become("pulling")
                 order = self._pull[-1]
                 again = await self._caught(order.pull, self._service.run(self._seat, self._run_pull))
                 if again is not None and not (self._pull or self._drag or self._stopped):
                     self._pull.append(again)
-                ended = False
-            else:
-                self._stopped, ended = False, True
-            if ended:
-                self._last = None
-                await self._service.publish(self._seat)
-                if not (self._drag or self._pull or self._stopped):
-                    self._tell({"type": "idle"})
+                continue
+            if self._stopped and not (self._drag or self._pull):
+                rest, self._stopped = self._stopped, None
+            self._last = None
+            if not (self._drag or self._pull):
+                self._become(None, rest)
+            await self._service.publish(self._seat)
+            if self._activity is None:
+                self._seat.tell()
 
     async def _caught(self, pull: int, work: Awaitable[T]) -> T | None:
         """Await work; errors are sent to the client."""
@@ -130,7 +176,8 @@ class Live:
         except Exception:
             LOG.exception("live drag")
             message = "the server failed at this edit; undo it or try another"
-        self._tell({"type": "error", "pull": pull, "message": message})
+        for mailbox in list(self._seat.listeners):
+            mailbox.tell(json.dumps({"type": "error", "pull": pull, "message": message}))
         return None
 
     def _run_pull(self) -> _Order | None:
@@ -191,10 +238,6 @@ class Live:
         for mailbox in list(self._seat.listeners):
             mailbox.show(frame)
 
-    def _tell(self, message: dict[str, Any]) -> None:
-        for mailbox in list(self._seat.listeners):
-            mailbox.tell(json.dumps(message))
-
 
 def live_of(service: Service, seat: Seat) -> Live:
     """The live drag of a session, shared by all its WebSockets."""
@@ -210,10 +253,12 @@ async def attend(service: Service, seat: Seat, socket: WebSocket) -> None:
         await socket.close(1013, f"this session has {LISTENERS} listeners already")
         return
     live, mailbox = live_of(service, seat), Mailbox()
-    mailbox.tell(await service.compute(seat, state_message, seat.session))
     seat.listeners.add(mailbox)
+    if seat.last is None or not seat.lock.locked():  # a running edit may hold the lock for long
+        seat.last = await service.compute(seat, present_state, seat.session)
+    mailbox.tell(state_message(seat, *seat.last))
     sender = asyncio.create_task(_send(socket, mailbox))
-    receiver = asyncio.create_task(_receive(service, seat, live, socket))
+    receiver = asyncio.create_task(_receive(service, seat, live, mailbox, socket))
     try:
         done, _ = await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
         code, reason = next(iter(done)).result()
@@ -222,8 +267,7 @@ async def attend(service: Service, seat: Seat, socket: WebSocket) -> None:
         for task in (sender, receiver):
             task.cancel()
         await asyncio.gather(sender, receiver, return_exceptions=True)
-    if not seat.listeners:
-        live.stop()
+    live.leave(mailbox)
     if socket.application_state is not WebSocketState.DISCONNECTED and code:
         await socket.close(code, reason[:120])
 
@@ -233,7 +277,8 @@ async def _send(socket: WebSocket, mailbox: Mailbox) -> tuple[int, str]:
     while True:
         message = await mailbox.take()
         if isinstance(message, str) and message.startswith(CLOSE):
-            return 1001, message.removeprefix(CLOSE)
+            code, _, reason = message.removeprefix(CLOSE).partition(" ")
+            return int(code), reason
         if mailbox.overflowing:
             return 1008, "too slow: too many messages are waiting"
         try:
@@ -245,7 +290,7 @@ async def _send(socket: WebSocket, mailbox: Mailbox) -> tuple[int, str]:
             return 0, "gone"
 
 
-async def _receive(service: Service, seat: Seat, live: Live, socket: WebSocket) -> tuple[int, str]:
+async def _receive(service: Service, seat: Seat, live: Live, mailbox: Mailbox, socket: WebSocket) -> tuple[int, str]:
     """Read messages until one is invalid; returns code and reason for closing, code 0 if the client has gone."""
     allowance, mark = MESSAGES_PER_S, time.monotonic()
     while True:
@@ -260,12 +305,12 @@ async def _receive(service: Service, seat: Seat, live: Live, socket: WebSocket) 
         if allowance < 0:  # unread messages wait at the client
             await asyncio.sleep(-allowance / MESSAGES_PER_S)
         seat.session.touched = time.monotonic()
-        problem = _obey(live, message.get("text"), service.config.message_bytes)
+        problem = _obey(live, mailbox, message.get("text"), service.config.message_bytes)
         if problem is not None:
             return 1007, problem
 
 
-def _obey(live: Live, text: str | None, most: int) -> str | None:
+def _obey(live: Live, mailbox: Mailbox, text: str | None, most: int) -> str | None:
     """Execute a message; returns the reason if it is invalid."""
     if text is None:
         return "binary message; expected JSON text"
@@ -284,7 +329,7 @@ def _obey(live: Live, text: str | None, most: int) -> str | None:
     number, document = message.get("pull"), message.get("edit")
     if type(number) is not int or not 0 <= number < 2**53 or not isinstance(document, dict):
         return "pull and drag need a whole number 'pull' and an object 'edit'"
-    (live.pull if kind == "pull" else live.drag)(_Order(number, document))
+    (live.pull if kind == "pull" else live.drag)(_Order(number, document), mailbox)
     return None
 
 

@@ -42,8 +42,10 @@ class PointState(BaseModel):
     """Distance between the two according to the tracker; None before the first drag."""
     confidence: float | None = None
     """Confidence of the tracker, 0 to 1."""
+    uncertainty: float | None = None
+    """How far the point may be from its true position, px; None before the first drag."""
     lost: bool = False
-    """Whether the confidence is too low; the distance is then unreliable."""
+    """Whether the tracker does not know where the point is; the distance is then unreliable."""
     landmark_distance: float | None = None
     """Distance left according to the landmark net; None without a net, or without a landmark nearby."""
 
@@ -57,6 +59,47 @@ class Scene(BaseModel):
     """Name of an uploaded mask; None: all pixels may change."""
 
 
+class PointRequest(BaseModel):
+    """A handle and its target, px of the image."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    handle: XY
+    target: XY
+
+
+class SceneRequest(BaseModel):
+    """Points, anchors and mask that a client sets."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    points: Annotated[list[PointRequest], Field(max_length=1000)] = []
+    anchors: Annotated[list[XY], Field(max_length=1000)] = []
+    mask: Annotated[str | None, Field(max_length=100)] = None
+    """Name of an uploaded mask; None: all pixels may change."""
+    revision: int | None = None
+    """Revision of the state that the client has seen. If an edit ended since, its handles are moved to their new
+    positions."""
+
+
+class SaveRequest(BaseModel):
+    """A named copy of a session."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class Saved(BaseModel):
+    """A named copy of a session on disk."""
+
+    save: str
+    """Secret key of the copy; everyone who knows it may open or delete it."""
+    name: str
+    steps: int
+    """Number of steps of its history."""
+
+
 class EditOutcome(BaseModel):
     """How the last edit ended."""
 
@@ -65,7 +108,11 @@ class EditOutcome(BaseModel):
     steps: int
     seconds: float
     reason: str
-    """arrived, rounds, steps, budget, stopped, stalled or lost."""
+    """Why it ended: arrived, rounds, steps, budget, stopped, stalled or lost."""
+    outcome: str | None = None
+    """arrived, nearer or failed. A failed edit left the image as it was."""
+    advice: str | None = None
+    """Why it did not arrive and what to try, in a sentence."""
 
 
 class SessionState(BaseModel):
@@ -88,14 +135,19 @@ class SessionState(BaseModel):
     revision: int
     """Grows with every change of the present image."""
     images: list[int]
-    """Ids of the images of the history, from the opened image to the last one that redo restores."""
+    """Ids of the images of the history, one for each step, from the first step to the last one that redo restores.
+    A step that changes only points, anchors or mask repeats the id of the step before it."""
     present: int
-    """Index of the present image in `images`, which is the number of edits that undo can take back."""
+    """Index of the present step in `images`, which is the number of steps that undo can take back."""
+    opened: int
+    """Id of the image that was opened, before the edits of the present image."""
+    edits: int
+    """Number of edits of the opened image."""
     scene: Scene
     outcome: EditOutcome | None
     """Result of the edit that led to the present image."""
     saved: bool
-    """Whether the present state is saved on disk."""
+    """Whether the present state is on disk. False before the first step, and if the disk is full."""
 
 
 class CheckpointInfo(BaseModel):

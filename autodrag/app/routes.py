@@ -15,11 +15,20 @@ from fastapi import Path as InPath
 from starlette.responses import StreamingResponse
 
 from autodrag import __version__
-from autodrag.app import archive, exports
+from autodrag.app import archive, exports, picture
 from autodrag.app.frames import png
 from autodrag.app.gate import Stopped
 from autodrag.app.live import attend, live_of
-from autodrag.app.models import About, CheckpointInfo, OpenRequest, Problem, SessionState
+from autodrag.app.models import (
+    About,
+    CheckpointInfo,
+    OpenRequest,
+    Problem,
+    Saved,
+    SaveRequest,
+    SceneRequest,
+    SessionState,
+)
 from autodrag.app.service import LOG, NotFound, Seat, Service
 from autodrag.edits import schema
 from autodrag.errors import AutodragError
@@ -30,7 +39,8 @@ MaskName = Annotated[str, InPath(pattern=r"^[a-z0-9][a-z0-9-]{0,39}\.png$", desc
 ImageId = Annotated[
     int | None, Query(ge=0, le=2**53, description="Id of an image of the history; default: the present image.")
 ]
-Steps = Annotated[int, Query(ge=1, le=1000, description="Number of edits.")]
+Steps = Annotated[int, Query(ge=1, le=1000, description="Number of steps.")]
+SaveKey = Annotated[str, InPath(pattern=r"^[A-Za-z0-9_-]{16,64}$", description="Key of a named copy.")]
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
@@ -74,6 +84,12 @@ def build(service: Service) -> APIRouter:
         await service.publish(seat)
         return seat.session.state()
 
+    async def stopped(key: str) -> Seat:
+        """The session with a key; its computation stops."""
+        seat = await service.find(key)
+        live_of(service, seat).interrupt()
+        return seat
+
     def address(request: Request) -> str:
         return request.client.host if request.client else ""
 
@@ -115,8 +131,10 @@ def build(service: Service) -> APIRouter:
 
     @router.get("/sessions/{key}")
     async def look(key: Key, request: Request) -> SessionState:
-        """The state of a session."""
+        """The state of a session. During an edit, the state before the edit."""
         seat = await service.find(key, address(request))
+        if seat.last is not None and seat.lock.locked():
+            return SessionState.model_validate(seat.last[0])
         return await service.run(seat, seat.session.state)
 
     @router.delete("/sessions/{key}", status_code=204)
@@ -124,22 +142,25 @@ def build(service: Service) -> APIRouter:
         """Delete a session, also from disk."""
         await service.delete(await service.find(key))
 
+    @router.put("/sessions/{key}/scene")
+    async def arrange(key: Key, scene: SceneRequest) -> SessionState:
+        """Set points, anchors and mask, as a step that undo takes back. Waits for the end of a running edit."""
+        seat = await service.find(key)
+        revision = seat.session.revision
+        await service.run(seat, seat.session.arrange, scene)
+        return await changed(seat) if seat.session.revision != revision else seat.session.state()
+
     @router.post("/sessions/{key}/open")
     async def open_image(key: Key, image: OpenRequest) -> SessionState:
-        """Open another image in a session and discard its history."""
-        seat = await service.find(key)
-        seat.session.interrupt()
+        """Open another image, as a step that undo takes back."""
+        seat = await stopped(key)
         name = image.checkpoint or seat.session.state().checkpoint
-        editor = await service.errand(service.checkpoints.editor, name)
-        await service.compute(seat, seat.session.open, editor, image.seed, image.psi, image.label)
-        return await changed(seat)
+        async with service.working(seat):
+            editor = await service.errand(service.checkpoints.editor, name)
+            await service.compute(seat, seat.session.open, editor, image.seed, image.psi, image.label)
+        return seat.session.state()
 
-    @router.put("/sessions/{key}/latent", openapi_extra=_body("A latent file.", {"application/octet-stream": BINARY}))
-    async def open_latent(key: Key, request: Request) -> SessionState:
-        """Open a latent.safetensors file in a session and discard its history."""
-        seat, data = await service.find(key), await request.body()
-        seat.session.interrupt()
-
+    async def open_latent_file(seat: Seat, data: bytes) -> None:
         def work() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "latent.safetensors"
@@ -147,16 +168,8 @@ def build(service: Service) -> APIRouter:
                 _named(folder, seat.session.open_latent, seat.session.editor.sibling(), path)
 
         await service.compute(seat, work)
-        return await changed(seat)
 
-    @router.put(
-        "/sessions/{key}/session",
-        openapi_extra=_body("A session file, or a zip.", {"application/json": {}, "application/zip": BINARY}),
-    )
-    async def open_session(key: Key, request: Request) -> SessionState:
-        """Replay a session file in a session. If the replay fails, the session stays unchanged."""
-        seat, data = await service.find(key), await request.body()
-        seat.session.interrupt()
+    async def open_session_file(seat: Seat, data: bytes) -> None:
         stop = seat.session.arm()
 
         def work() -> None:
@@ -166,9 +179,50 @@ def build(service: Service) -> APIRouter:
 
         try:
             await service.run(seat, work)
+        except Stopped:
+            raise AutodragError("the replay was stopped; the session is unchanged") from None
         finally:
             seat.session.disarm(stop)
-        return await changed(seat)
+
+    @router.put("/sessions/{key}/latent", openapi_extra=_body("A latent file.", {"application/octet-stream": BINARY}))
+    async def open_latent(key: Key, request: Request) -> SessionState:
+        """Open a latent.safetensors file, as a step that undo takes back."""
+        data = await request.body()
+        seat = await stopped(key)
+        async with service.working(seat):
+            await open_latent_file(seat, data)
+        return seat.session.state()
+
+    @router.put(
+        "/sessions/{key}/session",
+        openapi_extra=_body("A session file, or a zip.", {"application/json": {}, "application/zip": BINARY}),
+    )
+    async def open_session(key: Key, request: Request) -> SessionState:
+        """Replay a session file, as steps that undo takes back. If it fails, the session stays unchanged."""
+        data = await request.body()
+        seat = await stopped(key)
+        async with service.working(seat):
+            await open_session_file(seat, data)
+        return seat.session.state()
+
+    @router.put("/sessions/{key}/picture", openapi_extra=_body("An exported PNG.", {"image/png": BINARY}))
+    async def open_picture(key: Key, request: Request) -> SessionState:
+        """Open a PNG of `GET picture`: its session, or its latent if there is no session that can be replayed here."""
+        data = await request.body()
+        contents = picture.extract(data)
+        if not contents:
+            raise AutodragError("the PNG carries no latent and no session; open a PNG that this editor exported")
+        seat = await stopped(key)
+        async with service.working(seat):
+            try:
+                if "session" not in contents:
+                    raise AutodragError("the PNG carries no session")
+                await open_session_file(seat, contents["session"])
+            except AutodragError:
+                if "latent" not in contents:
+                    raise
+                await open_latent_file(seat, contents["latent"])
+        return seat.session.state()
 
     @router.put(
         "/sessions/{key}/masks/{name}", status_code=204, openapi_extra=_body("An image.", {"image/png": BINARY})
@@ -176,22 +230,25 @@ def build(service: Service) -> APIRouter:
     async def put_mask(key: Key, name: MaskName, request: Request) -> None:
         """Upload a mask of the size of the image; pixels brighter than 127 may change. Edits use it by its name."""
         seat, data = await service.find(key), await request.body()
-        await service.run(seat, seat.session.add_mask, name, data)
+        await service.errand(seat.session.add_mask, name, data)  # does not wait for the end of an edit
 
     @router.get("/sessions/{key}/masks/{name}", response_class=Response, responses=_file("image/png"))
     async def get_mask(key: Key, name: MaskName) -> Response:
         """A mask of the session; white pixels may change."""
         seat = await service.find(key)
-        pixels = await service.run(seat, seat.session.mask, name)
-        assert pixels is not None
-        return Response(png(pixels[:, :, None].repeat(3, axis=2).astype("uint8") * 255), media_type="image/png")
+        return Response(seat.session.mask_file(name), media_type="image/png")
 
     @router.post("/sessions/{key}/drag", openapi_extra=EDIT)
     async def drag(key: Key, request: Request) -> SessionState:
         """Make an edit and answer when it has ended. `mask` names an uploaded mask; `latent` is refused."""
         seat, document = await service.find(key), await request.body()
-        await _drag(service, seat, document, None)
-        return await changed(seat)
+        seat.begin("refining")
+        try:
+            await _drag(service, seat, document, None)
+        finally:
+            seat.end("refining")
+            await service.publish(seat)
+        return seat.session.state()
 
     @router.post(
         "/sessions/{key}/refine",
@@ -217,31 +274,37 @@ def build(service: Service) -> APIRouter:
 
     @router.post("/sessions/{key}/undo")
     async def undo(key: Key, steps: Steps = 1) -> SessionState:
-        """Undo edits: image, points, anchors and mask."""
-        seat = await service.find(key)
-        seat.session.interrupt()
-        await service.compute(seat, seat.session.undo, steps)
-        return await changed(seat)
+        """Undo steps: image, points, anchors and mask are again as before."""
+        seat = await stopped(key)
+        async with service.working(seat):
+            await service.compute(seat, seat.session.undo, steps)
+        return seat.session.state()
 
     @router.post("/sessions/{key}/redo")
     async def redo(key: Key, steps: Steps = 1) -> SessionState:
-        """Redo edits that were undone."""
-        seat = await service.find(key)
-        seat.session.interrupt()
-        await service.compute(seat, seat.session.redo, steps)
-        return await changed(seat)
-
-    @router.post("/sessions/{key}/save")
-    async def save(key: Key) -> SessionState:
-        """Save the session up to the present image on disk, under its key."""
-        seat = await service.find(key)
-        await service.save(seat)
+        """Redo steps that were undone."""
+        seat = await stopped(key)
+        async with service.working(seat):
+            await service.compute(seat, seat.session.redo, steps)
         return seat.session.state()
 
-    @router.delete("/sessions/{key}/save", status_code=204)
-    async def forget(key: Key) -> None:
-        """Remove the saved session from disk; the session in memory stays open."""
-        service.forget(await service.find(key))
+    @router.post("/sessions/{key}/saves", status_code=201)
+    async def save(key: Key, copy: SaveRequest) -> Saved:
+        """Save a named copy of the session. Later edits do not change the copy."""
+        return await service.save(await service.find(key), copy.name)
+
+    @router.post("/sessions/{key}/saves/{save}/open")
+    async def load(key: Key, save: SaveKey) -> SessionState:
+        """Open a named copy in a session, as steps that undo takes back."""
+        seat = await stopped(key)
+        async with service.working(seat):
+            await service.load(seat, save)
+        return seat.session.state()
+
+    @router.delete("/saves/{save}", status_code=204)
+    async def forget(save: SaveKey) -> None:
+        """Delete a named copy."""
+        service.forget(save)
 
     @router.get("/sessions/{key}/image", response_class=Response, responses=_file("image/png"))
     async def image(key: Key, number: ImageId = None) -> Response:
@@ -249,6 +312,13 @@ def build(service: Service) -> APIRouter:
         seat = await service.find(key)
         pixels = await service.compute(seat, seat.session.image_of, number)
         return Response(png(pixels), media_type="image/png", headers=_caching(number))
+
+    @router.get("/sessions/{key}/picture", response_class=Response, responses=_file("image/png"))
+    async def get_picture(key: Key) -> Response:
+        """The present image as a PNG that carries its latent and its session, and can be opened again."""
+        seat = await service.find(key)
+        data = await service.compute(seat, exports.picture_file, seat.session)
+        return Response(data, media_type="image/png", headers=_attached("image.png"))
 
     @router.get(
         "/sessions/{key}/thumb",
@@ -282,14 +352,14 @@ def build(service: Service) -> APIRouter:
         "/sessions/{key}/session", response_class=Response, responses=_file("application/json", "application/zip")
     )
     async def session(key: Key) -> Response:
-        """The session file up to the present image; a zip if it has masks or a latent."""
+        """The edits of the opened image as a session file; a zip if it has masks or a latent."""
         seat = await service.find(key)
         data, suffix = await service.run(seat, archive.export, seat.session)
         return Response(data, media_type=f"application/{suffix}", headers=_attached(f"session.{suffix}"))
 
     @router.get("/sessions/{key}/film", response_class=Response, responses=_file("video/mp4", "image/gif"))
     async def film(key: Key, suffix: Literal["mp4", "gif"] = "mp4") -> Response:
-        """The history up to the present image as a film."""
+        """The edits of the opened image as a film."""
         seat = await service.find(key)
         data = await service.compute(seat, exports.film, seat.session, suffix, service.gate)
         kind = {"mp4": "video/mp4", "gif": "image/gif"}[suffix]
@@ -336,9 +406,14 @@ async def _events(service: Service, seat: Seat, document: bytes, changed: Any) -
         loop.call_soon_threadsafe(queue.put_nowait, ("step", step))
 
     async def work() -> None:
+        seat.begin("refining")
         try:
-            await _drag(service, seat, document, watch)
-            queue.put_nowait(("done", (await changed(seat)).model_dump()))
+            try:
+                await _drag(service, seat, document, watch)
+            finally:
+                seat.end("refining")
+                state = await changed(seat)
+            queue.put_nowait(("done", state.model_dump()))
         except AutodragError as error:
             queue.put_nowait(("problem", {"detail": str(error)}))
         except Exception:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from autodrag import __version__
 from autodrag.app.config import AppConfig
+from autodrag.app.connection import limited_protocol
 from autodrag.app.guard import Guard
 from autodrag.app.routes import build, edit_schema
 from autodrag.app.service import Busy, NotFound, Service
@@ -116,6 +117,7 @@ def make_server(config: AppConfig, announce: Callable[[str], None]) -> uvicorn.S
         log_level="warning",
         access_log=False,  # it would contain the keys of sessions
         server_header=False,
+        http=limited_protocol(config.header_s),
         ws_max_size=config.message_bytes,
         ws_per_message_deflate=False,  # images are compressed already
         limit_concurrency=config.sessions * 8,

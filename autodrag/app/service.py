@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from autodrag.app import archive
 from autodrag.app.checkpoints import Checkpoints
 from autodrag.app.config import AppConfig
 from autodrag.app.frames import pack, png
 from autodrag.app.gate import Gate
+from autodrag.app.models import Saved
 from autodrag.app.session import Session
 from autodrag.errors import AutodragError
 from autodrag.infer.editor import DragEditor
@@ -27,6 +30,12 @@ T = TypeVar("T")
 LOG = logging.getLogger("autodrag.app")
 FRESH_S = 60.0
 """A full server may drop sessions that have not been used for this time, seconds."""
+
+
+Activity = Literal["idle", "pulling", "refining", "working", "stopped"]
+"""`working`: opening, replaying, undoing. A page that has no connection shows `down` instead."""
+IDLE_CODE = 4408
+"""WebSocket close code: the session was not used; it stays on disk and returns at the next request."""
 
 
 class NotFound(AutodragError):
@@ -82,12 +91,18 @@ class Mailbox:
 
 
 class Seat:
-    """A session in the event loop, with its lock and its listeners."""
+    """A session in the event loop, with its lock, its listeners and its activity."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.lock = asyncio.Lock()
         self.listeners: set[Mailbox] = set()
+        self.last: tuple[dict[str, Any], bytes] | None = None
+        """The last published state and image; None if there may be a newer one."""
+        self.answers: list[int] = []
+        """Numbers of the drags that have ended since the last state was sent."""
+        self._doing: list[Activity] = []
+        self._rest: Activity = "idle"
         self.extra: Any = None
         """The live drag, set by `live.py`."""
 
@@ -95,6 +110,26 @@ class Seat:
     def ready(self) -> bool:
         """Whether a listener has no waiting frame."""
         return any(mailbox.ready for mailbox in list(self.listeners))
+
+    @property
+    def activity(self) -> Activity:
+        """The newest work that goes on; otherwise idle, or stopped if the last work was stopped."""
+        return self._doing[-1] if self._doing else self._rest
+
+    def begin(self, activity: Activity) -> None:
+        """Work begins."""
+        self._doing.append(activity)
+        self.tell()
+
+    def end(self, activity: Activity, rest: Activity = "idle") -> None:
+        """Work ends. The listeners are told by the next state, or by `tell`."""
+        self._doing.remove(activity)
+        self._rest = rest
+
+    def tell(self) -> None:
+        """Tell the listeners the activity."""
+        for mailbox in list(self.listeners):
+            mailbox.tell(json.dumps({"type": "activity", "activity": self.activity}))
 
 
 class Service:
@@ -125,6 +160,16 @@ class Service:
 
         return await self.run(seat, turn)
 
+    @contextlib.asynccontextmanager
+    async def working(self, seat: Seat) -> AsyncIterator[None]:
+        """A context manager for a request that changes the session; the listeners learn its end by a state."""
+        seat.begin("working")
+        try:
+            yield
+        finally:
+            seat.end("working")
+            await self.publish(seat)
+
     async def errand(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function without a session, such as loading, in one of two threads; see `run`."""
         return await asyncio.get_running_loop().run_in_executor(self._errands, lambda: function(*args, **kwargs))
@@ -147,7 +192,7 @@ class Service:
         return seat
 
     async def find(self, key: str, address: str = "") -> Seat:
-        """The session with a key. A saved session that is not in memory is restored from disk.
+        """The session with a key. A session that is not in memory is restored from disk.
 
         Raises:
             NotFound: no session has the key.
@@ -166,30 +211,37 @@ class Service:
         seat.session.touched = time.monotonic()
         return seat
 
-    async def save(self, seat: Seat) -> None:
-        """Save a session on disk. A failed write leaves no partial file."""
-        path = self._path(seat.session.key)
-        if not path.exists() and len(list(path.parent.glob("*.zip"))) >= self.config.saved:
+    async def save(self, seat: Seat, name: str) -> Saved:
+        """Save a named copy of a session under a key of its own."""
+        key = secrets.token_urlsafe(24)
+        path = self._copy(key)
+        if len(list(path.parent.glob("*.zip"))) >= self.config.saved:
             raise Busy(f"{self.config.saved} sessions are saved already, which is this server's limit; delete one")
-        await self.run(seat, archive.save, seat.session, path)
-        seat.session.saved = True
+        await self.run(seat, archive.save, seat.session, path, name)
+        return archive.describe(path, key)
 
-    def forget(self, seat: Seat) -> None:
-        """Remove a session from disk."""
-        self._path(seat.session.key).unlink(missing_ok=True)
-        seat.session.saved = False
+    async def load(self, seat: Seat, key: str) -> None:
+        """Append the steps of a named copy to a session; undo returns to the image before."""
+        path = self._copy(key)
+        if not path.is_file():
+            raise NotFound("there is no saved session with this key; it was deleted or never existed")
+        await self.run(seat, self._read, seat.session, path)
+
+    def forget(self, key: str) -> None:
+        """Delete a named copy."""
+        self._copy(key).unlink(missing_ok=True)
 
     async def delete(self, seat: Seat) -> None:
         """Drop a session and remove it from disk."""
         self._drop(seat, "the session was deleted")
-        self.forget(seat)
+        self._path(seat.session.key).unlink(missing_ok=True)
 
     def drop_idle(self) -> None:
-        """Drop sessions that were not used for `idle_s`; saved sessions stay on disk."""
+        """Drop sessions that were not used for `idle_s` from memory; they stay on disk."""
         now = time.monotonic()
         for seat in list(self._seats.values()):
             if now - seat.session.touched > self.config.idle_s and not seat.lock.locked():
-                self._drop(seat, f"the session was not used for {self.config.idle_s:g} seconds")
+                self._drop(seat, f"the session was not used for {self.config.idle_s:g} seconds", IDLE_CODE)
 
     async def watch(self) -> None:
         """Drop idle sessions until cancelled."""
@@ -207,9 +259,14 @@ class Service:
     # --- listeners ----------------------------------------------------------------------------------------------
 
     async def publish(self, seat: Seat) -> None:
-        """Send the present state to all listeners of a session."""
+        """Save a changed session on disk, and send its state to all listeners."""
+        if seat.session.saved_revision != seat.session.revision > 1:  # 1: nothing but the opened image
+            await self.run(seat, self._keep, seat.session)
+        seat.last = None
         if seat.listeners:
-            message = await self.compute(seat, state_message, seat.session)
+            seat.last = await self.compute(seat, present_state, seat.session)
+            message = state_message(seat, *seat.last)
+            seat.answers.clear()
             for mailbox in list(seat.listeners):
                 mailbox.tell(message)
 
@@ -218,8 +275,26 @@ class Service:
     def _session(self, key: str, address: str, editor: DragEditor) -> Session:
         return Session(key, address, editor, self.gate, self.config)
 
+    def _keep(self, session: Session) -> None:
+        """Save a session on disk. A failure does not undo the step; the state then says that it is not saved."""
+        path = self._path(session.key)
+        try:
+            if not path.exists():
+                files = sorted(path.parent.glob("*.zip"), key=lambda file: file.stat().st_mtime)
+                for file in files[: max(0, len(files) + 1 - self.config.kept)]:
+                    file.unlink(missing_ok=True)
+            archive.save(session, path)
+            session.saved_revision = session.revision
+        except (AutodragError, OSError):
+            LOG.exception("session %s", path)
+
     def _restore(self, key: str, address: str, path: Path) -> Session:
         session = self._session(key, address, self.checkpoints.editor())
+        self._read(session, path)
+        session.saved_revision = session.revision
+        return session
+
+    def _read(self, session: Session, path: Path) -> None:
         try:
             archive.restore(session, path, self.checkpoints.editor, self.gate)
         except AutodragError:
@@ -227,12 +302,17 @@ class Service:
         except Exception as error:
             LOG.exception("saved session %s", path)
             raise AutodragError("the saved session cannot be read; open another") from error
-        session.saved = True
-        return session
 
     def _path(self, key: str) -> Path:
-        """File of a saved session; its name does not reveal the key."""
-        return self.config.data.expanduser() / "sessions" / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.zip"
+        """File of a session; its name does not reveal the key."""
+        return self._file("sessions", key)
+
+    def _copy(self, key: str) -> Path:
+        """File of a named copy of a session."""
+        return self._file("saved", key)
+
+    def _file(self, folder: str, key: str) -> Path:
+        return self.config.data.expanduser() / folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.zip"
 
     def _make_room(self, address: str) -> None:
         """If a limit is reached, drop the least recently used session.
@@ -254,17 +334,22 @@ class Service:
             raise Busy(full)
         self._drop(oldest, "the server needed room")
 
-    def _drop(self, seat: Seat, why: str) -> None:
+    def _drop(self, seat: Seat, reason: str, code: int = 1001) -> None:
         self._seats.pop(seat.session.key, None)
         seat.session.interrupt()
         for mailbox in list(seat.listeners):
-            mailbox.tell(CLOSE + why)
+            mailbox.tell(f"{CLOSE}{code} {reason}")
 
 
 CLOSE = "close:"
-"""A mailbox message that ends its WebSocket; the rest is the reason."""
+"""A mailbox message that ends its WebSocket; the rest is the close code and the reason."""
 
 
-def state_message(session: Session) -> bytes:
-    """The present image, lossless, and the state of the session."""
-    return pack({"type": "state", "state": session.state().model_dump()}, png(session.editor.image))
+def present_state(session: Session) -> tuple[dict[str, Any], bytes]:
+    """The state of the session, and the present image as PNG. Call it inside a turn."""
+    return session.state().model_dump(), png(session.editor.image)
+
+
+def state_message(seat: Seat, state: dict[str, Any], image: bytes) -> bytes:
+    """A message of the type `state`, with the activity at this time."""
+    return pack({"type": "state", "activity": seat.activity, "answers": seat.answers, "state": state}, image)

@@ -1,4 +1,6 @@
-"""One open image with its history: an editor, and the points, anchors and mask of each image.
+"""One person's work: images that were opened, their edits, and the points, anchors and mask of each step.
+
+All of them are one history of steps. A step opens an image, edits it, or changes the scene of the present image.
 
 Independent of HTTP. Methods run in worker threads, one at a time for each session (see `Service.run`). Only
 `interrupt` may be called at any time from any thread.
@@ -11,7 +13,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ import torch
 from jaxtyping import Bool, UInt8
 
 from autodrag.app.config import AppConfig
-from autodrag.app.frames import png, shrink
+from autodrag.app.frames import mask_png, png, shrink
 from autodrag.app.gate import Gate, Stopped, Stopwatch
-from autodrag.app.models import EditOutcome, PointState, Scene, SessionState
+from autodrag.app.models import EditOutcome, Scene, SceneRequest, SessionState
+from autodrag.app.scene import arranged, check_scene, outcome_of, scene_after, scene_of
 from autodrag.edits import Edit, parse_edits
 from autodrag.errors import AutodragError
 from autodrag.images import decode_image
@@ -39,34 +42,50 @@ MAX_LATENT = 1e4
 REFERENCES = 8
 """Number of latest edits that keep their references, for `keep_references` after undo."""
 
+Source = tuple[int | None, float, int | None]
+"""Seed, psi and label of an opened image. The seed is None after a latent or a dropped edit."""
+
+
+@dataclass(eq=False)
+class Opening:
+    """An image that was opened. Its editor has the edits of this image; an edit replaces the editor by a branch."""
+
+    editor: DragEditor
+    source: Source
+
 
 @dataclass(frozen=True)
 class Moment:
-    """An image of the history with its scene."""
+    """The state after a step of the history."""
 
     number: int
-    """Id, which is never reused in this session, even after it was restored from disk."""
+    """Id of the image, which is never reused in this session, even after it was restored from disk."""
     thumb: bytes
-    """Small PNG."""
+    """Small PNG of the image."""
+    opening: Opening
+    position: int
+    """Number of edits between the opened image and this one."""
     scene: Scene
+    asked: Scene | None = None
+    """Scene of the edit, if the step was an edit."""
     outcome: EditOutcome | None = None
     """Result of the edit that led to the image."""
 
 
 class Session:
-    """An open image with its history; see the module."""
+    """A history of steps; see the module."""
 
     def __init__(self, key: str, address: str, editor: DragEditor, gate: Gate, config: AppConfig) -> None:
-        """Takes an editor without an image. Call `open`, `open_latent` or `adopt` next."""
+        """Takes an editor without an image. Call `open`, `open_latent` or `resume` next."""
         self.key, self.address, self.config, self._gate = key, address, config, gate
-        self.editor = editor
+        self._blank = editor
         self.touched = time.monotonic()
         self.revision = 0
-        self.saved = False
+        self.saved_revision = 0
+        """The revision that is saved on disk; 0: none."""
         self.moments: list[Moment] = []
         self.present = 0
-        self._opened: tuple[int | None, float, int | None] = (None, 0.7, None)
-        self._masks: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._masks: OrderedDict[str, bytes] = OrderedDict()
         self._stops: set[threading.Event] = set()
         # Browsers cache images by id. A session that is restored from disk has the same key, so that its ids must
         # differ from those before.
@@ -75,19 +94,30 @@ class Session:
     # --- state ------------------------------------------------------------------------------------------
 
     @property
-    def scene(self) -> Scene:
-        """Points, anchors and mask of the present image."""
-        return self.moments[self.present].scene
+    def moment(self) -> Moment:
+        """The present state."""
+        return self.moments[self.present]
 
     @property
-    def opened(self) -> tuple[int | None, float, int | None]:
+    def editor(self) -> DragEditor:
+        """Editor of the present image."""
+        return self.moment.opening.editor if self.moments else self._blank
+
+    @property
+    def scene(self) -> Scene:
+        """Points, anchors and mask of the present image."""
+        return self.moment.scene
+
+    @property
+    def opened(self) -> Source:
         """Seed, psi and label of the opened image. The seed is None after a latent or a dropped edit."""
-        return self._opened
+        return self.moment.opening.source
 
     def state(self) -> SessionState:
         """The session without its pixels."""
         height, width = self.editor.image_size
-        seed, psi, label = self._opened
+        seed, psi, label = self.opened
+        opening = self.moment.opening
         return SessionState(
             key=self.key,
             checkpoint=Path(self.editor.checkpoint).name,
@@ -102,18 +132,21 @@ class Session:
             revision=self.revision,
             images=[moment.number for moment in self.moments],
             present=self.present,
+            opened=next(moment.number for moment in self.moments if moment.opening is opening),
+            edits=self.moment.position,
             scene=self.scene,
-            outcome=self.moments[self.present].outcome,
-            saved=self.saved,
+            outcome=self.moment.outcome,
+            saved=self.saved_revision == self.revision,
         )
 
     def image_of(self, number: int | None) -> UInt8[np.ndarray, "H W 3"]:
         """The image with an id, up to the present image; None: the present image."""
-        if number is None or number == self.moments[self.present].number:
+        if number is None or number == self.moment.number:
             return self.editor.image
-        for index, moment in enumerate(self.moments[: self.present]):
+        for moment in self.moments[: self.present]:
             if moment.number == number:
-                return self.editor.render(self.editor.past[index])
+                editor = moment.opening.editor
+                return editor.render(editor.past[moment.position])
         raise AutodragError(f"image {number} is not in the history up to the present image")
 
     def thumb_of(self, number: int) -> bytes | None:
@@ -129,47 +162,76 @@ class Session:
         """The uploaded mask with a name, True where the image may change."""
         if name is None:
             return None
+        pixels = decode_image(self.mask_file(name), "the mask").mean(axis=2) > 127
+        height, width = self.editor.image_size
+        if pixels.shape != (height, width):
+            raise AutodragError(
+                f"mask {name!r} is {pixels.shape[1]}x{pixels.shape[0]} px, and the image is {width}x{height}; "
+                "upload another"
+            )
+        return pixels
+
+    def mask_file(self, name: str) -> bytes:
+        """PNG of the uploaded mask with a name; white may change."""
         if name not in self._masks:
             raise AutodragError(f"mask {name[:100]!r} is not known to this session; upload it first")
         return self._masks[name]
 
-    # --- opening ------------------------------------------------------------------------------------------------
+    # --- steps --------------------------------------------------------------------------------------------------
 
     def open(self, editor: DragEditor, seed: int, psi: float, label: int | None) -> None:
         """Open a seed with `editor`, which may have another checkpoint."""
         editor.open(seed, psi, label)
-        self._start(editor, (seed, psi, label))
+        self._append(self._opening(editor, (seed, psi, label)))
 
     def open_latent(self, editor: DragEditor, path: Path) -> None:
         """Open a latent file."""
         editor.open(latent=path)
         check_latent(editor)
-        self._start(editor, (None, 0.7, None))
+        self._append(self._opening(editor, (None, 0.7, None)))
 
     def adopt(
         self,
-        editor: DragEditor,
-        opened: tuple[int | None, float, int | None],
+        opening: Opening,
         images: list[np.ndarray],
-        scenes: list[tuple[Scene, EditOutcome | None]],
+        scenes: list[tuple[Scene, Scene | None, EditOutcome | None]],
         masks: dict[str, np.ndarray],
     ) -> None:
-        """Replace the editor by one with a history.
+        """Append an image with its edits, which were made elsewhere.
 
         Args:
-            opened: see `opened`.
-            images, scenes: one for each state of the history, from the opened image on.
-            masks: the masks that the scenes name.
+            images: the opened image, and one for each edit.
+            scenes: for each image its scene, the scene of its edit, and the result of its edit.
+            masks: the masks that the scenes name, True where the image may change.
         """
-        self._start(editor, opened)
-        editor.forget(self.config.history, REFERENCES)
-        self._masks = OrderedDict(masks)
-        self.moments = [
-            self._moment(image, scene, outcome) for image, (scene, outcome) in zip(images, scenes, strict=True)
-        ]
-        self.present = len(self.moments) - 1
+        self._masks.update({name: mask_png(mask) for name, mask in masks.items()})
+        self._append(
+            *(
+                self._moment(image, opening, position, *scene)
+                for position, (image, scene) in enumerate(zip(images, scenes, strict=True))
+            )
+        )
 
-    # --- editing ------------------------------------------------------------------------------------------------
+    def resume(self, moments: Sequence[Moment], present: int, masks: dict[str, bytes]) -> None:
+        """Append a history that was saved, and make its step `present` the present state."""
+        self._masks.update(masks)
+        numbers: dict[int, int] = {}
+        for moment in moments:
+            if moment.number not in numbers:
+                self._next += 1
+                numbers[moment.number] = self._next
+        self._append(*(dataclasses.replace(moment, number=numbers[moment.number]) for moment in moments))
+        self._go(max(0, self.present - (len(moments) - 1 - present)))
+
+    def arrange(self, scene: SceneRequest) -> None:
+        """Set points, anchors and mask of the present image, as a step; no step if nothing differs."""
+        check_scene(scene, self.config, self.editor.image_size)
+        self.mask(scene.mask)
+        moment = self.moment
+        unseen = scene.revision is not None and scene.revision < self.revision
+        wanted = arranged(scene, moment.scene, moment.asked if unseen else None)
+        if wanted != moment.scene:
+            self._append(dataclasses.replace(moment, scene=wanted))
 
     def read(self, document: bytes | str | dict[str, Any]) -> Edit:
         """Parse an edit in the common schema and check it for this session and the limits of the server."""
@@ -208,6 +270,7 @@ class Session:
             method=edit.method,
             preset=edit.parameters.preset,
             moving=moving,
+            outside=edit.parameters.outside,
             **edit.parameters.overrides(),
         )
 
@@ -241,11 +304,13 @@ class Session:
         name = _mask_name(edit)
         mask = self.mask(name)
         with self._gate.turn(stop):
-            if edit.seed is None:
-                editor, moments, opened = self.editor.branch(), self.moments[: self.present + 1], self._opened
-            else:
-                editor, opened = self.editor.sibling(), (edit.seed, edit.psi, edit.label)
-                moments = [self._moment(editor.open(*opened), Scene(), None)]
+            opening, editor, steps = self.moment.opening, self.editor.branch(), []
+            if edit.seed is not None:
+                source = (edit.seed, edit.psi, edit.label)
+                editor = editor.sibling()
+                editor.open(*source)
+                steps = [self._opening(editor, source)]
+                opening = steps[0].opening
             before = editor.latent
             clock = Stopwatch(self.config.edit_s)
 
@@ -269,32 +334,30 @@ class Session:
                 keep_references=edit.parameters.keep_references,
                 callback=step,
                 stop=stop,
+                outside=edit.parameters.outside,
                 **edit.parameters.overrides(),
             )
             if clock.spent():
                 result = dataclasses.replace(result, reason="budget")
-            moments = self._moments_after(moments, edit, name, result)
+            asked = scene_of(edit, name)
+            scene = scene_after(asked, result, self.editor.image_size)
+            steps.append(self._moment(result.image, opening, editor.position, scene, asked, outcome_of(result)))
             # Nothing below can fail.
-            self.editor, self.moments, self.present, self._opened = editor, moments, len(moments) - 1, opened
-            self._forget_oldest()
-            self._changed()
+            opening.editor = editor
+            self._append(*steps)
         return result
 
     def undo(self, steps: int = 1) -> None:
-        """Undo a number of edits."""
+        """Undo a number of steps."""
         if steps > self.present:
-            raise AutodragError(f"there are {self.present} edits to undo, not {steps}")
-        for _ in range(steps):
-            self.editor.undo()
-        self._move(self.present - steps)
+            raise AutodragError(f"there are {self.present} steps to undo, not {steps}")
+        self._go(self.present - steps)
 
     def redo(self, steps: int = 1) -> None:
-        """Redo a number of edits."""
+        """Redo a number of steps."""
         if steps > len(self.moments) - 1 - self.present:
-            raise AutodragError(f"there are {len(self.moments) - 1 - self.present} edits to redo, not {steps}")
-        for _ in range(steps):
-            self.editor.redo()
-        self._move(self.present + steps)
+            raise AutodragError(f"there are {len(self.moments) - 1 - self.present} steps to redo, not {steps}")
+        self._go(self.present + steps)
 
     def add_mask(self, name: str, data: bytes) -> None:
         """Store a mask: an encoded image of the size of the present image; pixels brighter than 127 may change."""
@@ -304,52 +367,63 @@ class Session:
             raise AutodragError(
                 f"the mask is {image.shape[1]}x{image.shape[0]} px, and the image is {width}x{height}; resize the mask"
             )
-        if name not in self._masks and len(self._masks) >= self.config.masks:
-            in_use = {moment.scene.mask for moment in self.moments}
-            spare = next((mask for mask in self._masks if mask not in in_use), next(iter(self._masks)))
-            del self._masks[spare]
-        self._masks[name] = image.mean(axis=2) > 127
+        unused = [mask for mask in self._masks if mask not in self.masks_in_use()]
+        for mask in unused[: max(0, len(unused) + 1 - self.config.masks)]:
+            del self._masks[mask]
+        self._masks[name] = mask_png(image.mean(axis=2) > 127)
+
+    def masks_in_use(self) -> set[str]:
+        """Names of the masks of the history."""
+        scenes = [scene for moment in self.moments for scene in (moment.scene, moment.asked) if scene is not None]
+        return {scene.mask for scene in scenes if scene.mask is not None}
 
     # --- internals -------------------------------------------------------------------------------------------------
 
-    def _start(self, editor: DragEditor, opened: tuple[int | None, float, int | None]) -> None:
-        self.editor, self._opened, self.present, self._masks = editor, opened, 0, OrderedDict()
-        self.moments = [self._moment(editor.image, Scene(), None)]
-        self._changed()
+    def _opening(self, editor: DragEditor, source: Source) -> Moment:
+        return self._moment(editor.image, Opening(editor, source), 0, Scene())
 
-    def _moment(self, image: np.ndarray, scene: Scene, outcome: EditOutcome | None) -> Moment:
+    def _moment(self, image: np.ndarray, opening: Opening, position: int, scene: Scene, *rest: Any) -> Moment:
         self._next += 1
-        return Moment(self._next, png(shrink(image, THUMB_PX)), scene, outcome)
+        return Moment(self._next, png(shrink(image, THUMB_PX)), opening, position, scene, *rest)
 
-    def _moments_after(self, moments: list[Moment], edit: Edit, mask: str | None, result: DragResult) -> list[Moment]:
-        """The history after an edit of its last image; the scene of that image becomes the one of the edit."""
-        before = moments[-1]
-        asked = Scene(
-            points=[PointState(handle=drag.handle, target=drag.target) for drag in edit.drags],
-            anchors=list(edit.anchors),
-            mask=mask,
-        )
-        return [
-            *moments[:-1],
-            Moment(before.number, before.thumb, asked, before.outcome),
-            self._moment(result.image, scene_after(asked, result, self.editor.image_size), outcome_of(result)),
-        ]
+    def _append(self, *moments: Moment) -> None:
+        """Append steps after the present one; steps that were undone are discarded."""
+        self.moments = [*self.moments[: self.present + 1], *moments]
+        self.present = len(self.moments) - 1
+        self._move_editors()
+        self._forget_oldest()
+        self.revision += 1
 
     def _forget_oldest(self) -> None:
         """Bound the history."""
-        dropped = self.editor.forget(self.config.history, REFERENCES)
-        if dropped:
-            del self.moments[:dropped]
-            self.present -= dropped
-            self._opened = (None, self._opened[1], None)
+        surplus = max(0, len(self.moments) - 1 - self.config.history)
+        self.moments = self.moments[surplus:]
+        self.present -= surplus
+        for opening in {id(moment.opening): moment.opening for moment in self.moments}.values():
+            editor = opening.editor
+            first = min(moment.position for moment in self.moments if moment.opening is opening)
+            dropped = editor.forget(editor.position - first, REFERENCES)
+            if dropped:
+                opening.source = (None, opening.source[1], None)
+                self.moments = [
+                    dataclasses.replace(moment, position=moment.position - dropped)
+                    if moment.opening is opening
+                    else moment
+                    for moment in self.moments
+                ]
 
-    def _move(self, present: int) -> None:
+    def _go(self, present: int) -> None:
         self.present = present
-        self._changed()
-
-    def _changed(self) -> None:
+        self._move_editors()
         self.revision += 1
-        self.saved = False
+
+    def _move_editors(self) -> None:
+        """Move each editor to its last step up to the present one. Only the present image stays in memory."""
+        last = {id(moment.opening): moment for moment in self.moments[: self.present + 1]}
+        for moment in last.values():
+            moment.opening.editor.go_to(moment.position)
+            if moment.opening is not self.moment.opening:
+                moment.opening.editor.release()
 
 
 def check_latent(editor: DragEditor) -> None:
@@ -371,31 +445,6 @@ def check_size(text: bytes | str, config: AppConfig) -> None:
         values = document.get(name) if isinstance(document, dict) else None
         if isinstance(values, list) and len(values) > config.points:
             raise AutodragError(f"{len(values)} {name} are more than this server's limit of {config.points}")
-
-
-def scene_after(asked: Scene, result: DragResult, image: tuple[int, int]) -> Scene:
-    """The scene after an edit: handles at their tracked positions inside the image, the rest as in `asked`."""
-    height, width = image
-    points = []
-    landmarks = result.landmark_distances or (None,) * len(result.points)
-    for index, old in enumerate(asked.points):
-        x, y = result.points[index].tolist()
-        points.append(
-            PointState(
-                handle=(round(min(max(x, 0.0), width - 1.0), 3), round(min(max(y, 0.0), height - 1.0), 3)),
-                target=old.target,
-                distance=round(float(result.distances[index]), 3),
-                confidence=round(float(result.confidences[index]), 3),
-                lost=bool(result.lost[index]),
-                landmark_distance=landmarks[index],
-            )
-        )
-    return Scene(points=points, anchors=asked.anchors, mask=asked.mask)
-
-
-def outcome_of(result: DragResult) -> EditOutcome:
-    """The numbers of a result that the state shows."""
-    return EditOutcome(method=result.method, steps=result.steps, seconds=round(result.seconds, 3), reason=result.reason)
 
 
 def _mask_name(edit: Edit) -> str | None:

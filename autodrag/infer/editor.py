@@ -351,6 +351,26 @@ class DragEditor:
         return self._history.past
 
     @property
+    def position(self) -> int:
+        """Number of edits between the opened image and the present one."""
+        return self._history.position
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits up to the present image. They name neither a mask nor the opened image."""
+        return self._history.edits
+
+    def go_to(self, position: int) -> None:
+        """Undo or redo until `position` edits are in force. The image is rendered at its next use."""
+        if position != self._history.position:
+            self._history.go_to(position)
+            self._image = self._open = None
+
+    def release(self) -> None:
+        """Free the rendered image and its features. They are computed again at the next use."""
+        self._image = self._open = None
+
+    @property
     def undone(self) -> int:
         """How many edits `redo` can still bring back."""
         return self._history.undone

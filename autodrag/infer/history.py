@@ -55,6 +55,11 @@ class History:
         return self._states[self._cursor]
 
     @property
+    def position(self) -> int:
+        """Number of edits between the opened image and the present one."""
+        return self._cursor
+
+    @property
     def past(self) -> tuple[Layers, ...]:
         """The images from the opened one to the present one."""
         return tuple(state.layers for state in self._up_to_present())
@@ -87,6 +92,16 @@ class History:
     def redo(self) -> None:
         """Take back the last undo."""
         self._move(+1, "redo")
+
+    def go_to(self, position: int) -> None:
+        """Make the state after `position` edits the present one."""
+        assert 0 <= position < len(self._states)
+        self._cursor = position
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The edits up to the present image, without source and mask."""
+        return [state.edit for state in self._up_to_present() if state.edit is not None]
 
     def forget(self, keep: int, references: int) -> int:
         """Bound the memory of a long history; returns how many edits were dropped from its beginning.

@@ -69,3 +69,11 @@ def hear(socket: ClientConnection, kind: str) -> tuple[dict[str, Any], bytes]:
         header, image = unpack(message) if isinstance(message, bytes) else (json.loads(message), b"")
         if header["type"] == kind:
             return header, image
+
+
+def hear_rest(socket: ClientConnection) -> str:
+    """Skip messages of a live WebSocket until the server rests; returns idle or stopped."""
+    while True:
+        activity: str = hear(socket, "activity")[0]["activity"]
+        if activity in ("idle", "stopped"):
+            return activity

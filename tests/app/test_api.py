@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from app.serving import EDIT, Running
-from autodrag.app import exports
+from autodrag.app import exports, picture
 from autodrag.app.frames import png
 from autodrag.checkpoint import save_code
 from autodrag.edits import read_edits
@@ -61,7 +61,7 @@ def test_an_edit_its_undo_and_its_redo_are_bit_for_bit(shared: Running, tiny_che
     assert state["present"] == 1 and second != first and state["outcome"]["method"] == "refine"
     undone = shared.http.post(f"{session}/undo").json()
     assert undone["present"] == 0 and len(undone["images"]) == 2
-    assert undone["scene"]["points"][0]["handle"] == [10, 12], "the points are back where they were"
+    assert undone["scene"] == {"points": [], "anchors": [], "mask": None}, "as before the edit"
     assert shared.http.get(f"{session}/image").content == first
     assert shared.http.post(f"{session}/redo").json()["scene"] == state["scene"]
     assert shared.http.get(f"{session}/image").content == second
@@ -91,7 +91,7 @@ def test_a_session_that_is_taken_and_brought_replays_to_the_same_image(shared: R
     other = shared.open(seed=1)
     state = shared.http.put(f"{other}/session", content=taken.content).json()
     assert shared.http.get(f"{other}/image").content == image
-    assert state["present"] == 2 and state["seed"] == 5 and state["psi"] == 0.6
+    assert state["present"] == 3 and state["seed"] == 5 and state["psi"] == 0.6 and state["edits"] == 2
     back = shared.http.post(f"{other}/undo").json()
     assert back["scene"]["mask"] is None and back["scene"]["points"][0]["handle"] == [20, 20]
     scene = shared.http.post(f"{other}/undo").json()["scene"]
@@ -123,7 +123,7 @@ def test_a_latent_comes_back_as_the_same_image(shared: Running) -> None:
     latent = shared.http.get(f"{session}/latent").content
     other = shared.open(seed=1)
     state = shared.http.put(f"{other}/latent", content=latent).json()
-    assert state["seed"] is None and state["present"] == 0
+    assert state["seed"] is None and state["present"] == 1
     assert shared.http.get(f"{other}/image").content == image
     shared.http.post(f"{other}/drag", json=EDIT).raise_for_status()
     assert shared.http.get(f"{other}/session").headers["content-type"] == "application/zip", "the latent goes with it"
@@ -143,19 +143,72 @@ def test_pictures_and_films(shared: Running, monkeypatch: pytest.MonkeyPatch) ->
     assert decoded(shared.http.get("/api/thumbnail?checkpoint=tiny&seed=4").content).shape == (32, 32, 3)
 
 
-def test_opening_another_image_forgets_the_history(shared: Running) -> None:
+def test_opening_another_image_is_a_step(shared: Running) -> None:
     session = shared.open(seed=5)
-    number = shared.http.post(f"{session}/drag", json=EDIT).raise_for_status().json()["images"][1]
+    first = shared.http.post(f"{session}/drag", json=EDIT).raise_for_status().json()
+    image = shared.http.get(f"{session}/image").content
     state = shared.http.post(f"{session}/open", json={"seed": 9, "psi": 0.5}).json()
-    assert (state["seed"], state["psi"], state["present"], len(state["images"])) == (9, 0.5, 0, 1)
-    assert shared.http.get(f"{session}/thumb?number={number}").status_code == 204, "forgotten, and no error"
-    assert shared.http.post(f"{session}/undo").status_code == 422
+    assert (state["seed"], state["psi"], state["present"], state["edits"]) == (9, 0.5, 2, 0)
+    assert state["opened"] == state["images"][2] and state["scene"]["points"] == []
+    assert shared.http.get(f"{session}/image?number={first['images'][1]}").content == image
+    back = shared.http.post(f"{session}/undo").json()
+    assert back["seed"] == 5 and back["scene"] == first["scene"]
+    assert shared.http.get(f"{session}/image").content == image
+    shared.http.post(f"{session}/drag", json={"drags": [{"handle": [20, 20], "target": [18, 22]}]}).raise_for_status()
+    assert shared.http.get(f"{session}/thumb?number={state['images'][2]}").status_code == 204, "discarded, no error"
 
 
 def test_an_edit_may_open_its_own_image(shared: Running) -> None:
     session = shared.open(seed=5)
     state = shared.http.post(f"{session}/drag", json={**EDIT, "seed": 8, "psi": 0.9}).json()
-    assert (state["seed"], state["psi"], state["present"]) == (8, 0.9, 1)
+    assert (state["seed"], state["psi"], state["present"], state["edits"]) == (8, 0.9, 2, 1)
+
+
+def test_points_anchors_and_mask_are_steps_of_the_same_history(shared: Running) -> None:
+    session = shared.open(seed=5)
+    point = {"handle": [10, 12], "target": [15, 13]}
+    shared.http.put(f"{session}/masks/half.png", content=mask_png()).raise_for_status()
+    shared.http.put(f"{session}/scene", json={"points": [point]}).raise_for_status()
+    shared.http.put(f"{session}/scene", json={"points": [point]}).raise_for_status()
+    painted = shared.http.put(f"{session}/scene", json={"points": [point], "mask": "half.png"}).json()
+    assert painted["present"] == 2 and len(set(painted["images"])) == 1, "the same scene is no step"
+    dragged = shared.http.post(f"{session}/drag", json={"drags": [point], "parameters": {"steps": 3}}).json()
+    assert dragged["present"] == 3 and dragged["scene"]["mask"] is None
+    scenes = [shared.http.post(f"{session}/undo").json()["scene"] for _ in range(3)]
+    assert [scene["mask"] for scene in scenes] == ["half.png", None, None]
+    assert [len(scene["points"]) for scene in scenes] == [1, 1, 0]
+    assert shared.http.post(f"{session}/redo?steps=3").json()["scene"] == dragged["scene"]
+
+
+def test_a_scene_that_was_set_during_an_edit_keeps_the_tracked_handles(shared: Running) -> None:
+    session = shared.open(seed=5)
+    revision = shared.http.get(session).json()["revision"]
+    dragged = shared.http.post(f"{session}/drag", json=EDIT).json()
+    tracked = dragged["scene"]["points"][0]
+    late = {"points": [{"handle": [10, 12], "target": [20, 20]}], "anchors": [[3, 3]], "revision": revision}
+    scene = shared.http.put(f"{session}/scene", json=late).json()["scene"]
+    assert scene["points"][0]["handle"] == tracked["handle"] and scene["points"][0]["target"] == [20, 20]
+    assert scene["points"][0]["confidence"] == tracked["confidence"] and scene["anchors"] == [[3, 3]]
+    moved = {"points": [{"handle": [10, 12], "target": [20, 20]}]}
+    scene = shared.http.put(f"{session}/scene", json=moved).json()["scene"]
+    assert scene["points"][0]["handle"] == [10, 12] and scene["points"][0]["confidence"] is None
+
+
+def test_an_exported_picture_carries_its_session_and_its_latent(
+    shared: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = shared.open(seed=5)
+    shared.http.put(f"{session}/masks/half.png", content=mask_png()).raise_for_status()
+    shared.http.post(f"{session}/drag", json={**EDIT, "mask": "half.png"}).raise_for_status()
+    image, exported = shared.http.get(f"{session}/image").content, shared.http.get(f"{session}/picture").content
+    assert np.array_equal(decoded(exported), decoded(image))
+    other = shared.open(seed=1)
+    state = shared.http.put(f"{other}/picture", content=exported).json()
+    assert state["seed"] == 5 and state["edits"] == 1 and shared.http.get(f"{other}/image").content == image
+    contents = picture.extract(exported)
+    for content in ({"latent": contents["latent"]}, {**contents, "session": b"rubbish"}):
+        state = shared.http.put(f"{other}/picture", content=picture.embed(image, **content)).json()
+        assert state["seed"] is None and shared.http.get(f"{other}/image").content == image
 
 
 def test_a_deleted_session_is_gone(shared: Running) -> None:
@@ -187,8 +240,8 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/drag", {**EDIT, "parameters": {"keep_references": True}}, 422, "keep_references"),
     ("POST", "/drag", {"autodrag_session": 1, "edits": [EDIT, EDIT]}, 422, "one edit at a time"),
     ("POST", "/refine", {"drags": []}, 422, "no points"),
-    ("POST", "/undo", None, 422, "0 edits to undo"),
-    ("POST", "/redo?steps=2", None, 422, "0 edits to redo"),
+    ("POST", "/undo", None, 422, "0 steps to undo"),
+    ("POST", "/redo?steps=2", None, 422, "0 steps to redo"),
     ("POST", "/undo?steps=-1", None, 422, "steps"),
     ("POST", "/open", {"seed": -1}, 422, "seed"),
     ("POST", "/open", {"seed": 2**40}, 422, "seed"),
@@ -220,6 +273,19 @@ BAD: list[tuple[str, str, Any, int, str]] = [
         422,
         "expected at most 10000",
     ),
+    ("PUT", "/scene", {"points": [{"handle": [1, 1], "target": [99, 1]}]}, 422, "outside the image"),
+    ("PUT", "/scene", {"anchors": [[-1, 1]]}, 422, "outside the image"),
+    ("PUT", "/scene", {"anchors": [[k % 30, 1] for k in range(101)]}, 422, "limit of 100"),
+    ("PUT", "/scene", {"mask": "none.png"}, 422, "upload it first"),
+    ("PUT", "/scene", b'{"anchors": [[NaN, 1]]}', 422, "anchors"),
+    ("PUT", "/scene", {"point": []}, 422, "point"),
+    ("PUT", "/picture", mask_png(), 422, "carries no latent"),
+    ("PUT", "/picture", b"GIF8", 422, "not a PNG"),
+    ("PUT", "/picture", picture.embed(mask_png(), latent=b"rubbish"), 422, "corrupt"),
+    ("PUT", "/picture", picture.embed(mask_png(), latent=latent_file(1e38)), 422, "expected at most 10000"),
+    ("PUT", "/picture", picture.embed(mask_png(), session=b"rubbish"), 422, "not JSON"),
+    ("POST", "/saves", {"name": ""}, 422, "name"),
+    ("POST", f"/saves/{'A' * 32}/open", None, 404, "no saved session"),
     ("PUT", "/session", b"PK\x03\x04 rubbish", 422, "zip"),
     ("PUT", "/session", {"drags": EDIT["drags"]}, 422, "neither a seed nor a latent"),
     ("PUT", "/session", {**EDIT, "seed": 1, "checkpoint": "elsewhere"}, 422, "is not available"),

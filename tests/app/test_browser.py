@@ -5,6 +5,7 @@ Debian's chromium is enough (`apt-get install chromium`); where there is none, t
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 from app.serving import Running, run
 from app.test_api import decoded
 from autodrag.app.config import AppConfig
+from autodrag.app.frames import png
 from autodrag.checkpoint import load_landmarks
 from autodrag.infer.measure import detect_landmarks
 
@@ -75,12 +77,13 @@ class Person:
     def rest(self) -> None:
         """Wait until nothing goes on any more."""
         self.page.wait_for_timeout(120)
-        self.page.wait_for_selector('body[data-busy="idle"]')
+        self.page.wait_for_selector('body:is([data-busy="idle"], [data-busy="stopped"]):not([data-unanswered])')
 
     def spot(self, x: float, y: float) -> tuple[float, float]:
         """Where on the page a point of the image is."""
         box = self.page.locator("#stage").bounding_box()
-        return box["x"] + (x + 0.5) * box["width"] / 64, box["y"] + (y + 0.5) * box["height"] / 64
+        view = self.page.evaluate("window.autodrag.view")
+        return box["x"] + view["left"] + (x + 0.5) * view["scale"], box["y"] + view["top"] + (y + 0.5) * view["scale"]
 
     def stroke(self, start: tuple[float, float], end: tuple[float, float], steps: int = 10, pause: int = 30) -> None:
         """Press, pull and let go."""
@@ -104,6 +107,29 @@ class Person:
     def image(self) -> bytes:
         """The present image as the server has it."""
         return self.server.http.get(f"{self.session}/image").content
+
+    def until(self, condition: str) -> None:
+        """Wait for a condition in JavaScript. The page's policy does not allow Playwright's `wait_for_function`."""
+        for _ in range(600):
+            if self.page.evaluate(condition):
+                return
+            self.page.wait_for_timeout(50)
+        raise AssertionError(condition)
+
+    def pixels(self, *, hide_marks: bool = False) -> str:
+        """The canvas as the page draws it, as a data URL."""
+        marks = """const { points, anchors, mask } = window.autodrag;
+          Object.assign(window.autodrag, { points: [], anchors: [] }); mask.share = 0;"""
+        return str(
+            self.page.evaluate(
+                f"""async () => {{
+                  {marks if hide_marks else ""}
+                  dispatchEvent(new Event("resize")); window.autodrag.hover = null;
+                  await new Promise((drawn) => setTimeout(drawn, 150));
+                  return document.querySelector("#stage").toDataURL();
+                }}"""
+            )
+        )
 
     def told(self, kind: str) -> int:
         """How many frames of a kind have come."""
@@ -179,7 +205,6 @@ def test_what_is_painted_over_stays(person: Person) -> None:
     free = change()
     person.page.click("#undo")
     person.rest()
-    person.page.click("#clear-points")
     person.tool("protect")
     person.page.locator("#feather").fill("0")
     person.page.locator("#brush").fill("30")
@@ -228,7 +253,7 @@ def test_the_mask_can_be_freed_inverted_and_cleared(person: Person) -> None:
     assert int((re.findall(r"\d+", hint.inner_text()) or ["0"])[0]) < share
     person.page.keyboard.press("i")
     person.page.click("#mask-clear")
-    sync_api.expect(hint).to_contain_text("Everything may move")
+    sync_api.expect(hint).to_contain_text("The whole image may change")
 
 
 def test_the_keyboard_is_enough(person: Person) -> None:
@@ -260,7 +285,9 @@ def test_points_are_placed_typed_and_removed_and_then_dragged_together(person: P
     sync_api.expect(person.page.locator(".point.anchor")).to_have_count(1)
     person.rest()  # the list of points is drawn anew by every answer, which would take a half-typed number away
     person.page.wait_for_timeout(400)
-    assert person.state()["present"] == 0, "placing moves nothing"
+    state = person.state()
+    assert state["edits"] == 0 and len(set(state["images"])) == 1, "placing moves nothing"
+    assert len(state["scene"]["points"]) == 2 and len(state["scene"]["anchors"]) == 1, "and the server has it"
     person.page.fill('[aria-label="Target 1 x"]', "24.5")
     person.page.keyboard.press("Enter")
     person.page.click('[aria-label="Remove point 2"]')
@@ -300,45 +327,407 @@ def test_a_pull_that_is_given_up_leaves_everything_as_it_was(person: Person) -> 
     assert person.frames[-2].endswith(image), "the page shows the image from before"
 
 
-def test_compare_and_themes(person: Person) -> None:
-    assert person.page.is_disabled("#compare")
-    person.stroke((25, 30), (28, 30))
-    person.rest()
-    person.page.click("#compare")
-    sync_api.expect(person.page.locator("#split")).to_be_visible()
-    person.page.click("#compare")
-    sync_api.expect(person.page.locator("#split")).to_be_hidden()
+def test_the_theme_can_be_chosen(person: Person) -> None:
     root = person.page.locator("html")
     assert root.get_attribute("data-theme") == "auto"
     person.page.keyboard.press("t")
     assert root.get_attribute("data-theme") == "light"
 
 
-def test_a_saved_session_is_listed_and_opens_again(person: Person) -> None:
+def test_the_divider_is_dragged_on_the_image_and_nothing_is_edited(person: Person) -> None:
+    assert person.page.is_disabled("#compare")
+    person.tool("protect")
+    person.stroke((5, 59), (15, 59), pause=5)
+    person.tool("pull")
+    person.stroke((25, 30), (28, 30))
+    person.rest()
+    state = person.state()
+    person.page.click("#compare")
+    person.until("window.autodrag.before !== null")
+    picture = person.pixels()
+    assert picture == person.pixels(hide_marks=True), "no hatch and no markers"
+    person.stroke((32, 30), (50, 30), pause=5)
+    person.page.wait_for_timeout(100)
+    assert abs(person.page.evaluate("window.autodrag.split") - 50.5 / 64) < 0.02
+    for key in ("ArrowLeft", "r", "i", "Delete", "Enter"):
+        person.page.keyboard.press(key)
+    assert person.page.evaluate("window.autodrag.split") < 0.78
+    person.rest()
+    assert person.state() == state
+    person.page.keyboard.press("Escape")
+    person.page.wait_for_timeout(50)
+    assert person.page.get_attribute("#compare", "aria-pressed") == "false"
+
+
+# --- the history -----------------------------------------------------------------------------------------------------
+
+
+def test_undo_after_painting_takes_back_the_stroke(person: Person) -> None:
+    hint = person.page.locator("#mask-hint")
+    person.stroke((25, 30), (28, 30))
+    person.rest()
+    image = person.image()
+    person.tool("protect")
+    person.stroke((10, 50), (30, 50), pause=5)
+    person.rest()
+    person.tool("anchor")
+    person.page.mouse.click(*person.spot(18, 18))
+    person.rest()
+    painted = hint.inner_text()
+    assert "protected" in painted and person.page.locator(".point.anchor").count() == 1
+    person.page.keyboard.press("Control+z")
+    person.rest()
+    assert person.page.locator(".point.anchor").count() == 0 and hint.inner_text() == painted
+    person.page.keyboard.press("Control+z")
+    person.rest()
+    sync_api.expect(hint).to_contain_text("may change")
+    assert person.image() == image and person.page.locator(".point").count() == 1
+    person.page.keyboard.press("Control+y")
+    person.page.keyboard.press("Control+Shift+Z")
+    person.rest()
+    sync_api.expect(hint).to_have_text(painted)
+    assert person.page.locator(".point.anchor").count() == 1
+
+
+def test_opening_another_image_can_be_undone(person: Person) -> None:
+    person.stroke((25, 30), (28, 30))
+    person.rest()
+    image = person.image()
+    person.page.click("#image-button")
+    person.page.click('.seed[aria-label="Seed 5"]')
+    person.rest()
+    assert person.image() != image and person.page.locator(".point").count() == 0
+    person.page.keyboard.press("Control+z")
+    person.rest()
+    assert person.image() == image and person.page.locator(".point").count() == 1
+    assert person.page.inner_text("#image-name") == str(SEED)
+
+
+def worked(person: Person) -> tuple[Any, ...]:
+    """An edit, and then a point, an anchor and a stroke that no edit has used."""
+    person.stroke((25, 30), (28, 30))
+    person.rest()
+    person.tool("place")
+    person.stroke((40, 22), (40, 19), pause=5)
+    person.tool("anchor")
+    person.page.mouse.click(*person.spot(18, 18))
+    person.tool("protect")
+    person.stroke((10, 50), (30, 50), pause=5)
+    person.rest()
+    work = seen(person)
+    assert work[1] == (2, 1) and "protected" in work[2]
+    return work
+
+
+def seen(person: Person) -> tuple[Any, ...]:
+    person.rest()
+    person.until("document.querySelector('#mask-hint').textContent.includes('protected')")
+    anchors = person.page.locator(".point.anchor").count()
+    points = person.page.locator(".point").count() - anchors
+    return person.image(), (points, anchors), person.page.inner_text("#mask-hint")
+
+
+def test_reload_back_and_a_closed_tab_lose_nothing(person: Person) -> None:
+    work, session = worked(person), person.session
+    person.page.reload()
+    assert seen(person) == work and person.session == session
+    person.page.goto("about:blank")
+    person.page.go_back()
+    assert seen(person) == work and person.session == session
+    person.page.close()
+    person.page = person.context.new_page()
+    person.page.on("websocket", person._connected)
+    person.page.goto(person.server.address)
+    assert seen(person) == work and person.session == session
+    person.session = ""
+    other = person.context.new_page()
+    other.on("websocket", person._connected)
+    other.goto(person.server.address)
+    other.wait_for_selector('body[data-busy="idle"]')
+    assert person.session != session, "a second tab does not take the session of the first"
+
+
+def test_a_change_that_waits_for_the_end_of_an_edit_survives_a_reload(person: Person) -> None:
+    person.page.check('input[value="draggan"]', force=True)
+    person.tool("place")
+    person.stroke((25, 30), (45, 10), pause=5)
+    person.page.click("#run")
+    while person.told("step") < 1:
+        person.page.wait_for_timeout(20)
+    person.tool("protect")
+    person.stroke((10, 50), (30, 50), pause=5)
+    person.page.wait_for_timeout(50)
+    person.page.reload()
+    assert seen(person)[1] == (1, 0)
+    assert person.state()["edits"] == 1 and person.state()["scene"]["mask"]
+
+
+def test_a_server_that_ends_and_returns_loses_nothing(browser: Any, tmp_path: Path) -> None:
+    config = AppConfig(port=0, checkpoints=CHECKPOINTS, data=tmp_path, workers=1, device="cpu")
+    first = run(config)
+    person = Person(browser, first)
+    try:
+        work = worked(person)
+        first.end()
+        person.page.wait_for_selector('#lamp[data-state="down"]')
+        second = run(dataclasses.replace(config, port=int(first.address.rstrip("/").rpartition(":")[2])))
+        try:
+            person.server = second
+            assert seen(person) == work
+            assert person.page.get_attribute("#lamp", "data-state") == "idle"
+            person.page.keyboard.press("Control+z")
+            person.rest()
+            sync_api.expect(person.page.locator("#mask-hint")).to_contain_text("may change")
+        finally:
+            second.end()
+    finally:
+        person.context.close()
+
+
+def test_a_named_copy_opens_as_it_was_saved(person: Person) -> None:
     person.stroke((25, 30), (28, 30))
     person.rest()
     image, session = person.image(), person.session
     person.page.click("#files-button")
+    person.page.fill("#save-name", "nose right")
     person.page.click("#save")
     person.page.wait_for_selector("#saved li")
     person.page.keyboard.press("Escape")
-    person.page.close()
-    person.page = person.context.new_page()  # another tab: another session
-    person.page.on("websocket", person._connected)
-    person.page.goto(person.server.address)
+    person.stroke((40, 22), (40, 19))
     person.rest()
-    assert person.session != session
+    later = person.image()
+    assert later != image
     person.page.click("#files-button")
+    assert "nose right" in person.page.inner_text("#saved")
     person.page.click('#saved li button:text("Open")')
     person.rest()
     assert person.session == session and person.image() == image
+    person.page.keyboard.press("Control+z")
+    person.page.keyboard.press("Control+z")
+    person.rest()
+    assert person.image() == later
+    person.page.click("#files-button")
+    person.page.click('#saved li button:text("Delete")')
+    sync_api.expect(person.page.locator("#saved li")).to_have_count(0)
+
+
+def test_an_exported_picture_opens_again_and_a_photograph_is_no_mask(person: Person, tmp_path: Path) -> None:
+    person.stroke((25, 30), (28, 30))
+    person.rest()
+    image = person.image()
+    person.page.click("#files-button")
+    with person.page.expect_download() as download:
+        person.page.click('[data-file="picture"]')
+    download.value.save_as(tmp_path / "image.png")
+    person.page.keyboard.press("Escape")
+    person.page.click("#image-button")
+    person.page.click('.seed[aria-label="Seed 5"]')
+    person.rest()
+    (tmp_path / "photograph.png").write_bytes(person.image())
+    person.page.set_input_files("#file", tmp_path / "photograph.png")
+    sync_api.expect(person.page.locator(".toast")).to_contain_text("nor a mask")
+    person.rest()
+    assert person.state()["scene"]["mask"] is None
+    mask = np.full((64, 64, 3), 255, np.uint8)
+    mask[40:] = 0
+    (tmp_path / "mask.png").write_bytes(png(mask))
+    person.page.set_input_files("#file", tmp_path / "mask.png")
+    sync_api.expect(person.page.locator("#mask-hint")).to_contain_text("38 %")
+    person.rest()
+    assert person.state()["scene"]["mask"]
+    person.page.set_input_files("#file", tmp_path / "image.png")
+    person.rest()
+    assert person.image() == image and person.state()["seed"] == SEED and person.state()["edits"] == 1
+
+
+# --- view and tools --------------------------------------------------------------------------------------------------
+
+
+def test_the_wheel_zooms_at_the_pointer_and_space_pans(person: Person) -> None:
+    x, y = person.spot(20, 40)
+    person.page.mouse.move(x, y)
+    person.page.mouse.wheel(0, -600)
+    person.until("window.autodrag.view.zoom > 1.5")
+    person.page.wait_for_timeout(50)
+    assert np.allclose(person.spot(20, 40), (x, y), atol=1)
+    person.page.keyboard.down(" ")
+    person.page.mouse.down()
+    person.page.mouse.move(x + 30, y - 10)
+    person.page.mouse.up()
+    person.page.keyboard.up(" ")
+    person.page.wait_for_timeout(50)
+    assert np.allclose(person.spot(20, 40), (x + 30, y - 10), atol=1)
+    assert person.page.locator(".point").count() == 0, "a pan is no pull"
+    person.stroke((25, 30), (28, 30))
+    person.rest()
+    target = person.state()["scene"]["points"][0]["target"]
+    assert np.allclose(target, [28, 30], atol=0.3), "points are placed in the zoomed image"
+    person.page.keyboard.press("0")
+    person.until("window.autodrag.view.zoom === 1")
+
+
+def test_two_fingers_zoom_and_give_up_the_press_of_the_first(browser: Any, server: Running) -> None:
+    person = Person(browser, server, viewport={"width": 390, "height": 844}, has_touch=True)
+    try:
+        touch = person.context.new_cdp_session(person.page)
+        (x, y) = person.spot(32, 32)
+
+        def dispatch(kind: str, *places: tuple[float, float]) -> None:
+            points = [{"x": a, "y": b, "id": index} for index, (a, b) in enumerate(places)]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        dispatch("touchStart", (x - 40, y))
+        dispatch("touchStart", (x - 40, y), (x + 40, y))
+        for step in range(1, 9):
+            dispatch("touchMove", (x - 40 - 5 * step, y), (x + 40 + 5 * step, y))
+        dispatch("touchEnd")
+        person.page.wait_for_timeout(100)
+        zoom = person.page.evaluate("window.autodrag.view.zoom")
+        assert 1.7 < zoom < 2.3
+        assert np.allclose(person.spot(32, 32), (x, y), atol=4)
+        person.rest()
+        assert person.page.locator(".point").count() == 0 and person.state()["present"] == 0
+    finally:
+        person.context.close()
+
+
+def test_brackets_change_the_brush_and_alt_erases(person: Person) -> None:
+    size = person.page.locator("#brush-value")
+    person.tool("protect")
+    before = float(size.inner_text().split()[0])
+    for _ in range(3):
+        person.page.keyboard.press("]")
+    sync_api.expect(size).not_to_have_text(f"{before} px")
+    assert float(size.inner_text().split()[0]) > before
+    person.stroke((10, 50), (30, 50), pause=5)
+    person.rest()
+    person.page.keyboard.down("Alt")
+    person.stroke((10, 50), (30, 50), pause=5)
+    person.page.keyboard.up("Alt")
+    person.rest()
+    sync_api.expect(person.page.locator("#mask-hint")).to_contain_text("may change")
+
+
+def test_the_image_keeps_its_place_when_the_history_grows(person: Person) -> None:
+    before = person.spot(0, 0)
+    person.stroke((25, 30), (28, 30))
+    person.rest()
+    assert person.page.locator("#history li").count() == 2
+    person.page.locator("#history button").first.click()
+    person.rest()
+    assert person.spot(0, 0) == before and person.state()["present"] == 0
+
+
+def test_a_toolbar_is_one_stop_of_the_tab_key(person: Person) -> None:
+    person.page.focus('[data-tool="pull"]')
+    person.page.keyboard.press("ArrowDown")
+    assert person.page.evaluate("document.activeElement.dataset.tool") == "place"
+    person.page.keyboard.press("End")
+    assert person.page.evaluate("document.activeElement.dataset.tool") == "free"
+    person.page.keyboard.press("Tab")
+    assert person.page.evaluate("document.activeElement.id") == "stage"
+    person.page.keyboard.press("Shift+Tab")
+    assert person.page.evaluate("document.activeElement.dataset.tool") == "free"
+
+
+@pytest.mark.parametrize("height", [640, 844])
+def test_on_a_phone_image_and_brush_are_in_view_and_targets_are_large(
+    browser: Any, server: Running, height: int
+) -> None:
+    options = {"viewport": {"width": 375, "height": height}, "has_touch": True, "is_mobile": True}
+    person = Person(browser, server, **options)
+    try:
+        person.tool("protect")
+        person.page.wait_for_timeout(50)
+        for selector in ("#stage", "#brush", "#feather", ".tools", "#undo"):
+            box = person.page.locator(selector).bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= height + 1, selector
+            middle = f"{box['x'] + box['width'] / 2}, {box['y'] + box['height'] / 2}"
+            assert person.page.evaluate(
+                f"document.querySelector('{selector}').contains(document.elementFromPoint({middle}))"
+            ), f"{selector} is covered"
+        small = person.page.evaluate(
+            """[...document.querySelectorAll("button, select, .row, .choice label")]
+              .filter((item) => item.checkVisibility() && item.offsetHeight)
+              .filter((item) => item.offsetHeight < 44 || item.offsetWidth < 44)
+              .map((item) => item.outerHTML.slice(0, 80))"""
+        )
+        assert small == []
+    finally:
+        person.context.close()
+
+
+def test_a_drag_that_fails_offers_what_to_try(person: Person) -> None:
+    person.page.check('[data-setting="method"] input[value="refine"]', force=True)
+    person.page.check('input[name="space"][value="w"]', force=True)
+    person.page.fill("#steps", "1")
+    person.page.keyboard.press("Tab")
+    person.tool("place")
+    person.stroke((25, 30), (45, 12), pause=5)
+    person.stroke((40, 22), (40, 19), pause=5)
+    person.rest()
+    person.page.click("#run")
+    person.rest()
+    advice = person.page.locator("#advice")
+    sync_api.expect(advice).to_contain_text("px are left")
+    names = advice.locator(".advice-buttons button").all_inner_texts()
+    assert {"More steps", "Use W+"} <= set(names) and any(name.startswith("Release point") for name in names)
+    advice.get_by_text("Use W+").click()
+    person.rest()
+    assert person.state()["edits"] == 2 and person.page.is_checked('input[name="space"][value="w+"]')
+    person.page.locator("#advice").get_by_text("Release point").click()
+    person.rest()
+    assert len(person.state()["scene"]["points"]) == 1
+    person.page.click("#advice-close")
+    sync_api.expect(advice).to_be_hidden()
+
+
+def test_two_tabs_on_one_session_show_the_same_and_never_hang(person: Person) -> None:
+    other = person.context.new_page()
+    other.goto(person.server.address)
+    other.evaluate(f"sessionStorage.setItem('autodrag-session', '{person.session.rpartition('/')[2]}')")
+    other.reload()
+    other.wait_for_selector('body[data-busy="idle"]')
+    person.page.bring_to_front()
+    person.page.mouse.move(*person.spot(25, 30))
+    person.page.mouse.down()
+    person.page.mouse.move(*person.spot(29, 30))
+    other.wait_for_selector('#lamp[data-state="pulling"]')
+    person.page.mouse.up()
+    person.rest()
+    other.wait_for_selector('body[data-busy="idle"]:not([data-unanswered])')
+    other.wait_for_selector("#points .point")
+    assert person.state()["edits"] == 1
+    # The other tab undoes while this one pulls: the pull is given up, and both show the same.
+    person.page.mouse.move(*person.spot(40, 22))
+    person.page.mouse.down()
+    person.page.mouse.move(*person.spot(40, 18))
+    other.wait_for_selector('#lamp[data-state="pulling"]')
+    other.bring_to_front()
+    other.click("#undo")
+    other.wait_for_selector("#points .point", state="detached")
+    person.page.bring_to_front()
+    person.page.mouse.up()
+    person.rest()
+    assert person.state()["present"] == 0 and person.page.locator(".point").count() == 0
+    # A tab that is closed in the middle of a pull leaves no lamp on.
+    person.page.mouse.move(*person.spot(25, 30))
+    person.page.mouse.down()
+    person.page.mouse.move(*person.spot(29, 30))
+    other.wait_for_selector('#lamp[data-state="pulling"]')
+    person.page.close()
+    other.wait_for_selector('body:is([data-busy="idle"], [data-busy="stopped"])')
+    person.page = other
+    person.stroke((25, 30), (28, 30))
+    person.rest()
+    assert person.state()["edits"] == 1
 
 
 @pytest.mark.parametrize("width", [360, 768, 1920])
 def test_nothing_sticks_out_at_any_width(browser: Any, server: Running, width: int) -> None:
     somebody = Person(browser, server, viewport={"width": width, "height": 800}, has_touch=width < 800)
     try:
-        for selector in (".bar", ".tools", "#stage", ".panel", "#theme"):
+        for selector in (".bar", ".tools", "#stage", ".brush", "#theme"):
             box = somebody.page.locator(selector).bounding_box()
             assert box["x"] >= 0 and box["x"] + box["width"] <= width + 0.5, selector
         stage = somebody.page.locator("#stage").bounding_box()

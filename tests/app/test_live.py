@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
-from app.serving import EDIT, Running, hear, run
+from app.serving import EDIT, Running, hear, hear_rest, run
 from autodrag.app.config import AppConfig
 from autodrag.infer import editor
 from autodrag.infer.editor import DragEditor
@@ -38,7 +38,7 @@ def test_a_pull_brings_frames_and_a_release_an_edit(shared: Running, monkeypatch
         assert state["state"]["present"] == 1 and last != first
         point = state["state"]["scene"]["points"][0]
         assert point["target"] == [15, 13] and point["handle"] != [10, 12] and point["confidence"] is not None
-        hear(socket, "idle")
+        hear_rest(socket)
         assert shared.http.get(f"{session}/image").content == last
         assert shared.http.post(f"{session}/undo").json()["present"] == 0
         assert hear(socket, "state")[1] == first
@@ -106,7 +106,7 @@ def test_several_points_are_predicted_again_in_all_rounds_when_the_pointer_rests
             say(socket, "pull", 2, drags=pairs[:1], parameters={})
             assert hear(socket, "preview")[0]["pull"] == 2
             socket.send('{"type": "stop"}')
-            hear(socket, "idle")
+            hear_rest(socket)
     finally:
         server.end()
     assert moving == [True, False, True], "one point has all its rounds at once"
@@ -123,7 +123,7 @@ def test_stop_stops(shared: Running, how: str) -> None:
             socket.send('{"type": "stop"}')
         else:
             assert shared.http.post(f"{session}/stop").status_code == 204
-        hear(socket, "idle")
+        hear_rest(socket)
         assert shared.http.get(session).json()["outcome"]["reason"] == "stopped"
 
 

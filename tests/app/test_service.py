@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from app.serving import EDIT, Running, hear, run
+from app.test_api import mask_png
+from autodrag.app import connection
 from autodrag.app.config import AppConfig
 
 Serve = Callable[..., Running]
@@ -62,64 +65,113 @@ def test_one_address_cannot_take_all_sessions(serve: Serve) -> None:
     assert full.status_code == 503 and "this address" in full.json()["detail"]
 
 
-def test_an_idle_session_is_dropped_and_a_saved_one_comes_back(serve: Serve) -> None:
+def test_an_idle_session_comes_back_from_disk(serve: Serve) -> None:
     server = serve(idle_s=1.0)
-    saved, other = server.open(seed=1), server.open(seed=2)
-    server.http.post(f"{saved}/drag", json=EDIT).raise_for_status()
-    image = server.http.get(f"{saved}/image").content
-    assert server.http.post(f"{saved}/save").json()["saved"]
+    session, untouched = server.open(seed=1), server.open(seed=2)
+    assert server.http.post(f"{session}/drag", json=EDIT).raise_for_status().json()["saved"]
+    image = server.http.get(f"{session}/image").content
     time.sleep(2.0)
-    assert server.http.get(other).status_code == 404
-    assert server.http.get(f"{saved}/image").content == image
-    state = server.http.get(saved).json()
+    assert server.http.get(untouched).status_code == 404
+    assert server.http.get(f"{session}/image").content == image
+    state = server.http.get(session).json()
     assert state["present"] == 1 and state["saved"] and state["seed"] == 1
 
 
-def test_a_saved_session_comes_back_with_its_history_mask_and_scenes(serve: Serve) -> None:
-    from app.test_api import mask_png
-
+def test_a_session_survives_its_server_with_every_step(serve: Serve) -> None:
     server = serve()
     session = server.open(seed=1)
     server.http.put(f"{session}/masks/half.png", content=mask_png()).raise_for_status()
+    scene = {"points": [{"handle": [10, 12], "target": [15, 13]}], "anchors": [[3, 3]], "mask": "half.png"}
+    server.http.put(f"{session}/scene", json=scene).raise_for_status()
     server.http.post(f"{session}/drag", json={**EDIT, "mask": "half.png", "anchors": [[3, 3]]}).raise_for_status()
+    server.http.post(f"{session}/open", json={"seed": 6, "psi": 0.4}).raise_for_status()
     server.http.post(f"{session}/drag", json={"drags": [{"handle": [20, 20], "target": [18, 22]}]}).raise_for_status()
-    server.http.post(f"{session}/save").raise_for_status()
-    state, exported = server.http.get(session).json(), server.http.get(f"{session}/session").content
-    images = [server.http.get(f"{session}/image?number={number}").content for number in state["images"]]
+    server.http.put(f"{session}/masks/unused.png", content=mask_png()).raise_for_status()
+    server.http.put(f"{session}/scene", json={"anchors": [[5, 5]], "mask": "unused.png"}).raise_for_status()
+    server.http.post(f"{session}/undo?steps=2").raise_for_status()
+
+    def every_step(running: Running) -> list[Any]:
+        """Scene, outcome and image of each step from the last to the first, and then the present step again."""
+        state = running.http.get(session).json()
+        present, last = state["present"], len(state["images"]) - 1
+        running.http.post(f"{session}/redo?steps={last - present}").raise_for_status()
+        steps = []
+        for _ in range(last):
+            state = running.http.get(session).json()
+            steps.append(
+                (state["scene"], state["outcome"], state["seed"], running.http.get(f"{session}/image").content)
+            )
+            running.http.post(f"{session}/undo").raise_for_status()
+        running.http.post(f"{session}/redo?steps={present}").raise_for_status()
+        return [present, *steps]
+
+    before, numbers = every_step(server), server.http.get(session).json()["images"]
+    exported = server.http.get(f"{session}/session")
     server.end()
     again = serve()
-    back = again.http.get(session).json()
-    assert back["scene"] == state["scene"] and back["outcome"] == state["outcome"] and back["present"] == 2
-    assert [again.http.get(f"{session}/image?number={number}").content for number in back["images"]] == images
-    assert not set(back["images"]) & set(state["images"]), "a browser keeps images by id"
-    undone = again.http.post(f"{session}/undo?steps=2").json()
-    assert undone["scene"]["mask"] == "half.png" and undone["scene"]["anchors"] == [[3, 3]]
-    again.http.post(f"{session}/redo?steps=2").raise_for_status()
-    assert len(again.http.get(f"{session}/session").content) == len(exported)
+    back = again.http.get(session).json()["images"]
+    assert [back.index(number) for number in back] == [numbers.index(number) for number in numbers]
+    assert not set(back) & set(numbers), "a browser keeps images by id"
+    assert every_step(again) == before and before[0] == 3
+    assert before[1][0] == {"points": [], "anchors": [[5, 5]], "mask": "unused.png"}
+    assert exported.status_code == 422, "the second image has no edit at this step"
+    again.http.post(f"{session}/undo").raise_for_status()
+    assert again.http.get(f"{session}/session").headers["content-type"] == "application/zip"
+    assert again.http.get(f"{session}/masks/half.png").status_code == 200
 
 
-def test_a_session_without_edits_is_saved_too(serve: Serve) -> None:
+def test_a_named_copy_has_its_own_key_and_stays_as_it_was(serve: Serve) -> None:
     server = serve()
     session = server.open(seed=6, psi=0.4)
-    server.http.post(f"{session}/save").raise_for_status()
+    server.http.post(f"{session}/drag", json=EDIT).raise_for_status()
     image = server.http.get(f"{session}/image").content
+    copy = server.http.post(f"{session}/saves", json={"name": "Nose 1"})
+    assert copy.status_code == 201 and copy.json()["name"] == "Nose 1" and copy.json()["steps"] == 1
+    key = copy.json()["save"]
+    assert key != session.rpartition("/")[2] and server.http.get(f"/api/sessions/{key}").status_code == 404
+    server.http.post(f"{session}/drag", json={"drags": [{"handle": [20, 20], "target": [18, 22]}]}).raise_for_status()
+    latest = server.http.get(f"{session}/image").content
+    state = server.http.post(f"{session}/saves/{key}/open").json()
+    assert server.http.get(f"{session}/image").content == image and state["present"] == 4
+    server.http.post(f"{session}/undo?steps=2").raise_for_status()
+    assert server.http.get(f"{session}/image").content == latest
     server.end()
     again = serve()
-    assert again.http.get(f"{session}/image").content == image
-    assert again.http.get(session).json()["seed"] == 6
-    assert again.http.delete(f"{session}/save").status_code == 204
-    assert not again.http.get(session).json()["saved"]
+    other = again.open(seed=1)
+    again.http.post(f"{other}/saves/{key}/open").raise_for_status()
+    assert again.http.get(f"{other}/image").content == image
+    assert again.http.delete(f"/api/saves/{key}").status_code == 204
+    assert again.http.post(f"{other}/saves/{key}/open").status_code == 404
 
 
-def test_the_disk_tells_nobody_the_key_and_holds_no_half_files(serve: Serve, tmp_path: Path) -> None:
+def test_files_on_disk_do_not_reveal_the_key_and_are_complete(serve: Serve, tmp_path: Path) -> None:
     server = serve(saved=1)
     session = server.open(seed=1)
-    server.http.post(f"{session}/save").raise_for_status()
-    files = list((tmp_path / "data").rglob("*"))
-    assert len([file for file in files if file.is_file()]) == 1
+    assert not list((tmp_path / "data").rglob("*.zip")), "a session without steps is not saved"
+    server.http.post(f"{session}/drag", json=EDIT).raise_for_status()
+    server.http.post(f"{session}/saves", json={"name": "one"}).raise_for_status()
+    files = [file for file in (tmp_path / "data").rglob("*") if file.is_file()]
+    assert sorted(file.parent.name for file in files) == ["saved", "sessions"]
     assert all(session.rpartition("/")[2] not in str(file) for file in files)
-    full = server.http.post(f"{server.open(seed=2)}/save")
+    full = server.http.post(f"{session}/saves", json={"name": "two"})
     assert full.status_code == 503 and "saved already" in full.json()["detail"]
+    server.http.delete(session)
+    assert [file.parent.name for file in (tmp_path / "data").rglob("*.zip")] == ["saved"]
+
+
+def test_the_oldest_session_on_disk_makes_room(serve: Serve, tmp_path: Path) -> None:
+    server = serve(kept=2)
+    for seed in range(3):
+        server.http.post(f"{server.open(seed=seed)}/drag", json=EDIT).raise_for_status()
+    assert len(list((tmp_path / "data").rglob("*.zip"))) == 2
+
+
+def test_a_full_disk_does_not_undo_the_edit(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+    session = server.open(seed=1)
+    (tmp_path / "data").write_text("a file instead of a folder")
+    state = server.http.post(f"{session}/drag", json=EDIT).raise_for_status().json()
+    assert state["present"] == 1 and not state["saved"]
 
 
 def test_a_long_history_forgets_its_beginning_and_still_replays(serve: Serve) -> None:
@@ -137,7 +189,7 @@ def test_a_long_history_forgets_its_beginning_and_still_replays(serve: Serve) ->
     assert server.http.post(f"{session}/undo?steps=2").json()["present"] == 0
 
 
-def test_a_killed_server_loses_no_saved_session(serve: Serve, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_server_loses_nothing(serve: Serve, settings: dict[str, Any], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "autodrag.cli", "app", "--port", "0", "--device", "cpu"]
     command += ["--checkpoints", str(settings["checkpoints"]), "--data", str(tmp_path / "data")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -147,12 +199,16 @@ def test_a_killed_server_loses_no_saved_session(serve: Serve, settings: dict[str
         with httpx.Client(base_url=address, timeout=60, trust_env=False) as client:
             key = client.post("/api/sessions", json={"seed": 4}).json()["key"]
             client.post(f"/api/sessions/{key}/drag", json=EDIT).raise_for_status()
-            client.post(f"/api/sessions/{key}/save").raise_for_status()
+            client.put(f"/api/sessions/{key}/masks/half.png", content=mask_png()).raise_for_status()
+            scene = {"anchors": [[5, 5]], "mask": "half.png"}
+            client.put(f"/api/sessions/{key}/scene", json=scene).raise_for_status()
             image = client.get(f"/api/sessions/{key}/image").content
     finally:
         process.kill()
         process.communicate()
-    assert serve().http.get(f"/api/sessions/{key}/image").content == image
+    again = serve()
+    assert again.http.get(f"/api/sessions/{key}/image").content == image
+    assert again.http.get(f"/api/sessions/{key}").json()["scene"] == {"points": [], **scene}
 
 
 # --- access ----------------------------------------------------------------------------------------------------------
@@ -225,3 +281,33 @@ def test_a_body_that_trickles_is_ended(serve: Serve) -> None:
             "Content-Length: 1000\r\n\r\n{".encode()
         )
         assert b" 408 " in raw.recv(1000).splitlines()[0]
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: "])
+def test_connections_without_a_header_are_closed(serve: Serve, sent: bytes) -> None:
+    server = serve(header_s=0.5, token="a-long-secret")
+    port = int(server.address.rstrip("/").rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            for _ in range(connection.WAITING + 10)
+        ]
+        time.sleep(0.1)
+        for raw in silent:
+            with contextlib.suppress(ConnectionError):
+                raw.sendall(sent)
+        with contextlib.suppress(ConnectionResetError):
+            assert silent[-1].recv(10) == b"", "one address has a limit of such connections"
+        assert silent[0].recv(10) == b"", "and they have a limit of time"
+    time.sleep(0.1)
+    answer = server.http.get("/")
+    assert answer.status_code == 401 and answer.headers["connection"] == "close"
+
+
+def test_a_connection_may_be_used_for_long(serve: Serve) -> None:
+    server = serve(header_s=0.3)
+    session = server.open(seed=1)
+    with server.live(session) as live:
+        time.sleep(0.8)
+        server.http.post(f"{session}/drag", json=EDIT).raise_for_status()
+        hear(live, "state")

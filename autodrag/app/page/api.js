@@ -1,4 +1,6 @@
-// The HTTP side. Every refusal of the server is one sentence; it is thrown as an Error and shown as it is.
+// Requests over HTTP. A refusal of the server is one sentence, which is thrown as an Error and shown to the user.
+
+const SMALL = 30_000; // bytes; browsers finish the requests of a closed page if their bodies are small
 
 export class Refused extends Error {
   constructor(status, sentence) {
@@ -13,6 +15,8 @@ export async function call(method, path, body, type = "application/json") {
     options.headers["content-type"] = type;
     options.body = type === "application/json" && !(body instanceof Blob) ? JSON.stringify(body) : body;
   }
+  const chosen = body instanceof File; // Chromium refuses to keep the upload of a chosen file alive
+  options.keepalive = !chosen && (options.body?.size ?? options.body?.length ?? 0) < SMALL && method !== "GET";
   let response;
   try {
     response = await fetch(`api/${path}`, options);

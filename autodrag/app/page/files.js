@@ -1,12 +1,12 @@
-// Taking away, bringing back and keeping: downloads, dropped files, saved sessions.
+// Downloads, dropped files, named copies and recent sessions.
 
 import { call } from "./api.js";
 import { request } from "./edits.js";
+import { describe, recent, saved, setSaved } from "./recent.js";
+import { commit } from "./scene.js";
 import { changed, emit, state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
-const SAVED = "autodrag-saved";
-const saved = () => JSON.parse(localStorage.getItem(SAVED) ?? "[]");
 
 let enter = () => {};
 export const whenEntering = (go) => {
@@ -14,21 +14,25 @@ export const whenEntering = (go) => {
 };
 
 function draw() {
-  const { key, present } = state.session;
+  const { key, edits } = state.session;
   for (const tile of document.querySelectorAll(".tile")) {
     tile.href = `api/sessions/${key}/${tile.dataset.file}`;
-    const missing = present === 0 && "needsEdit" in tile.dataset;
+    const missing = edits === 0 && "needsEdit" in tile.dataset;
     tile.setAttribute("aria-disabled", missing);
     tile.tabIndex = missing ? -1 : 0;
   }
-  $("saved").replaceChildren(...saved().map(line));
+  $("save-name").placeholder = describe(state.session);
+  $("saved").replaceChildren(...saved().map((entry) => line(entry, button("Open", () => open(entry)), button("Delete", () => forget(entry)))));
+  const others = recent().filter((entry) => entry.key !== key);
+  $("recent").replaceChildren(...others.map((entry) => line(entry, button("Continue", () => resume(entry)))));
+  $("recent-title").hidden = !others.length;
 }
 
-function line(entry) {
+function line(entry, ...buttons) {
   const item = document.createElement("li");
   const name = document.createElement("span");
   name.textContent = `${entry.name}, ${new Date(entry.time).toLocaleString()}`;
-  item.append(name, button("Open", () => open(entry)), button("Delete", () => forget(entry)));
+  item.append(name, ...buttons);
   return item;
 }
 
@@ -42,27 +46,32 @@ function button(text, action) {
 
 async function open(entry) {
   $("files").close();
-  if (entry.key !== state.session.key) await enter(entry.key);
+  await request("POST", `saves/${entry.save}/open`);
+}
+
+async function resume(entry) {
+  $("files").close();
+  await enter(entry.key);
 }
 
 async function forget(entry) {
-  const here = entry.key === state.session.key;
   try {
-    // One's own session goes on; only what was kept of it goes.
-    await call("DELETE", `sessions/${entry.key}${here ? "/save" : ""}`);
+    await call("DELETE", `saves/${entry.save}`);
   } catch (error) {
-    if (error.status !== 404) return emit("problem", error.message);
+    return emit("problem", error.message);
   }
-  localStorage.setItem(SAVED, JSON.stringify(saved().filter(({ key }) => key !== entry.key)));
+  setSaved(saved().filter(({ save }) => save !== entry.save));
   draw();
 }
 
-$("save").addEventListener("click", async () => {
-  if (!(await request("POST", "save"))) return;
-  const { key, checkpoint, seed, present } = state.session;
-  const name = `${checkpoint} ${seed ?? "latent"}, ${present === 1 ? "1 edit" : `${present} edits`}`;
-  const others = saved().filter((entry) => entry.key !== key);
-  localStorage.setItem(SAVED, JSON.stringify([{ key, name, time: Date.now() }, ...others].slice(0, 50)));
+$("save-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const name = $("save-name").value.trim() || describe(state.session);
+  const answer = await request("POST", "saves", { name });
+  if (!answer) return;
+  const { save } = await answer.json();
+  setSaved([{ save, name, time: Date.now() }, ...saved()]);
+  $("save-name").value = "";
   draw();
 });
 
@@ -72,7 +81,7 @@ $("files-button").addEventListener("click", () => {
   $("files").showModal();
 });
 
-// --- files that are brought ------------------------------------------------------------------------------------------
+// --- files from this machine -----------------------------------------------------------------------------------------
 
 async function take(file) {
   $("files").close();
@@ -82,15 +91,24 @@ async function take(file) {
     await request("PUT", "latent", file, "application/octet-stream");
   } else if (/\.(json|zip)$/i.test(file.name)) {
     await request("PUT", "session", file, /zip$/i.test(file.name) ? "application/zip" : "application/json");
+  } else if (await isExport(file)) {
+    await request("PUT", "picture", file, "image/png");
   } else if (file.type.startsWith("image/")) {
     try {
       await state.mask.load(null, file);
-      await state.mask.commit();
+      commit();
     } catch (error) {
       emit("problem", error.message);
     }
     changed();
-  } else emit("problem", `${file.name} is neither a session (.json, .zip), nor a latent (.safetensors), nor a mask (.png).`);
+  } else emit("problem", `${file.name} is neither a session (.json, .zip), nor a latent (.safetensors), nor an exported picture or a mask (.png).`);
+}
+
+/** Whether a PNG has one of the texts that the server adds to an export. The server checks its contents. */
+async function isExport(file) {
+  const bytes = await file.arrayBuffer();
+  const text = new TextDecoder("latin1").decode(bytes);
+  return text.slice(1, 4) === "PNG" && /tEXtautodrag-(latent|session)\0/.test(text);
 }
 
 $("file").addEventListener("change", ({ target }) => {

@@ -1,11 +1,15 @@
-// Pointer and keys on the image.
+// The pointer on the image, and the keyboard's cross.
 
-import { cancel, drag, isPulling, loadBefore, press, pullTo, redo, release, stop, undo } from "./edits.js";
-import { hit, toImage } from "./stage.js";
-import { changed, clampPoint, emit, state } from "./state.js";
+import { cancel, isPulling, press, pullTo, release } from "./edits.js";
+import { commit, keepWhile, take } from "./scene.js";
+import { divider, hit, toImage, toStage } from "./stage.js";
+import { changed, clampPoint, emit, on, snapshot, state } from "./state.js";
+import "./view.js";
 
 const canvas = document.getElementById("stage");
-let grip = null; // what the pointer holds: {kind, ...}
+let grip = null; // the present press of the pointer: {id, kind, restore, ...}
+
+keepWhile(() => grip !== null);
 
 const paints = () => state.tool === "protect" || state.tool === "free";
 
@@ -16,15 +20,26 @@ canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(event.pointerId);
   state.cross = null;
   const place = toImage(event);
-  const found = hit(place, event.pointerType === "touch");
-  grip = { id: event.pointerId, ...begin(place, found) };
+  if (state.compare) {
+    grip = { id: event.pointerId, kind: "split" };
+    moveSplit(place);
+    return;
+  }
+  const restore = snapshot();
+  const restoreMask = paints() ? state.mask.snapshot() : () => {};
+  grip = { id: event.pointerId, ...begin(event, place, hit(place, event.pointerType === "touch")) };
+  grip.restore = () => {
+    restore();
+    restoreMask();
+  };
   changed();
 });
 
-function begin(place, found) {
+function begin(event, place, found) {
   if (paints()) {
-    paint(place, place);
-    return { kind: "paint", last: place };
+    const erase = state.tool === "free" || event.altKey;
+    paint(place, place, erase);
+    return { kind: "paint", last: place, erase };
   }
   if (found?.kind === "anchor") {
     state.selected = found;
@@ -35,7 +50,9 @@ function begin(place, found) {
       state.selected = found;
       return { kind: "none" };
     }
-    return { kind: "anchor", index: addAnchor(place) };
+    state.anchors.push(clampPoint(place));
+    state.selected = { kind: "anchor", index: state.anchors.length - 1 };
+    return { kind: "anchor", index: state.anchors.length - 1 };
   }
   if (state.tool === "place") return beginPlacing(place, found);
   press(place, found ? found.index : null);
@@ -47,7 +64,7 @@ function beginPlacing(place, found) {
     state.selected = { kind: "point", index: found.index };
     return { kind: "place", index: found.index, end: found.end };
   }
-  const index = addPoint(place);
+  const index = pushPoint(place);
   return index === null ? { kind: "none" } : { kind: "place", index, end: "target" };
 }
 
@@ -55,69 +72,121 @@ canvas.addEventListener("pointermove", (event) => {
   const place = toImage(event);
   state.hover = place;
   if (grip?.id === event.pointerId) {
-    if (grip.kind === "pull") pullTo(place);
+    if (grip.kind === "split") moveSplit(place);
+    else if (grip.kind === "pull") pullTo(place);
     else if (grip.kind === "paint") {
-      paint(grip.last, place);
+      paint(grip.last, place, grip.erase);
       grip.last = place;
     } else if (grip.kind === "anchor" && state.anchors[grip.index]) state.anchors[grip.index] = clampPoint(place);
-    else if (grip.kind === "place" && state.points[grip.index]) moveEnd(state.points[grip.index], grip.end, place);
+    else if (grip.kind === "place" && state.points[grip.index]) setEnd(state.points[grip.index], grip.end, place);
   }
-  canvas.style.cursor = paints() ? "none" : hit(place, false) ? "grab" : "crosshair";
+  const near = () => Math.abs(toStage(place)[0] - divider()) < 24;
+  canvas.style.cursor = state.compare ? (near() ? "ew-resize" : "default") : paints() ? "none" : hit(place, false) ? "grab" : "crosshair";
   changed();
 });
+
+function moveSplit([x]) {
+  state.split = Math.min(1, Math.max(0, (x + 0.5) / state.session.width));
+  changed();
+}
 
 function finish(event) {
   if (grip?.id !== event.pointerId) return;
   const { kind } = grip;
   grip = null;
-  if (kind === "pull") release();
-  if (kind === "paint") state.mask.commit();
+  if (isPulling()) release();
+  else if (kind === "paint" || kind === "anchor" || kind === "place") commit();
+  else take(state.session); // a state may have arrived during the press
   changed();
 }
 canvas.addEventListener("pointerup", finish);
-canvas.addEventListener("pointercancel", (event) => {
-  if (grip?.kind === "pull") cancel();
-  finish(event);
-});
+
+/** Give up the present press: nothing of it stays. */
+function abandon() {
+  if (!grip) return;
+  const { kind, restore } = grip;
+  grip = null;
+  if (kind === "pull") cancel();
+  else restore?.();
+  changed();
+}
+canvas.addEventListener("pointercancel", abandon);
+on("gesture", abandon);
 canvas.addEventListener("pointerleave", () => {
   state.hover = null;
   changed();
 });
 
-function paint(from, to) {
+function paint(from, to, erase) {
   const radius = state.brush * state.session.height;
-  state.mask.stroke(from, to, radius, state.feather, state.tool === "free");
+  state.mask.stroke(from, to, radius, state.feather, erase);
 }
 
-/** Move one end of a point; what the tracker said about it no longer holds. */
-export function moveEnd(point, end, place) {
+/** Move one end of a point; for a new handle, the facts of the tracker do not hold. */
+function setEnd(point, end, place) {
   point[end] = clampPoint(place);
-  if (end === "handle") Object.assign(point, { distance: null, confidence: null, lost: false, seen: null });
+  if (end === "handle") Object.assign(point, { distance: null, confidence: null, uncertainty: null, lost: false, seen: null });
   changed();
 }
 
-export function addPoint(place) {
+function pushPoint(place) {
   if (state.points.length >= state.limits.points) {
-    emit("problem", `There are ${state.limits.points} points, which is the limit; remove one.`);
+    emit("problem", `There are ${state.limits.points} points, which is the limit. Remove one.`);
     return null;
   }
   const spot = clampPoint(place);
   state.points.push({ handle: spot, target: spot, seen: null, lost: false });
   state.selected = { kind: "point", index: state.points.length - 1 };
-  changed();
   return state.points.length - 1;
 }
 
-function addAnchor(place) {
+// --- steps of one action each, for keys and for the panel ------------------------------------------------------------
+
+export function moveEnd(point, end, place) {
+  setEnd(point, end, place);
+  commit();
+}
+
+export function addPoint(place) {
+  if (pushPoint(place) === null) return;
+  commit();
+  changed();
+}
+
+export function addAnchor(place) {
   state.anchors.push(clampPoint(place));
   state.selected = { kind: "anchor", index: state.anchors.length - 1 };
-  return state.anchors.length - 1;
+  commit();
+  changed();
+}
+
+export function moveAnchor(index, place) {
+  state.anchors[index] = clampPoint(place);
+  commit();
+  changed();
 }
 
 export function remove(kind, index) {
   (kind === "point" ? state.points : state.anchors).splice(index, 1);
   state.selected = null;
+  commit();
   changed();
+}
+
+export function clearPoints() {
+  Object.assign(state, { points: [], anchors: [], selected: null });
+  commit();
+  changed();
+}
+
+export function invertMask() {
+  state.mask?.invert();
+  commit();
+}
+
+export function clearMask() {
+  state.mask?.clear();
+  commit();
 }
 
 export function choose(tool) {
@@ -127,31 +196,37 @@ export function choose(tool) {
   changed();
 }
 
-// --- keys ------------------------------------------------------------------------------------------------------------
+// --- the cross of the keyboard ---------------------------------------------------------------------------------------
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 canvas.addEventListener("keydown", (event) => {
   if (!state.session || event.ctrlKey || event.metaKey || event.altKey) return;
   const arrow = ARROWS[event.key];
-  if (arrow) {
-    const { width, height } = state.session;
-    const from = state.cross ?? [Math.round((width - 1) / 2), Math.round((height - 1) / 2)];
-    const step = (event.shiftKey ? 8 : 1) * Math.max(1, Math.round(height / 128));
-    const to = state.cross ? clampPoint([from[0] + arrow[0] * step, from[1] + arrow[1] * step]) : from;
-    if (paints() && event.shiftKey) {
-      paint(from, to);
-      state.mask.commit();
-    }
-    state.cross = to;
-    if (isPulling()) pullTo(to);
-  } else if (event.key === "Enter" || event.key === " ") useTool();
+  if (state.compare) {
+    if (!arrow) return;
+    moveSplit([(state.split + arrow[0] * 0.02) * state.session.width - 0.5]);
+  } else if (arrow) moveCross(arrow, event.shiftKey);
+  else if (event.key === "Enter") useTool();
   else return;
   event.preventDefault();
   changed();
 });
 
-/** Enter: what a press of the pointer at the cross would do; a second one lets go. */
+function moveCross([x, y], shift) {
+  const { width, height } = state.session;
+  const from = state.cross ?? [Math.round((width - 1) / 2), Math.round((height - 1) / 2)];
+  const step = (shift ? 8 : 1) * Math.max(1, Math.round(height / 128));
+  const to = state.cross ? clampPoint([from[0] + x * step, from[1] + y * step]) : from;
+  if (paints() && shift) {
+    paint(from, to, state.tool === "free");
+    commit();
+  }
+  state.cross = to;
+  if (isPulling()) pullTo(to);
+}
+
+/** Enter does at the cross what a press of the pointer does; a second Enter lets go. */
 function useTool() {
   if (!state.cross) state.cross = clampPoint([(state.session.width - 1) / 2, (state.session.height - 1) / 2]);
   if (isPulling()) {
@@ -163,8 +238,8 @@ function useTool() {
   else if (state.tool === "anchor" && !found) addAnchor(state.cross);
   else if (state.tool === "place") placeByKeys(found);
   else if (paints()) {
-    paint(state.cross, state.cross);
-    state.mask.commit();
+    paint(state.cross, state.cross, state.tool === "free");
+    commit();
   }
 }
 
@@ -175,59 +250,3 @@ function placeByKeys(found) {
   else if (!found) addPoint(state.cross);
   else state.selected = found;
 }
-
-function nextPoint() {
-  const all = [...state.points.map((_, index) => ({ kind: "point", index })), ...state.anchors.map((_, index) => ({ kind: "anchor", index }))];
-  if (!all.length) return;
-  const { selected } = state;
-  const at = all.findIndex((one) => selected && one.kind === selected.kind && one.index === selected.index);
-  state.selected = all[(at + 1) % all.length];
-  const { kind, index } = state.selected;
-  state.cross = kind === "point" ? (state.points[index].seen ?? state.points[index].target) : state.anchors[index];
-}
-
-const KEYS = {
-  v: () => choose("pull"),
-  p: () => choose("place"),
-  a: () => choose("anchor"),
-  b: () => choose("protect"),
-  e: () => choose("free"),
-  i: () => state.mask?.invert(),
-  r: () => drag(),
-  n: nextPoint,
-  c: () => document.getElementById("compare").click(),
-  g: () => document.getElementById("image-button").click(),
-  s: () => document.getElementById("files-button").click(),
-  t: () => document.getElementById("theme").click(),
-  "?": () => document.getElementById("help-button").click(),
-  "[": () => emit("brush", -3),
-  "]": () => emit("brush", 3),
-  Delete: () => state.selected && remove(state.selected.kind, state.selected.index),
-  Backspace: () => state.selected && remove(state.selected.kind, state.selected.index),
-  Escape: stop,
-};
-
-document.addEventListener("keydown", (event) => {
-  if (document.querySelector("dialog[open]")) return;
-  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if ((event.ctrlKey || event.metaKey) && key === "z") {
-    event.preventDefault();
-    if (event.shiftKey) redo();
-    else undo();
-    return;
-  }
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (key !== "Escape" && event.target.matches("input, select, textarea")) return;
-  if (key === "x") {
-    loadBefore();
-    state.held = true;
-  } else if (KEYS[key]) KEYS[key]();
-  else return;
-  changed();
-});
-
-document.addEventListener("keyup", (event) => {
-  if (event.key.toLowerCase() !== "x") return;
-  state.held = false;
-  changed();
-});

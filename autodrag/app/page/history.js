@@ -1,9 +1,12 @@
-// The strip of images below the image: every edit, each a click away.
+// The strip below the image: every image of the history. A click goes to its last step before the present one, or to its
+// first step after it.
 
 import { redo, undo } from "./edits.js";
+import { rove } from "./focus.js";
 import { on, state } from "./state.js";
 
 const strip = document.getElementById("history");
+const refocus = rove(strip, "button");
 
 on("session", () => {
   const { key, images, present } = state.session;
@@ -11,19 +14,19 @@ on("session", () => {
   if (strip.dataset.signature === signature) return;
   strip.dataset.signature = signature;
   const known = new Map([...strip.children].map((item) => [item.dataset.id, item]));
+  const ids = images.filter((id, index) => id !== images[index - 1]);
   strip.replaceChildren(
-    ...images.map((id, index) => {
+    ...ids.map((id, index) => {
       const item = known.get(`${key} ${id}`) ?? make(key, id);
       const button = item.firstChild;
-      const name = index === 0 ? "Opened image" : `After edit ${index}`;
-      button.ariaLabel = button.title = name;
-      button.setAttribute("aria-current", index === present);
-      item.className = index > present ? "ahead" : "";
+      button.ariaLabel = button.title = `Image ${index + 1} of ${ids.length}`;
+      button.setAttribute("aria-current", id === images[present]);
+      item.className = images.indexOf(id) > present ? "ahead" : "";
       return item;
     }),
   );
-  strip.hidden = images.length < 2;
-  const here = strip.children[present];
+  refocus();
+  const here = strip.children[ids.indexOf(images[present])];
   strip.scrollTo({ left: here.offsetLeft - strip.clientWidth / 2 });
 });
 
@@ -37,9 +40,9 @@ function make(key, id) {
   button.append(image);
   button.addEventListener("click", () => {
     const { images, present } = state.session;
-    const steps = images.indexOf(id) - present;
-    if (steps < 0) undo(-steps);
-    if (steps > 0) redo(steps);
+    const first = images.indexOf(id);
+    if (first > present) redo(first - present);
+    else if (images[present] !== id) undo(present - images.lastIndexOf(id));
   });
   item.append(button);
   return item;

@@ -1,8 +1,10 @@
-// The WebSocket of a session. The server keeps only the newest position; so does this side, one for each animation frame.
+// The WebSocket of a session. Only the newest position of a pull is sent, at most once per animation frame.
 
 import { pixels } from "./api.js";
 import { emit } from "./state.js";
 
+const MISSING = 4404; // close codes of the server: there is no such session,
+const UNUSED = 4408; // or it was not used for long and is now only on disk
 const KINDS = { 137: "image/png", 255: "image/jpeg" };
 
 export class Live {
@@ -10,7 +12,7 @@ export class Live {
   #key;
   #closed = false;
   #wait = 500;
-  #next = null; // what the next animation frame sends
+  #next = null; // message for the next animation frame
   #decoding = Promise.resolve();
   #waiting = 0;
 
@@ -25,9 +27,10 @@ export class Live {
     this.#next = { type: "pull", pull: number, edit };
   }
 
+  /** Returns whether it was sent. */
   drag(number, edit) {
     this.#next = null;
-    this.#send({ type: "drag", pull: number, edit });
+    return this.#send({ type: "drag", pull: number, edit });
   }
 
   stop() {
@@ -46,9 +49,15 @@ export class Live {
   }
 
   #send(message) {
-    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(message));
-    else emit("problem", "The connection is down; it is being made again.");
+    const open = this.#socket?.readyState === WebSocket.OPEN;
+    if (open) this.#socket.send(JSON.stringify(message));
+    else emit("problem", "The connection is down. Wait until the page is connected again.");
+    return open;
   }
+
+  #wake = () => {
+    if (!this.#closed && this.#socket.readyState === WebSocket.CLOSED) this.#connect();
+  };
 
   #connect() {
     const address = new URL(`api/sessions/${this.#key}/live`, document.baseURI);
@@ -61,10 +70,15 @@ export class Live {
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code, reason }) => {
       if (this.#closed) return;
-      if (code === 4404 || code === 1001) return emit("gone", reason);
+      if (code === MISSING) return emit("gone", reason);
       if (code === 1007 || code === 1008) emit("problem", reason);
+      if (code === UNUSED) {
+        emit("offline", "Paused. Press a key or click to continue.");
+        for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, this.#wake, { once: true });
+        return;
+      }
       emit("offline");
-      setTimeout(() => this.#closed || this.#connect(), this.#wait);
+      setTimeout(this.#wake, this.#wait);
       this.#wait = Math.min(8000, this.#wait * 2);
     };
   }
@@ -72,14 +86,14 @@ export class Live {
   #receive(data) {
     if (typeof data === "string") {
       const message = JSON.parse(data);
-      this.#decoding = this.#decoding.then(() => emit(message.type === "error" ? "error" : "idle", message));
+      this.#decoding = this.#decoding.then(() => emit(message.type === "error" ? "error" : "heard", message));
       return;
     }
     const length = new DataView(data).getUint32(0, true);
     const header = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
     const bytes = new Uint8Array(data, 4 + length);
     const final = header.type === "state";
-    if (!final && this.#waiting > 2) return; // this page is slower than the server: what comes later is better
+    if (!final && this.#waiting > 2) return; // this page is slower than the server; a newer frame follows
     this.#waiting += 1;
     this.#decoding = this.#decoding
       .then(async () => {

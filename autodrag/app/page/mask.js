@@ -1,9 +1,9 @@
-// The mask: what is painted is protected. It is painted softly, and an edit takes what is painted more than half.
+// The mask. Painted pixels are protected. Strokes have soft edges; an edit protects pixels that are painted more than half.
 
 import { call, pixels } from "./api.js";
-import { changed, emit, state } from "./state.js";
+import { changed, state } from "./state.js";
 
-const FINE = 512; // px of the painted canvas's shorter side, at least
+const FINE = 512; // minimum length of the painted canvas's shorter side, px
 
 let counter = 0;
 
@@ -11,9 +11,10 @@ export class Mask {
   constructor(width, height) {
     this.width = width;
     this.height = height;
-    this.name = null; // what the server knows it as; null: everything may move
+    this.name = null; // its name on the server; null: everything may change
+    this.coming = undefined; // its name on the server after the present upload
+    this.dirty = false; // whether it differs from the mask on the server
     this.share = 0; // protected share of the image
-    this.uploaded = Promise.resolve();
     const factor = Math.max(1, Math.ceil(FINE / Math.min(width, height)));
     this.soft = canvasOf(width * factor, height * factor);
     this.hard = canvasOf(width, height); // opaque where protected
@@ -43,6 +44,21 @@ export class Mask {
       context.fill();
     }
     this.#harden();
+    this.dirty = true;
+  }
+
+  /** Returns a function that restores the present pixels. */
+  snapshot() {
+    const copy = canvasOf(this.soft.width, this.soft.height);
+    copy.getContext("2d").drawImage(this.soft, 0, 0);
+    const { dirty } = this;
+    return () => {
+      const context = this.soft.getContext("2d");
+      context.globalCompositeOperation = "copy";
+      context.drawImage(copy, 0, 0);
+      this.#harden();
+      this.dirty = dirty;
+    };
   }
 
   invert() {
@@ -51,20 +67,23 @@ export class Mask {
     context.fillStyle = "#000";
     context.fillRect(0, 0, this.soft.width, this.soft.height);
     this.#harden();
-    this.commit();
+    this.dirty = true;
   }
 
   clear() {
     this.soft.getContext("2d").clearRect(0, 0, this.soft.width, this.soft.height);
     this.#harden();
-    this.commit();
+    this.dirty = true;
   }
 
-  /** Take over a mask of the server, or an image: white may move. */
+  /** Show a mask of the server or of a file: white may change. Without a blob, everything may change. */
   async load(name, blob) {
     const image = blob && (await pixels(blob));
     if (image && (image.width !== this.width || image.height !== this.height)) {
-      throw new Error(`The mask is ${image.width}x${image.height} px, and the image is ${this.width}x${this.height}.`);
+      throw new Error(`The mask is ${image.width}x${image.height} px, and the image is ${this.width}x${this.height}. Resize the mask.`);
+    }
+    if (image && name === null && !twoValued(image)) {
+      throw new Error("The picture is neither an export of this editor nor a mask. A mask is black and white only.");
     }
     const context = this.soft.getContext("2d");
     context.globalCompositeOperation = "source-over";
@@ -81,19 +100,28 @@ export class Mask {
     }
     this.#harden();
     this.name = name;
+    this.dirty = name === null && Boolean(image);
   }
 
-  /** A stroke has ended: the server gets the mask under a new name, so that the history keeps the old one. */
-  commit() {
-    this.uploaded = this.#upload().catch((error) => emit("problem", error.message));
-    return this.uploaded;
-  }
-
-  async #upload() {
-    if (this.empty) {
-      this.name = null;
-      return;
+  /** Upload the mask if it has changed, under a new name, so that the history keeps the old one. */
+  async upload() {
+    if (!this.dirty) return;
+    this.dirty = false;
+    const name = this.empty ? null : `${Date.now().toString(36)}-${(counter += 1)}.png`;
+    this.coming = name;
+    try {
+      if (name) await call("PUT", `sessions/${state.session.key}/masks/${name}`, this.#encode(), "image/png");
+    } catch (error) {
+      this.dirty = true;
+      throw error;
     }
+    if (this.coming !== name) return; // a newer upload is on its way
+    this.name = name;
+    this.coming = undefined;
+  }
+
+  /** A PNG of the mask. It is made at once, so that the upload begins before the page can be closed. */
+  #encode() {
     const canvas = canvasOf(this.width, this.height);
     const context = canvas.getContext("2d");
     context.drawImage(this.hard, 0, 0);
@@ -103,10 +131,8 @@ export class Mask {
     context.globalCompositeOperation = "destination-over";
     context.fillStyle = "#fff";
     context.fillRect(0, 0, this.width, this.height);
-    const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-    const name = `${Date.now().toString(36)}-${(counter += 1)}.png`;
-    await call("PUT", `sessions/${state.session.key}/masks/${name}`, blob, "image/png");
-    this.name = name;
+    const bytes = atob(canvas.toDataURL("image/png").split(",")[1]);
+    return new Blob([Uint8Array.from(bytes, (byte) => byte.charCodeAt(0))], { type: "image/png" });
   }
 
   #harden() {
@@ -133,4 +159,15 @@ function canvasOf(width, height) {
   canvas.width = width;
   canvas.height = height;
   return canvas;
+}
+
+/** Whether at least 98 % of the pixels are nearly black or nearly white. */
+function twoValued(image) {
+  const { data } = image.getContext("2d").getImageData(0, 0, image.width, image.height);
+  let others = 0;
+  for (let i = 0; i < data.length; i += 4) {
+    const [least, most] = [Math.min(data[i], data[i + 1], data[i + 2]), Math.max(data[i], data[i + 1], data[i + 2])];
+    others += most > 64 && least < 191;
+  }
+  return others * 4 <= 0.02 * data.length;
 }

@@ -1,7 +1,8 @@
-// The settings at the right, the tools at the left, the line of status: what is not the image.
+// Everything around the image: tools, status, points, method, mask, dialogs.
 
 import { drag, loadBefore, redo, stop, undo } from "./edits.js";
-import { addPoint, choose, moveEnd, remove } from "./hands.js";
+import { rove } from "./focus.js";
+import { addPoint, choose, clearMask, clearPoints, invertMask, moveAnchor, moveEnd, remove } from "./hands.js";
 import { changed, clampPoint, emit, on, somethingToDo, state } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
@@ -44,10 +45,7 @@ function row(kind, index) {
     const end = (which) => [() => state.points[index]?.[which], (value) => moveEnd(state.points[index], which, value)];
     element.append(pair(`Handle ${index + 1}`, "from", ...end("handle")), pair(`Target ${index + 1}`, "to", ...end("target")));
   } else {
-    const write = (value) => {
-      state.anchors[index] = value;
-    };
-    element.append(pair(`Anchor ${index + 1}`, "stay", () => state.anchors[index], write));
+    element.append(pair(`Anchor ${index + 1}`, "stay", () => state.anchors[index], (value) => moveAnchor(index, value)));
   }
   const button = document.createElement("button");
   button.className = "remove";
@@ -90,12 +88,12 @@ function drawFacts(element, point) {
     return;
   }
   if (!element.firstChild) element.innerHTML = '<b class="numbers"></b><span class="meter"><i></i></span><span class="numbers"></span>';
-  const [distance, meter, sure] = element.children;
+  const [distance, meter, confidence] = element.children;
   distance.textContent = point.lost ? "lost" : `${point.distance.toFixed(1)} px left`;
-  distance.title = "From the point to its target, as the tracker sees it";
+  distance.title = "Distance to the target, measured by the tracker";
   meter.firstChild.style.width = `${Math.round(point.confidence * 100)}%`;
-  sure.textContent = `${Math.round(point.confidence * 100)} % sure`;
-  sure.title = "How much the place looks like what was taken hold of";
+  confidence.textContent = `${Math.round(point.confidence * 100)} %`;
+  confidence.title = "Confidence of the tracker: similarity to the appearance at the start of the drag";
 }
 
 $("add-point").addEventListener("click", () => {
@@ -104,12 +102,7 @@ $("add-point").addEventListener("click", () => {
   addPoint([Math.round(width / 2) + shift * width * 0.06, Math.round(height / 2)]);
   choose("place");
 });
-$("clear-points").addEventListener("click", () => {
-  state.points = [];
-  state.anchors = [];
-  state.selected = null;
-  changed();
-});
+$("clear-points").addEventListener("click", clearPoints);
 $("run").addEventListener("click", () => drag());
 
 // --- method ----------------------------------------------------------------------------------------------------------
@@ -128,17 +121,18 @@ $("keep").addEventListener("change", ({ target }) => {
   state.settings.keep = target.checked;
 });
 
-/** Until somebody chooses, what the server takes for "auto" is shown as chosen. */
+/** Without a choice, the method that the server uses for "auto" is shown. */
 function drawMethod() {
   const can = state.session.can_predict;
-  const painted = state.mask && !state.mask.empty;
-  const automatic = can && !painted ? "both" : "refine";
+  const published = state.settings.preset === "draggan";
+  const automatic = can && !published ? "both" : "refine";
   const method = can && state.settings.method !== "auto" ? state.settings.method : automatic;
   for (const input of document.querySelectorAll('[data-setting="method"] input')) {
     input.disabled = !can && input.value !== "refine";
     input.checked = input.value === method;
   }
   $("method-hint").hidden = can;
+  $("outside-row").hidden = !(published && method === "refine");
 }
 
 // --- mask ------------------------------------------------------------------------------------------------------------
@@ -151,10 +145,10 @@ function drawMask() {
   const share = mask ? Math.round(mask.share * 100) : 0;
   $("mask-hint").textContent =
     !mask || mask.empty
-      ? "Everything may move. Paint over what must not."
+      ? "The whole image may change. Paint over regions that must not."
       : mask.share === 1
-        ? "Nothing may move: free some of it."
-        : `${share < 1 ? "Less than 1" : share} % is protected. Soft edges count as protected where they are more than half painted.`;
+        ? "The whole image is protected. Free a region."
+        : `${share < 1 ? "Less than 1" : share} % of the image is protected.`;
 }
 $("brush").addEventListener("input", ({ target }) => {
   state.brush = (target.value / 100) ** 1.5 * 0.5 + 0.004;
@@ -169,21 +163,23 @@ $("feather").addEventListener("input", ({ target }) => {
   state.feather = target.value / 100;
   changed();
 });
-$("mask-invert").addEventListener("click", () => state.mask?.invert());
-$("mask-clear").addEventListener("click", () => state.mask?.clear());
+$("mask-invert").addEventListener("click", invertMask);
+$("mask-clear").addEventListener("click", clearMask);
 
 // --- tools, status, compare, theme -----------------------------------------------------------------------------------
 
 const tools = [...document.querySelectorAll(".tool")];
 for (const tool of tools) tool.addEventListener("click", () => choose(tool.dataset.tool));
 on("tool", () => {
+  document.body.classList.toggle("painting", state.tool === "protect" || state.tool === "free");
   for (const tool of tools) tool.setAttribute("aria-pressed", tool.dataset.tool === state.tool);
 });
+rove(document.querySelector(".tools"), ".tool");
 
 on("activity", (text) => {
   $("lamp").dataset.state = state.activity;
   if (text !== undefined) $("status").textContent = text;
-  $("stop").disabled = state.activity === "idle" || state.activity === "off";
+  $("stop").disabled = !["pulling", "refining", "working"].includes(state.activity);
 });
 on("rate", (text) => {
   $("rate").textContent = text;
@@ -197,8 +193,8 @@ $("compare").addEventListener("click", () => {
   if (state.compare) loadBefore();
   changed();
 });
-$("split").querySelector("input").addEventListener("input", ({ target }) => {
-  state.split = target.value / 1000;
+$("split").addEventListener("input", ({ target }) => {
+  state.split = target.value / 100;
   changed();
 });
 
@@ -206,7 +202,7 @@ const THEMES = ["auto", "light", "dark"];
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
   localStorage.setItem("autodrag-theme", theme);
-  $("theme").title = `Colours: ${theme === "auto" ? "as the system has them" : theme} (T)`;
+  $("theme").title = `Colours: ${theme === "auto" ? "those of the system" : theme} (T)`;
 }
 $("theme").addEventListener("click", () => {
   setTheme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % 3]);
@@ -234,13 +230,16 @@ on("draw", () => {
   drawPoints();
   drawMethod();
   drawMask();
-  const { present, images, seed } = state.session;
+  const { present, images, seed, edits, saved } = state.session;
   $("undo").disabled = present === 0;
   $("redo").disabled = present === images.length - 1;
-  $("compare").disabled = present === 0;
-  if (present === 0) state.compare = false;
+  $("compare").disabled = edits === 0;
+  if (edits === 0) state.compare = false;
   $("compare").setAttribute("aria-pressed", state.compare);
   $("split").hidden = !state.compare;
+  if (document.activeElement !== $("split")) $("split").value = Math.round(state.split * 100);
+  for (const part of [".tools", ".panel"]) document.querySelector(part).inert = state.compare;
+  $("unsaved").hidden = saved || present === 0;
   $("image-name").textContent = seed === null ? "latent" : seed;
   $("run").disabled = !somethingToDo();
   $("clear-points").disabled = !state.points.length && !state.anchors.length;

@@ -1,4 +1,4 @@
-// The seed browser: pictures of seeds, page by page.
+// The dialog that shows images of seeds, page by page.
 
 import { request } from "./edits.js";
 import { emit, on, state } from "./state.js";
