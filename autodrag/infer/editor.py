@@ -408,12 +408,9 @@ class DragEditor:
         return len(task.handles) > 1 and self.learned is not None and self.learned.predictor.config.variant != "paper"
 
     def _settings(self, parameters: Parameters, method: str, task: Drag) -> DragSettings:
-        chosen = choose_method(
-            method,
-            can_predict=self.can_predict,
-            soft=task.mask is not None and task.outside == "soft",
-            checkpoint=self.checkpoint,
-        )
+        # An edit in a session may not be soft with the method predict, even without a mask.
+        soft = task.outside == "soft" and (task.mask is not None or method == "predict")
+        chosen = choose_method(method, can_predict=self.can_predict, soft=soft, checkpoint=self.checkpoint)
         if method == "auto" and parameters.preset == "draggan":
             chosen = "refine"
         return choose_settings(parameters, chosen, self.generator.config)
