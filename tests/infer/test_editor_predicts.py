@@ -350,7 +350,8 @@ def test_keep_references_with_masks(editor: DragEditor) -> None:
 
 def test_a_prediction_is_never_soft(editor: DragEditor) -> None:
     """It is refused without a mask, too: a session refuses such an edit."""
-    with pytest.raises(
+    message = "outside 'soft' is a penalty of the refiner, and method 'predict' predicts"
+    with pytest.raises(AutodragError, match=message):
         AutodragError, match="outside 'soft' is a penalty of the refiner, and method 'predict' predicts"
     ):
         editor.drag(**DRAG, method="predict", outside="soft")
