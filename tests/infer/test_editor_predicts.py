@@ -352,8 +352,6 @@ def test_a_prediction_is_never_soft(editor: DragEditor) -> None:
     """It is refused without a mask, too: a session refuses such an edit."""
     message = "outside 'soft' is a penalty of the refiner, and method 'predict' predicts"
     with pytest.raises(AutodragError, match=message):
-        AutodragError, match="outside 'soft' is a penalty of the refiner, and method 'predict' predicts"
-    ):
         editor.drag(**DRAG, method="predict", outside="soft")
     assert editor.drag(**DRAG, method="both", outside="soft", steps=1).method == "both", "nothing lies outside"
 
