@@ -436,11 +436,7 @@ class DragEditor:
         return len(task.handles) > 1 and self.learned is not None and self.learned.predictor.config.variant != "paper"
 
     def _settings(self, parameters: Parameters, method: str, task: Drag) -> DragSettings:
-        chosen = choose_method(
-            method,
-            can_predict=self.can_predict,
-            checkpoint=self.checkpoint,
-        )
+        chosen = choose_method(method, can_predict=self.can_predict, checkpoint=self.checkpoint)
         if method == "auto" and parameters.preset == "draggan":
             chosen = "refine"
         return choose_settings(parameters, chosen, self.generator.config)

@@ -14,13 +14,14 @@ import torch
 from fakes import FakeRefiner
 
 from autodrag import DragEditor
-from autodrag.checkpoint import save_generator
+from autodrag.checkpoint import save_code, save_generator
 from autodrag.edits import Edit, Parameters, PointPair, read_edits
 from autodrag.errors import AutodragError, CheckpointError, NothingToDo
 from autodrag.images import to_uint8
 from autodrag.infer import editor as editor_module
 from autodrag.infer.draggan import DragganConfig
 from autodrag.infer.task import DragResult
+from autodrag.nets.layers import Layers
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.release import save_tensors
 
@@ -93,7 +94,8 @@ def test_everything_reaches_the_refiner(editor: DragEditor, fake_refiner: FakeRe
         edit_layers=4,
     )
     call = fake_refiner.calls[-1]
-    assert call.drag.mask is not None and call.drag.mask.tolist() == mask.tolist()
+    region = call.image.layers.stack[-1].region
+    assert region is not None and region.mask.tolist() == mask.tolist()
     assert call.drag.anchors is not None and call.drag.anchors.tolist() == [[1.0, 1.0]]
     assert call.drag.handles.tolist() == [[10.0, 12.0]]
     assert call.control.stop is stop and call.control.budget_s == 2.5
@@ -119,6 +121,7 @@ def test_everything_reaches_the_refiner(editor: DragEditor, fake_refiner: FakeRe
         ({**DRAG, "lr": 0.1}, "lr 0.1 has no effect with the preset default"),
         ({**DRAG, "budget_s": -1.0}, "budget_s is -1.0; expected greater than 0"),
         ({**DRAG, "keep_references": True}, "keep_references needs a drag before this one"),
+        ({**DRAG, "outside": "hard"}, "outside is 'hard'; expected 'exact' or 'soft'"),
     ],
 )
 def test_drags_that_cannot_be(editor: DragEditor, arguments: dict[str, Any], message: str) -> None:
@@ -284,5 +287,127 @@ def test_a_history_is_put_back(editor: DragEditor, tmp_path: Path) -> None:
     assert np.array_equal(other.restore(read_edits(tmp_path / "s.json"), past), image)
     editor.undo()
     assert np.array_equal(other.undo(), editor.image)
-    with pytest.raises(AutodragError, match=r"latents of shape \(2, 8, 32\) do not belong to 2 edits"):
+    with pytest.raises(AutodragError, match="2 images do not belong to 2 edits; expected 3"):
         other.restore(read_edits(tmp_path / "s.json"), past[:2])
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+LEFT, BOTTOM = np.zeros((2, 32, 32), dtype=bool)
+LEFT[:, :24] = True
+BOTTOM[18:] = True
+SECOND: dict[str, Any] = {"handles": [[8, 26]], "targets": [[12, 26]]}
+
+
+@pytest.fixture
+def real(tiny_checkpoint: Path) -> DragEditor:
+    """An editor whose refiners are real, with the image of seed 7 open."""
+    editor = DragEditor.load(tiny_checkpoint, device="cpu")
+    editor.open(seed=7)
+    return editor
+
+
+def check_mask(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> None:
+    """Something changed inside, and nothing outside."""
+    changed = (before != after).any(axis=2)
+    assert changed[mask].any() and not changed[~mask].any()
+
+
+@pytest.mark.parametrize("settings", [{}, {"preset": "draggan", "lr": 0.05}], ids=["default", "draggan"])
+def test_a_mask_is_exact_through_a_whole_session(
+    real: DragEditor, tiny_checkpoint: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Edits with a mask, the same mask and another mask; undo and redo; the saved session and the saved code."""
+    images = [real.image]
+    for drag, mask in ((DRAG, LEFT), (SECOND, LEFT), (SECOND, BOTTOM), (DRAG, LEFT)):
+        result = real.drag(**drag, mask=mask, steps=3, **settings)
+        check_mask(images[-1], result.image, mask)
+        assert np.array_equal(real.image, result.image)
+        assert np.array_equal(real.render(real.layers), result.image)
+        assert np.array_equal(real.render(result.layers), result.image)
+        images.append(result.image)
+    assert [len(layers) for layers in real.past] == [1, 2, 2, 4, 5]
+    assert all(np.array_equal(real.render(layers), image) for layers, image in zip(real.past, images, strict=True))
+    for image in images[-2::-1]:
+        assert np.array_equal(real.undo(), image)
+    for image in images[1:]:
+        assert np.array_equal(real.redo(), image)
+
+    real.save_session(tmp_path / "s.json")
+    save_code(tmp_path / "code.safetensors", real.layers, {"generator": real.fingerprint})
+    other = DragEditor.load(tiny_checkpoint, device="cpu")
+    assert np.array_equal(other.load_session(tmp_path / "s.json"), images[-1])
+    check_mask(images[-1], other.drag(**SECOND, mask=BOTTOM, steps=3, **settings).image, BOTTOM)
+    assert np.array_equal(other.open(latent=tmp_path / "code.safetensors"), images[-1])
+    check_mask(images[-1], other.drag(**DRAG, mask=LEFT, steps=3, **settings).image, LEFT)
+    other.save_session(tmp_path / "opened.json")
+    expected = other.image
+    assert np.array_equal(real.load_session(tmp_path / "opened.json"), expected)
+
+
+def test_an_image_goes_on_after_undo(real: DragEditor) -> None:
+    """The image that undo brings back has no stored background; its edits give the same result as before."""
+    first = real.drag(**DRAG, mask=LEFT, steps=3).image
+    second = real.drag(**SECOND, mask=BOTTOM, steps=3).image
+    real.undo()
+    assert np.array_equal(real.drag(**SECOND, mask=BOTTOM, steps=3).image, second)
+    real.undo()
+    check_mask(first, real.drag(**SECOND, mask=LEFT, steps=3).image, LEFT)
+
+
+def test_a_drag_without_a_mask_moves_all_layers(real: DragEditor) -> None:
+    first = real.drag(**DRAG, mask=LEFT, steps=3)
+    before = real.layers
+    result = real.drag(**DRAG, steps=3)
+    changed = (first.image != result.image).any(axis=2)
+    assert changed[LEFT].any() and changed[~LEFT].any()
+    steps = [new.latent - old.latent for new, old in zip(real.layers.stack, before.stack, strict=True)]
+    torch.testing.assert_close(steps[0], steps[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_soft_mask_penalises_changes(real: DragEditor, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    before = real.image
+    result = real.drag(**DRAG, mask=BOTTOM, outside="soft", steps=4)
+    assert len(real.layers) == 1 and (result.image != before)[~BOTTOM].any()
+    real.save_session(tmp_path / "s.json")
+    assert read_edits(tmp_path / "s.json")[0].parameters.outside == "soft"
+    other = DragEditor.load(tiny_checkpoint, device="cpu")
+    assert np.array_equal(other.load_session(tmp_path / "s.json"), result.image)
+
+
+def test_references_are_kept_across_masks(real: DragEditor) -> None:
+    first = real.drag(**DRAG, mask=LEFT, steps=3)
+    second = real.drag(first.points, [[22, 16]], mask=LEFT, steps=3, keep_references=True)
+    third = real.drag(second.points, [[22, 20]], mask=LEFT | BOTTOM, steps=3, keep_references=True)
+    assert first.references is second.references is third.references
+    check_mask(second.image, third.image, LEFT | BOTTOM)
+
+
+def test_previews_respect_masks(real: DragEditor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preview of the refiner continues from the previous one: in the same layer, and the background stays."""
+    monkeypatch.setattr(editor_module, "PREVIEW_S", 10.0)
+    before, start = real.image, None
+    for target in (15, 18):
+        start = real.preview([[10, 12]], [[target, 14]], mask=LEFT, start=start, steps=2)
+        check_mask(before, start.image, LEFT)
+        assert len(start.layers) == 2
+    assert np.array_equal(real.image, before) and len(real.layers) == 1
+
+
+def test_masks_in_bf16(tiny_checkpoint: Path) -> None:
+    editor = DragEditor.load(tiny_checkpoint, device="cpu", dtype=torch.bfloat16)
+    before = editor.open(seed=7)
+    for drag, mask in ((DRAG, LEFT), (SECOND, BOTTOM)):
+        check_mask(before, editor.drag(**drag, mask=mask, steps=2).image, mask)
+        before = editor.image
+
+
+def test_a_history_with_masks_is_put_back(real: DragEditor, tmp_path: Path) -> None:
+    real.drag(**DRAG, mask=LEFT, steps=2)
+    real.drag(**SECOND, mask=BOTTOM, steps=2)
+    real.save_session(tmp_path / "s.json")
+    other = real.sibling()
+    copies = [Layers.from_tensors(layers.tensors(), real.generator.config) for layers in real.past]
+    assert np.array_equal(other.restore(read_edits(tmp_path / "s.json"), copies), real.image)
+    assert np.array_equal(other.undo(), real.undo())
+    check_mask(other.image, other.drag(**SECOND, mask=BOTTOM, steps=2).image, BOTTOM)

@@ -15,6 +15,7 @@ from fakes import FakeRefiner, set_clock
 from learned import save_learned, tiny_nets
 
 from autodrag import DragEditor
+from autodrag.checkpoint import save_code
 from autodrag.edits import Edit, Parameters, PointPair, read_edits
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.infer import task as task_module
@@ -101,20 +102,38 @@ def test_the_methods_of_an_edit(editor: DragEditor, method: Any, said: str) -> N
     assert (result.rounds > 0) == (method != "refine")
 
 
-def test_both_predicts_although_there_is_a_mask(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+@pytest.mark.parametrize("method", ["both", "auto"])
+def test_masks_are_predicted_and_refined(editor: DragEditor, fake_refiner: FakeRefiner, method: str) -> None:
     predicted = editor.drag(**DRAG, mask=MASK, method="predict")
     editor.undo()
     start = editor.latent
-    result = editor.drag(**DRAG, mask=MASK, method="both")
+    result = editor.drag(**DRAG, mask=MASK, method=method)
     assert (result.method, result.rounds) == ("both", predicted.rounds)
     call = fake_refiner.calls[-1]
-    assert call.start is not None and call.drag.mask is not None
+    assert call.start is not None and call.drag.mask is None and len(call.image.layers) == 2
     torch.testing.assert_close(call.start.latent, (start + predicted.latent) / 2)
-    assert call.drag.mask.tolist() == MASK.tolist()
-    editor.undo()
-    result = editor.drag(**DRAG, mask=MASK)
+
+
+def test_soft_masks_are_refined(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+    start = editor.latent
+    result = editor.drag(**DRAG, mask=MASK, outside="soft")
     assert (result.method, result.rounds) == ("refine", 0)
-    assert fake_refiner.calls[-1].start is None and torch.equal(fake_refiner.calls[-1].image.latent, start)
+    call = fake_refiner.calls[-1]
+    assert call.start is None and torch.equal(call.image.latent, start)
+    assert call.drag.mask is not None and call.drag.mask.tolist() == MASK.tolist()
+
+
+@pytest.mark.parametrize("method", ["predict", "both"])
+def test_soft_masks_are_not_predicted(editor: DragEditor, fake_refiner: FakeRefiner, method: str) -> None:
+    before = editor.image
+    message = f"outside 'soft' is a penalty of the refiner, and method '{method}' predicts; use method 'refine'"
+    for call in (editor.drag, editor.preview):
+        with pytest.raises(AutodragError, match=message) as caught:
+            call(**DRAG, mask=MASK, outside="soft", method=method)
+        assert "\n" not in str(caught.value)
+    assert np.array_equal(editor.image, before) and not fake_refiner.calls
+    with pytest.raises(AutodragError, match="nothing to undo"):
+        editor.undo()
 
 
 def test_a_mask_that_holds_nothing_is_none(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
@@ -202,8 +221,9 @@ def test_a_session_replays_to_the_same_image(
     second = editor.drag([[20, 14]], [[22, 16]], method="both" if method == "auto" else method, rounds=2, steps=3)
     editor.save_session(tmp_path / "s.json")
     edits = read_edits(tmp_path / "s.json")
-    expected = {"predict": ["predict"] * 2, "auto": ["refine", "both"], "both": ["both"] * 2}  # the first has a mask
-    assert [edit.method for edit in edits] == expected[method]
+    second_method = "predict" if method == "predict" else "both"
+    first_method = "refine" if (method, preset) == ("auto", "draggan") else second_method
+    assert [edit.method for edit in edits] == [first_method, second_method]
     assert [edit.handles for edit in edits] == [[(10, 12)], [(20, 14)]]
     assert edits[1].parameters.rounds == second.rounds
     other = DragEditor.load(checkpoint, device="cpu")
@@ -268,6 +288,72 @@ def test_keep_references_after_a_prediction(editor: DragEditor) -> None:
     assert first.references is not None and first.references.handles.tolist() == [[10, 12]]
     then = editor.drag(first.points, [[22, 16]], method="refine", steps=2, keep_references=True)
     assert then.references is first.references
+
+
+BOTTOM = np.arange(32)[:, None].repeat(32, axis=1) >= 20
+SECOND: dict[str, Any] = {"handles": [[8, 26]], "targets": [[12, 26]]}
+
+
+def check_mask(before: np.ndarray, after: np.ndarray, mask: np.ndarray) -> None:
+    """Something changed inside, and nothing outside."""
+    changed = (before != after).any(axis=2)
+    assert changed[mask].any() and not changed[~mask].any()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("predict", {}), ("both", {"steps": 3}), ("both", {"steps": 3, "preset": "draggan", "lr": 0.05})],
+    ids=["predict", "both", "both with draggan"],
+)
+def test_a_mask_is_exact_through_a_whole_session(
+    editor: DragEditor, checkpoint: Path, tmp_path: Path, method: str, settings: dict[str, Any]
+) -> None:
+    """Edits with a mask, the same mask and another mask; undo and redo; the saved session and the saved code."""
+    images = [editor.image]
+    for drag, mask in ((DRAG, MASK), (SECOND, MASK), (SECOND, BOTTOM), (DRAG, MASK)):
+        result = editor.drag(**drag, mask=mask, method=method, **settings)
+        check_mask(images[-1], result.image, mask)
+        assert np.array_equal(editor.image, result.image) and np.array_equal(editor.render(editor.layers), result.image)
+        images.append(result.image)
+    assert [len(layers) for layers in editor.past] == [1, 2, 2, 3, 3]  # the third mask lies in the first
+    for image in images[-2::-1]:
+        assert np.array_equal(editor.undo(), image)
+    for image in images[1:]:
+        assert np.array_equal(editor.redo(), image)
+
+    editor.save_session(tmp_path / "s.json")
+    save_code(tmp_path / "code.safetensors", editor.layers, {"generator": editor.fingerprint})
+    other = DragEditor.load(checkpoint, device="cpu")
+    assert np.array_equal(other.load_session(tmp_path / "s.json"), images[-1])
+    assert np.array_equal(other.open(latent=tmp_path / "code.safetensors"), images[-1])
+    check_mask(images[-1], other.drag(**SECOND, mask=BOTTOM, method=method, **settings).image, BOTTOM)
+
+
+def test_previews_respect_masks(editor: DragEditor) -> None:
+    before = editor.image
+    preview = editor.preview(**DRAG, mask=BOTTOM)
+    check_mask(before, preview.image, BOTTOM)
+    assert np.array_equal(editor.image, before)
+    result = editor.drag(**DRAG, mask=BOTTOM, method="predict")
+    assert np.array_equal(result.image, preview.image)
+    check_mask(result.image, editor.preview(**SECOND, mask=MASK, method="predict", moving=True).image, MASK)
+
+
+def test_keep_references_with_masks(editor: DragEditor) -> None:
+    first = editor.drag(**DRAG, mask=MASK, method="predict")
+    then = editor.drag(first.points, [[22, 16]], mask=MASK, method="both", steps=2, keep_references=True)
+    last = editor.drag(then.points, [[22, 22]], mask=BOTTOM, method="predict", keep_references=True)
+    assert first.references is then.references is last.references
+    check_mask(first.image, then.image, MASK)
+    check_mask(then.image, last.image, BOTTOM)
+
+
+def test_a_prediction_is_never_soft(editor: DragEditor) -> None:
+    """It is refused without a mask, too: a session refuses such an edit."""
+    message = "outside 'soft' is a penalty of the refiner, and method 'predict' predicts"
+    with pytest.raises(AutodragError, match=message):
+        editor.drag(**DRAG, method="predict", outside="soft")
+    assert editor.drag(**DRAG, method="both", outside="soft", steps=1).method == "both", "nothing lies outside"
 
 
 def test_the_shipped_predictor_fits_its_generator_and_arrives() -> None:

@@ -1,4 +1,4 @@
-"""An open image: features, appearance and memory, and the latents that can be opened."""
+"""An open image: features, appearance and memory, layers, and the latents that can be opened."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from learned import tiny_nets
 from autodrag.checkpoint import fingerprint, save_code
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.infer.open_image import OpenImage, feature_block, opened_code, seed_latent
+from autodrag.infer.task import References
 from autodrag.nets.layers import Layers
 from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.tracking import appearance
@@ -51,6 +52,69 @@ def test_the_memory_of_the_networks(tiny_generator: Generator) -> None:
 
 def test_small_generators_track_their_last_block(tiny_generator: Generator) -> None:
     assert feature_block(tiny_generator.config) == 3 and feature_block(tiny_generator.config, 1) == 1
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+
+POINT = torch.tensor([4.0, 4.0])
+LEFT, RIGHT = torch.zeros(2, 32, 32, dtype=torch.bool)
+LEFT[:, :12] = True
+RIGHT[:, 20:] = True
+
+
+def edited(image: OpenImage, mask: torch.Tensor) -> OpenImage:
+    """The image after an edit with a mask."""
+    opened = image.within(mask, POINT)
+    return OpenImage(opened.synthesis.moved(opened.latent + 0.5), image.editor)
+
+
+def test_an_image_without_layers_needs_no_other_one(tiny_generator: Generator) -> None:
+    image = OpenImage.of(tiny_generator, tiny_generator.map(seed_z(3, 32)))
+    assert image.within(None, POINT) is image
+    assert OpenImage.of(tiny_generator, image.layers).layers.stack == image.layers.stack
+
+
+def test_the_first_mask_puts_a_layer_over_the_image(tiny_generator: Generator) -> None:
+    image = OpenImage.of(tiny_generator, tiny_generator.map(seed_z(3, 32)), tiny_nets(tiny_generator))
+    opened = image.within(LEFT, POINT)
+    assert opened.editor is image.editor and opened.latent is image.latent
+    assert opened.features is image.features and opened.synthesis.background is image.rendered
+    with torch.no_grad():
+        assert torch.equal(image.rendered.picture, tiny_generator(image.latent))
+    assert torch.equal(opened.rendered.picture, image.rendered.picture)
+
+
+def test_the_same_mask_again_keeps_the_background(tiny_generator: Generator) -> None:
+    image = OpenImage.of(tiny_generator, tiny_generator.map(seed_z(3, 32)))
+    once = edited(image, LEFT)
+    again = once.within(LEFT.clone(), POINT)
+    assert again.synthesis.background is image.rendered and again.features is once.features
+    other = once.within(RIGHT, POINT)
+    assert other.synthesis.background is once.rendered and len(other.layers) == 3
+    everywhere = once.within(None, POINT)
+    assert everywhere.synthesis.background is None
+    for one, two in zip(everywhere.features.outputs, once.features.outputs, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize(("x", "layer"), [(4.0, 1), (25.0, 0)])
+def test_the_latent_is_that_of_the_layer_at_the_handle(tiny_generator: Generator, x: float, layer: int) -> None:
+    once = edited(OpenImage.of(tiny_generator, tiny_generator.map(seed_z(3, 32))), LEFT)
+    opened = once.within(None, torch.tensor([x, 8.0]))
+    assert opened.latent is once.layers.stack[layer].latent
+
+
+def test_the_origin_of_references(tiny_generator: Generator) -> None:
+    image = OpenImage.of(tiny_generator, tiny_generator.map(seed_z(3, 32)))
+    once = edited(image, LEFT)
+    assert once.origin(None) is once
+    assert once.origin(References(once.layers, POINT[None])) is once
+    first = once.origin(References(image.layers, POINT[None]))
+    assert first.layers.stack == image.layers.stack
+    torch.testing.assert_close(first.output(3), image.output(3))
+
+
+# --- opening ---------------------------------------------------------------------------------------------------------
 
 
 def opened(generator: Generator, **options: Any) -> torch.Tensor:
