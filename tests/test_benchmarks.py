@@ -1,4 +1,4 @@
-"""The benchmarks that are run by hand still run: what they ask of the command line exists and means what it says."""
+"""The benchmark scripts, which users run manually, still work with the current command line and API."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ motion: {n_candidates: 6, max_points: 4}
 
 
 def script(name: str) -> ModuleType:
-    """A script of benchmarks/ as a module."""
+    """Import a script of benchmarks/ as a module."""
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -50,7 +50,7 @@ def ablations() -> ModuleType:
     return script("ablations")
 
 
-def test_every_ablation_is_another_training(ablations: ModuleType) -> None:
+def test_ablations_have_different_configs(ablations: ModuleType) -> None:
     config = BENCHMARKS.parent / "configs" / "critters" / "predictor.yaml"
     args = argparse.Namespace(steps=3, lr=1e-3)
     trainings = [
@@ -64,15 +64,15 @@ def test_every_ablation_is_another_training(ablations: ModuleType) -> None:
     assert all(one != other for k, one in enumerate(trainings) for other in trainings[:k])
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
-def test_ablations_end_with_a_table(
+@pytest.mark.filterwarnings("ignore")  # Lightning's warnings about workers and loggers
+def test_ablations_print_a_table(
     ablations: ModuleType,
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two steps of two variants. The trainings run in this process, because a new one starts slowly."""
+    """Two variants, two steps each. Training runs in this process, because a new process starts slowly."""
     (tmp_path / "tiny.yaml").write_text(TINY)
     trained: list[str] = []
 
@@ -88,7 +88,7 @@ def test_ablations_end_with_a_table(
     words = ["--config", str(tmp_path / "tiny.yaml"), "--checkpoint", str(tiny_checkpoint), "--steps", "2"]
     words += ["--batch", "4", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["ablations.py", *words, "--only", "as configured", "n = 2"])
-    for _ in range(2):  # the second time it only reads
+    for _ in range(2):  # the second run only reads the results of the first
         ablations.main()
         *_, head, line, first, second = capsys.readouterr().out.splitlines()
         assert head.startswith("| variant | 1-points, open loop | ") and line.count("---") == head.count("|") - 1
@@ -100,7 +100,7 @@ def test_ablations_end_with_a_table(
 
 
 @pytest.mark.parametrize(("push", "restored"), [(0.0, False), (2.0, False), (0.0, True)])
-def test_spread_tells_edits_that_change_nothing_from_those_that_do(
+def test_spread_distinguishes_edits_with_and_without_effect(
     tiny_generator: Generator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -129,7 +129,7 @@ def test_spread_tells_edits_that_change_nothing_from_those_that_do(
         assert (left == "100.0%" and nothing) == (push == 0 and not restored)
 
 
-def test_a_cut_through_the_shipped_heads_is_seen_by_the_constellation_of_landmarks(
+def test_torn_heads_are_detected_by_landmark_geometry(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = BENCHMARKS.parent / "checkpoints" / "critters"

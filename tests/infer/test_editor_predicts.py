@@ -142,7 +142,9 @@ def test_without_a_regularizer(tmp_path: Path, tiny_generator: Generator) -> Non
 def test_a_predictor_that_has_lost_its_regularizer_is_refused(tmp_path: Path, tiny_generator: Generator) -> None:
     folder = save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator))
     (folder / "regularizer.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"predictor\.safetensors' was .* is not beside it; copy that file there"):
+    with pytest.raises(
+        CheckpointError, match=r"predictor\.safetensors' was .* has no regularizer.safetensors; copy that file into"
+    ):
         DragEditor.load(folder, device="cpu")
 
 
