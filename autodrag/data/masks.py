@@ -1,4 +1,4 @@
-"""Random masks around drags, to learn from."""
+"""Random masks around drags, for training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def random_masks(
 ) -> Float[Tensor, "B h w"]:
     """Movable regions that contain all drags with a margin; 1 everywhere for samples without a mask.
 
-    In equal shares an ellipse, a brush stroke along every drag, and one side of a line.
+    The region is an ellipse, brush strokes along the drags, or a half-plane, with equal probability.
 
     Args:
         handles, targets: px.
-        moving: the points to contain.
-        masked: the samples with a mask.
-        numbers: random numbers in [0, 1) that decide kind and size.
+        moving: True for points that the region must contain.
+        masked: True for samples with a mask.
+        numbers: random numbers in [0, 1) that determine kind and size of the region.
         image: (height, width) of the image, px.
         size: (h, w) of the masks, in cells.
     """
