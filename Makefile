@@ -1,5 +1,4 @@
-# Everything a newcomer needs: `make demo`, `make test`, `make lint`, `make bench`.
-# Each sets up .venv by itself; the only network it uses is the package index.
+# Development commands. Each target creates or updates .venv; the package index is the only network access.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,17 +8,17 @@ STAMP := $(VENV)/installed.stamp
 .PHONY: help demo test lint format bench wheel clean
 
 help:
-	@echo "make demo    drag a point of a shipped image, write out/demo/"
+	@echo "make demo    drag a point of an example image and write the result to out/demo/"
 	@echo "make test    run the test suite"
-	@echo "make lint    ruff and mypy"
-	@echo "make format  let ruff rewrite the code"
-	@echo "make bench   time a refiner step against a plain synthesis"
-	@echo "make wheel   build a wheel with the default checkpoint into dist/"
+	@echo "make lint    run ruff and mypy"
+	@echo "make format  format the code with ruff"
+	@echo "make bench   compare the time of a refiner step with that of a synthesis"
+	@echo "make wheel   build a wheel with the default checkpoint in dist/"
 	@echo "make clean   remove .venv and caches"
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
-	@# A set-up that was interrupted leaves a Python without pip: begin anew.
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is required, but this is " + sys.version.split()[0])'
+	@# An interrupted installation leaves a .venv without pip. Create it again.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@

@@ -1,6 +1,6 @@
-"""The history of one opened image: its latents, the edits between them, and which of them is the present one.
+"""Edit history of one image: states with undo and redo, and saving as a session.
 
-It computes nothing. Latents stay on the device that they come on.
+The history performs no computation. Latents stay on the device on which they are passed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from autodrag.infer.task import References
 
 @dataclass(frozen=True)
 class State:
-    """An image of the history: its latent, and the edit that led to it from the state before."""
+    """One image of the history: its latent, and the edit that produced it from the previous state."""
 
     latent: Float[Tensor, "1 L D"]
     """W+."""
@@ -33,11 +33,11 @@ class State:
     mask: Bool[np.ndarray, "H W"] | None = None
     """The edit's mask, True = may move."""
     references: References | None = None
-    """What the edit's handles looked like, for an edit that goes on with them."""
+    """Reference features of the edit's handles, for a following edit with `keep_references`."""
 
 
 class History:
-    """States from the opened image on, with undo and redo; before the first `open` there are none."""
+    """A list of states with undo and redo, starting with the opened image. It is empty before the first `open`."""
 
     def __init__(self) -> None:
         self._states: list[State] = []
@@ -50,23 +50,23 @@ class History:
 
     @property
     def present(self) -> State:
-        """The state that the next edit starts from; AutodragError where no image is open."""
+        """The current state, from which the next edit starts. Raises AutodragError if no image is open."""
         if not self._states:
             raise AutodragError("no image is open; call open(seed=7) first")
         return self._states[self._cursor]
 
     @property
     def past(self) -> Float[Tensor, "K L D"]:
-        """Latents from the opened image to the present one, on the CPU."""
+        """Latents from the opened image to the current image, on the CPU."""
         return torch.cat([state.latent.cpu() for state in self._up_to_present()])
 
     @property
     def undone(self) -> int:
-        """How many edits `redo` can still bring back."""
+        """Number of edits that can be redone."""
         return max(0, len(self._states) - 1 - self._cursor)
 
     def open(self, latent: Float[Tensor, "1 L D"], source: Source) -> None:
-        """Forget everything and begin with the image that `source` names."""
+        """Clear the history and start with a new image."""
         self._states, self._cursor, self._source = [State(latent)], 0, source
 
     def copy(self) -> History:
@@ -76,24 +76,30 @@ class History:
         return other
 
     def push(self, state: State) -> None:
-        """What an edit led to is the present image; what was undone before is forgotten."""
+        """Append the result of an edit and make it the current state. Undone states are deleted."""
         del self._states[self._cursor + 1 :]
         self._states.append(state)
         self._cursor += 1
 
     def undo(self) -> None:
-        """Go back to the state before the last edit."""
+        """Return to the state before the last edit."""
         self._move(-1, "undo")
 
     def redo(self) -> None:
-        """Take back the last undo."""
+        """Revert the last undo."""
         self._move(+1, "redo")
 
     def forget(self, keep: int, references: int) -> int:
-        """Bound the memory of a long history; returns how many edits were dropped from its beginning.
+        """Limit the memory of a long history by dropping its oldest edits.
 
-        The last `keep` edits up to the present image stay, and references for the last `references` of them. The image
-        before the first that stays becomes the opened one, which no seed names any more.
+        The state before the first remaining edit becomes the opened image. It has no seed.
+
+        Args:
+            keep: number of edits to keep, up to the current image.
+            references: number of these edits that keep their references.
+
+        Returns:
+            Number of dropped edits.
         """
         surplus = max(0, self._cursor - keep)
         if surplus:
@@ -108,12 +114,12 @@ class History:
     def restore(
         self, edits: Sequence[Edit], latents: Sequence[Float[Tensor, "1 L D"]], masks: Sequence[np.ndarray | None]
     ) -> None:
-        """Put a history back, with nothing undone and no references.
+        """Restore a saved history, without undone states and references.
 
         Args:
-            edits: as `read_edits` gives them; the first names the opened image.
-            latents: the opened image's, then one for each edit.
-            masks: one for each edit, (H, W) bool, True = may move.
+            edits: result of `read_edits`. The first edit contains the source of the opened image.
+            latents: latent of the opened image, followed by the result of each edit.
+            masks: mask of each edit, (H, W) bool, True = may move; None for edits without a mask.
         """
         states = [State(latents[0])]
         for edit, latent, mask in zip(edits, latents[1:], masks, strict=True):
@@ -122,10 +128,14 @@ class History:
         self._states, self._cursor, self._source = states, len(edits), source
 
     def save(self, path: Path, *, checkpoint: str, fingerprint: str) -> None:
-        """Write the edits that led to the present image as a session; masks and an opened latent go beside the file.
+        """Write the edits up to the current image as a session file. Masks and the latent are written to its folder.
+
+        The latent of the opened image is written only if the image has no seed.
 
         Args:
-            checkpoint, fingerprint: what the edits call the generator.
+            path: the session file.
+            checkpoint: checkpoint folder to store in the edits.
+            fingerprint: fingerprint of the generator.
         """
         first, *states = self._up_to_present()
         edits = []

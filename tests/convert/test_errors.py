@@ -74,7 +74,7 @@ def test_a_generator_is_overwritten_only_on_request(tmp_path: Path) -> None:
     source = write_nvidia(tmp_path / "n.pkl", nvidia_tensors())
     written = convert(source, tmp_path / "out").path
     before = written.read_bytes()
-    with pytest.raises(CheckpointError, match="exists already; give another folder or --overwrite"):
+    with pytest.raises(CheckpointError, match="already exists; give another folder or --overwrite"):
         convert(source, tmp_path / "out")
     convert(write_nvidia(tmp_path / "m.pkl", nvidia_tensors(seed=1)), tmp_path / "out", overwrite=True)
     assert written.read_bytes() != before
@@ -156,7 +156,7 @@ def test_other_networks_are_named_by_their_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("synthesis/4x4/Const/StyleMod/weight", "a first StyleGAN, which is not supported"),
+        ("synthesis/4x4/Const/StyleMod/weight", "a StyleGAN1 network, which is not supported"),
         ("mapping/LabelConcat/weight", "'mapping/LabelConcat'"),
         ("lod", "'lod' is not 0"),
     ],
@@ -345,7 +345,7 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float, dtype: torch.d
     tensors = nvidia_tensors()
     tensors["synthesis.b4.const"][0, 0, 0] = value
     source = write_nvidia(tmp_path / "n.pkl", tensors)
-    with pytest.raises(CheckpointError, match=r"'synthesis\.b4\.const' holds values that are not finite in torch"):
+    with pytest.raises(CheckpointError, match=r"'synthesis\.b4\.const' contains values that are not finite in torch"):
         convert(source, tmp_path / "out", dtype=dtype)
     assert not list(tmp_path.glob("out/*"))
 

@@ -78,5 +78,5 @@ def test_contact_sheet() -> None:
 def test_contact_sheets_that_cannot_be() -> None:
     with pytest.raises(AutodragError, match="0 images in 2 columns"):
         contact_sheet([], 2)
-    with pytest.raises(AutodragError, match="sizes must agree"):
+    with pytest.raises(AutodragError, match="all sizes must be equal"):
         contact_sheet([BLACK, BLACK[:10]], 2)

@@ -165,7 +165,7 @@ def test_pairs_of_neighbouring_images(tmp_path: Path, tiny_checkpoint: Path, tin
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--predictor.net.variant", "default"], "error: expected variant paper of both nets"),
+        (["--predictor.net.variant", "default"], "error: expected variant paper for both nets"),
         (["--predictor.motion.mask_share", "0.5"], "error: mask_share and anchor_share: expected 0"),
         (["--predictor.training.min_lr", "1"], "error: expected 0 < min_lr <= lr"),
         (["--run.devices", "3"], "error: batch 32 cannot be divided among 3 processes"),

@@ -221,7 +221,7 @@ def test_a_training_continues_from_another(tmp_path: Path, stage_2: Build) -> No
     expected, net = load_predictor(first, identity).state_dict(), module.net.predictor
     assert all(torch.equal(net.state_dict()[name], value) for name, value in expected.items())
     assert net.training and all(parameter.requires_grad for parameter in net.parameters())
-    with pytest.raises(AutodragError, match="has another net than the config asks for"):
+    with pytest.raises(AutodragError, match="has a different network config"):
         train(replace(second, net=replace(second.net, decoder_layers=2)))
 
 
@@ -236,10 +236,10 @@ def test_the_network_takes_its_sizes_from_the_generator(stage_2: Build, tmp_path
     ("more", "message"),
     [
         (["--net.token_rows", "3"], "error: token_rows 3: expected 128 (rows of F) divided by a power of two"),
-        (["--net.token_rows", "64"], "error: the predictor does not fit the generator: token_rows 64: expected 16"),
-        (["--net.edit_layers", "8"], "error: the predictor does not fit the generator: edit_layers 8 of 8"),
+        (["--net.token_rows", "64"], "error: the predictor does not match the generator: token_rows 64: expected 16"),
+        (["--net.edit_layers", "8"], "error: the predictor does not match the generator: edit_layers 8 of 8"),
         (["--net.feature_block", "-1"], "error: feature_block -1, track_block 5: expected 0 <= first <= second"),
-        (["--net.variant", "paper"], "error: net.variant paper is trained by `autodrag train paper`"),
+        (["--net.variant", "paper"], "error: net.variant is paper; expected default"),
         (["--motion.max_points", "99"], "error: max_points 99: expected 1 to n_candidates"),
         (["--training.stages", "[{travel_share: [0.5, 2]}]"], "error: travel_share (0.5, 2.0): expected low <= high"),
         (["--run.devices", "3"], "error: batch 32 cannot be divided among 3 processes"),

@@ -151,7 +151,7 @@ def test_sigkill_at_any_moment(tmp_path: Path, tiny_checkpoint: Path, weights: W
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--net.edit_layers", "8"], "error: the regularizer does not fit the generator: edit_layers 8 of 8"),
+        (["--net.edit_layers", "8"], "error: the regularizer does not match the generator: edit_layers 8 of 8"),
         (["--net.heads", "3"], "error: width 16 must be a multiple of heads 3."),
         (["--training.lr", "-1"], "error: expected steps >= 1, batch >= 1 and lr > 0."),
         (["--noise.zeroed_share", "2"], "error: expected psi low <= high, zeroed_share in [0, 1]"),
