@@ -1,8 +1,8 @@
-"""How well a mask is preserved: the change of the image in the fixed region, with the mask and without.
+"""Preservation of the masked region: the change of the image outside the mask, with and without the mask.
 
-Ours; no paper measures it. The drags are those of `autodrag eval mdd`. The mask is an ellipse around handles and
-targets with a margin of 15 % of the image's height. Outside it, the mean absolute change of the image (in [-1, 1]) is
-taken of the same drag with and without the mask, and the distance left by both.
+No paper measures this. The drags are those of `autodrag eval mdd`. The mask is an ellipse around handles and targets
+with a margin of 15 % of the image height. The evaluation runs each drag with and without the mask. It measures the mean
+absolute change of the image (in [-1, 1]) outside the ellipse, and the remaining distance.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from autodrag.eval.tasks import Pair
 from autodrag.points import Size
 
 MARGIN = 0.15
-"""Margin of the ellipse around handles and targets, as a share of the image's height."""
+"""Margin of the ellipse around handles and targets, as a fraction of the image height."""
 
 
 class MaskExperiment(Experiment):
-    """Drag with a mask and without, and compare the change outside the mask."""
+    """Drag with and without a mask, and compare the change outside the mask."""
 
     name = "masks"
 
@@ -47,7 +47,7 @@ class MaskExperiment(Experiment):
         }
 
     def measure(self, method: str, pair: Pair, points: int) -> Measured:
-        """Drags whose mask fills the image are not run; their record has no measures."""
+        """Drags whose mask covers the whole image are not run; their records have no measurements."""
         bench, drag = self.bench, pair.drag(points, self.bench.device)
         mask = ellipse(drag.handles, drag.targets, bench.generator.config.image_size)
         if bool(mask.all()):
@@ -71,12 +71,12 @@ class MaskExperiment(Experiment):
     def extras(self, drags: list[Record], unedited: list[Record]) -> Record:
         used = [r for r in drags if r["share"] < 1]
         if not used:
-            raise AutodragError("every mask fills its image; drag fewer points with --points")
+            raise AutodragError("every mask covers its whole image; drag fewer points with --points")
         free, masked = (sum(r[field] for r in used) for field in ("free_change", "masked_change"))
         return {"drags": len(used), "ratio_of_means": masked / free if free else None}
 
     def draw(self, out: Path, pairs: Sequence[Pair], records: Sequence[Record], points: int) -> None:
-        """No pictures."""
+        """This experiment draws nothing."""
 
     @property
     def extra_columns(self) -> Columns:
@@ -92,7 +92,7 @@ def ellipse(
     """True inside an ellipse around all points (px), with a margin of `margin` image heights."""
     points = torch.cat([handles, targets])
     low, high = points.amin(dim=0), points.amax(dim=0)
-    # The ellipse through the corners of a rectangle is larger than the rectangle by the square root of two.
+    # An ellipse through the corners of a rectangle is larger than the rectangle by a factor of sqrt(2).
     axes = (high - low) / 2 * 2**0.5 + margin * image[0]
     y, x = torch.meshgrid(torch.arange(image[0]), torch.arange(image[1]), indexing="ij")
     offset = (torch.stack([x, y], dim=2).to(points) - (low + high) / 2) / axes

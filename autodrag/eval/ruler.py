@@ -1,7 +1,7 @@
-"""Distances from points to their targets in a result, measured independently of every method's tracker.
+"""Distances between points and their targets in a result, measured independently of the methods' trackers.
 
-The landmark model of a run where there is one. Otherwise generator features: the content of each handle is searched in
-the whole image.
+The landmark model of a run is used if there is one. Otherwise, the content of each handle is searched in the whole
+image with generator features.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from autodrag.eval.metrics import matched_points, mean_distance
 from autodrag.eval.tasks import Pair
 
 Ruler = Callable[[Tensor], float | None]
-"""A latent (1, L, D) to the mean distance of its image's points to their targets, px; None where none is found."""
+"""Computes the mean distance (px) of the points to their targets from a latent (1, L, D); None without a detection."""
 
 FEATURE_BLOCK = 5
-"""128 x 128, the features that track best according to DragGAN; the last block of a smaller generator."""
+"""The 128 x 128 block, whose features track best according to DragGAN. Smaller generators use their last block."""
 
 
 def make_ruler(bench: Bench, detector: Detector | None, pair: Pair, points: int) -> Ruler:
-    """Measures results of the drag of a pair's first `points` points."""
+    """Create the function that measures results of the drag with a pair's first `points` points."""
     chosen, drag = pair.chosen(points), pair.drag(points, bench.device)
     if detector is not None:
         model = detector  # for the type checker
