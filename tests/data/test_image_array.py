@@ -1,4 +1,4 @@
-"""Arrays of pictures: whole or absent, resumable, and streams that do not depend on interruptions."""
+"""Image arrays: atomic and resumable creation, and streams that do not depend on interruptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Interrupted(Exception):
     pass
 
 
-def test_critters_resume_to_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_rendering_gives_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_array, "_CHUNK", 2)
     whole = np.array(critters_array(tmp_path / "a.npy", count=5, size=16, seed=3))
 
@@ -38,20 +38,20 @@ def test_critters_resume_to_the_same_pictures(tmp_path: Path, monkeypatch: pytes
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.landmarks.npy", "a.npy", "b.landmarks.npy", "b.npy"]
 
 
-def test_another_shape_is_refused(tmp_path: Path) -> None:
+def test_arrays_of_another_shape_are_refused(tmp_path: Path) -> None:
     critters_array(tmp_path / "a.npy", count=1, size=8, seed=0)
     with pytest.raises(AutodragError, match=r"holds \(1, 3, 8, 8\), but \(2, 3, 8, 8\) is asked for"):
         critters_array(tmp_path / "a.npy", count=2, size=8, seed=0)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00"])
-def test_broken_arrays_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_invalid_arrays_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(AutodragError, match="is not an image array"):
         open_array(tmp_path / "a.npy")
 
 
-def test_a_folder_is_cropped_at_the_centre(tmp_path: Path) -> None:
+def test_images_of_a_folder_are_cropped_at_the_centre(tmp_path: Path) -> None:
     picture = np.zeros((20, 40, 3), dtype=np.uint8)
     picture[:, 10:30] = (1, 2, 3)  # BGR in the file; the middle square
     (tmp_path / "in").mkdir()
@@ -62,7 +62,7 @@ def test_a_folder_is_cropped_at_the_centre(tmp_path: Path) -> None:
     assert (array[0] == array[0, :, 5:6, 5:6]).all()
 
 
-def test_folders_without_pictures_and_broken_ones(tmp_path: Path) -> None:
+def test_folders_without_images_or_with_invalid_images(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match="holds no pictures"):
         folder_array(tmp_path / "a.npy", tmp_path, size=(8, 8))
     (tmp_path / "bad.png").write_bytes(b"no picture")
@@ -72,7 +72,7 @@ def test_folders_without_pictures_and_broken_ones(tmp_path: Path) -> None:
 
 
 def numbered(count: int) -> np.ndarray:
-    """Picture k is filled with the number k."""
+    """Image k has the value k."""
     return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 3, 4, 4)).copy()
 
 
@@ -80,7 +80,7 @@ def values(stream: ImageStream) -> list[list[int]]:
     return [((batch[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for batch in stream]
 
 
-def test_a_stream_goes_on_where_it_was() -> None:
+def test_stream_resumes_at_a_step() -> None:
     settings = dict(batch=3, total=9, seed=5, mirror=True)
     whole = list(ImageStream(numbered(10), first=0, **settings))  # type: ignore[arg-type]
     rest = list(ImageStream(numbered(10), first=4, **settings))  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_a_stream_goes_on_where_it_was() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
 
 
-def test_every_pass_shows_every_picture_once() -> None:
+def test_each_epoch_contains_each_image_once() -> None:
     seen = [
         v for batch in values(ImageStream(numbered(6), batch=3, first=0, total=4, seed=0, mirror=False)) for v in batch
     ]
@@ -96,8 +96,8 @@ def test_every_pass_shows_every_picture_once() -> None:
     assert seen[:6] != seen[6:]
 
 
-def test_ranks_share_the_walk() -> None:
-    """Two processes together see what one does at twice the batch."""
+def test_ranks_share_a_batch() -> None:
+    """Two processes together get the batch of one process with twice the batch size."""
     one = values(ImageStream(numbered(12), batch=4, first=0, total=3, seed=0, mirror=False))
     parts = [
         values(ImageStream(numbered(12), batch=2, first=0, total=3, seed=0, mirror=False, rank=r, world=2))

@@ -1,4 +1,4 @@
-"""The history of an image on its own: no networks, latents of a few numbers."""
+"""The history of an image, without networks and with tiny latents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASK = np.arange(8)[:, None].repeat(8, axis=1) >= 3
 
 
 def latent(value: float) -> Tensor:
-    """A code that can be told from others."""
+    """A latent with a recognisable value."""
     return torch.full((1, 2, 3), float(value))
 
 
@@ -32,7 +32,7 @@ def references() -> References:
 
 @pytest.fixture
 def history(references: References) -> History:
-    """The image 0 of seed 7, and three edits, to 1, 2 and 3."""
+    """The image of seed 7 with latent 0, and three edits with latents 1, 2 and 3."""
     history = History()
     history.open(latent(0), Source(seed=7, psi=0.6))
     for value in (1, 2, 3):
@@ -41,11 +41,11 @@ def history(references: References) -> History:
 
 
 def values(history: History) -> list[float]:
-    """Which codes lie in the past, the present one last."""
+    """Values of the latents up to the current one."""
     return history.past[:, 0, 0].tolist()
 
 
-def test_before_an_image_is_open() -> None:
+def test_empty_history() -> None:
     history = History()
     assert not history and history.undone == 0 and history.forget(5, 5) == 0
     for ask in (lambda: history.present, lambda: history.past):
@@ -71,14 +71,14 @@ def test_undo_and_redo(history: History) -> None:
     assert values(history) == [0, 1, 2, 9]
 
 
-def test_another_image_forgets_the_one_before(history: History) -> None:
+def test_opening_an_image_clears_the_history(history: History) -> None:
     history.open(latent(5), Source(seed=1))
     assert values(history) == [5]
     with pytest.raises(AutodragError, match="there is nothing to undo"):
         history.undo()
 
 
-def test_a_long_history_forgets_its_beginning(history: History, tmp_path: Path) -> None:
+def test_oldest_edits_are_dropped(history: History, tmp_path: Path) -> None:
     assert history.forget(keep=3, references=9) == 0 and values(history) == [0, 1, 2, 3]
     assert history.forget(keep=2, references=1) == 1 and values(history) == [1, 2, 3]
     kept = []
@@ -94,7 +94,7 @@ def test_a_long_history_forgets_its_beginning(history: History, tmp_path: Path) 
     assert torch.equal(load_latent(tmp_path / "s.latent.safetensors", layers=2, w_dim=3, generator="f" * 16), latent(1))
 
 
-def test_what_was_undone_is_not_forgotten_with_the_beginning(history: History) -> None:
+def test_dropping_edits_keeps_undone_edits(history: History) -> None:
     history.undo()
     assert history.forget(keep=1, references=0) == 1 and values(history) == [1, 2] and history.undone == 1
     history.redo()
@@ -121,7 +121,7 @@ def test_a_session_without_edits(tmp_path: Path) -> None:
         history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
 
 
-def test_a_history_is_put_back(history: History, tmp_path: Path) -> None:
+def test_restore(history: History, tmp_path: Path) -> None:
     history.push(State(latent(4), EDIT, MASK))
     history.save(tmp_path / "first.json", checkpoint="c", fingerprint="f" * 16)
     edits = read_edits(tmp_path / "first.json")
@@ -134,7 +134,7 @@ def test_a_history_is_put_back(history: History, tmp_path: Path) -> None:
     assert values(other) == [0, 1, 2, 3]
 
 
-def test_an_image_alone_is_put_back() -> None:
+def test_restore_without_edits() -> None:
     history = History()
     history.restore([], [latent(3)], [])
     assert values(history) == [3] and history.present.edit is None
