@@ -173,7 +173,7 @@ def test_arrays_pickled_by_python_2(tmp_path: Path) -> None:
 
 
 class Custom(dict[str, int]):
-    """An unknown class with arguments, state, items and a non-string key."""
+    """An unknown class with arguments, state, items and a tuple key."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return Custom, (), {"x": {(1, 2): self.keys}}, iter([1]), iter({"a": 1}.items())

@@ -144,7 +144,7 @@ def test_bad_configs(changes: dict[str, object], message: str) -> None:
 
 
 def test_three_kinds_of_masks(tiny_generator: Generator) -> None:
-    """Strokes are thinner than half-planes. Some masks reach the border of the image, others do not."""
+    """Strokes are thinner than half-planes. Some masks reach most of the border, others none of it."""
     sample = draw(tiny_generator, count=200, mask_share=1.0, anchor_share=0.0)
     movable = sample.drags.movable
     assert movable is not None and set(movable.unique().tolist()) == {0.0, 1.0}

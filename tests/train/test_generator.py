@@ -116,7 +116,7 @@ def test_real_images_become_sharp_after_growing(tmp_path: Path) -> None:
     assert sharpness[0] == sharpness[1] > sharpness[3] > sharpness[4] == sharpness[5] == 0
 
 
-def test_start_with_larger_sizes_is_refused(tmp_path: Path) -> None:
+def test_start_with_different_sizes_is_refused(tmp_path: Path) -> None:
     start = train(config(tmp_path / "small", 8))
     wrong = grown_config(tmp_path / "grown", start, 24)
     with pytest.raises(AutodragError, match=r"pass --generator\.w_dim 8"):
