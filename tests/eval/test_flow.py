@@ -49,7 +49,7 @@ def test_raft_names_missing_packages_and_weights(tmp_path: Path, monkeypatch: py
             RaftFlow(CPU)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(AutodragError, match=r"RAFT needs its weights at .*raft_large.*get them from https"):
+    with pytest.raises(AutodragError, match=r"RAFT needs its weights at .*raft_large.*get it from https"):
         RaftFlow(CPU)
     with pytest.raises(AutodragError, match=r"RAFT needs its weights at .*mine.pth"):
         RaftFlow(CPU, tmp_path / "mine.pth")
