@@ -1,4 +1,4 @@
-"""Preservation of masks: the shape of a mask, the change outside it, and the command."""
+"""Preservation of the masked region: shape of the mask, change outside it, and the command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autodrag.eval.masks import MaskExperiment, change_outside, ellipse
 from autodrag.eval.run import parse
 
 
-def test_an_ellipse_holds_its_points_with_room() -> None:
+def test_ellipse_contains_its_points_with_a_margin() -> None:
     handles, targets = torch.tensor([[20.0, 30.0], [24.0, 30.0]]), torch.tensor([[40.0, 34.0], [40.0, 20.0]])
     mask = ellipse(handles, targets, (64, 96), margin=0.1)
     assert mask.shape == (64, 96)
@@ -25,7 +25,7 @@ def test_an_ellipse_holds_its_points_with_room() -> None:
     assert one[30, 22] and one[30, 38] and not one[30, 21]  # a circle of radius 8
 
 
-def test_change_is_measured_outside_alone() -> None:
+def test_change_is_measured_only_outside_the_mask() -> None:
     before = torch.zeros(1, 3, 4, 4)
     after = before.clone()
     after[..., :2] = 1.0
@@ -35,7 +35,7 @@ def test_change_is_measured_outside_alone() -> None:
     assert change_outside(before, after, mask) == 0.5
 
 
-def test_rows_are_means_over_drags_whose_mask_leaves_something(landmark_checkpoint: Path) -> None:
+def test_rows_skip_drags_whose_mask_covers_the_image(landmark_checkpoint: Path) -> None:
     options = ["--checkpoint", str(landmark_checkpoint), "--methods", "none", "--device", "cpu"]
     experiment = MaskExperiment(parse(MaskExperiment, options))
     drag = {"points": 1, "method": "none", "share": 0.5, "seconds": 1.0}
@@ -47,7 +47,7 @@ def test_rows_are_means_over_drags_whose_mask_leaves_something(landmark_checkpoi
     assert row["drags"] == 2 and row["ratio_of_means"] == pytest.approx(0.2 / 0.6)
     assert (row["free_distance"]["mean"], row["masked_distance"]["mean"]) == (4.0, 5.0)
     assert row["ratio"]["quartiles"][1] == pytest.approx(0.375)
-    with pytest.raises(AutodragError, match="every mask fills its image; drag fewer points"):
+    with pytest.raises(AutodragError, match="every mask covers its whole image; drag fewer points"):
         experiment.rows([full])
 
 
