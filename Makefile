@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed.stamp
 .PHONY: help demo test lint format bench results wheel docs clean
 
 help:
-	@echo "make demo    drag a point of a shipped image, write out/demo/"
+	@echo "make demo    drag a point of an example image and write the result to out/demo/"
 	@echo "make test    run the test suite"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  let ruff rewrite the code"
@@ -20,8 +20,8 @@ help:
 	@echo "make clean   remove .venv and caches"
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
-	@# A set-up that was interrupted leaves a Python without pip: begin anew.
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or newer is required, but this is " + sys.version.split()[0])'
+	@# An interrupted installation leaves a .venv without pip. Create it again.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@

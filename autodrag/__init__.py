@@ -1,4 +1,4 @@
-"""autodrag: take hold of a point of a StyleGAN2 image and put it somewhere else."""
+"""autodrag: drag points of StyleGAN2 images to new positions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["DragEditor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the editor, and with it torch, only when somebody asks for it: `import autodrag` stays cheap."""
+    """Import the editor (and torch) on first access, so that `import autodrag` stays fast."""
     if name == "DragEditor":
         from autodrag.infer.editor import DragEditor
 

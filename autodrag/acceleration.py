@@ -1,8 +1,8 @@
-"""Acceleration of frozen networks. Every network works without it and gives the same answers, more slowly.
+"""Acceleration of frozen networks for inference.
 
-`accelerate` is the one function. It precomputes tensors that depend on the weights alone, puts the weights of
-convolutions in the memory order that a CPU prefers, and lets a GPU replay CUDA graphs: one graph starts thousands of
-small kernels, where Python would start them one by one.
+`accelerate` precomputes tensors that depend only on the weights, converts convolution weights to channels-last, and
+enables CUDA graphs on a GPU. A CUDA graph launches thousands of small kernels at once instead of one by one from
+Python. Acceleration is optional and does not change the results.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from autodrag.constant import collected
 
 MAX_GRAPHS = 8
-"""Graphs kept per network. Each holds the memory that its function needs."""
+"""Maximum number of cached graphs per network. Each graph holds the memory that its function needs."""
 
 NetT = TypeVar("NetT", bound=nn.Module)
 Tensors = tuple[Tensor, ...]
 
 
 def accelerate(net: NetT) -> NetT:
-    """Freezes a network (evaluation mode, no parameter gradients), makes it faster and returns it.
+    """Freeze a network (evaluation mode, no parameter gradients), accelerate it in place and return it.
 
-    Its weights must not change afterwards. Call it again after the network was moved to another device.
+    The weights must not change afterwards. Call this function again after moving the network to another device.
     """
     net.eval().requires_grad_(False)
     for module in net.modules():
@@ -41,31 +41,31 @@ def accelerate(net: NetT) -> NetT:
 
 
 class Precomputing(nn.Module):
-    """A module that can keep tensors which depend on its weights alone."""
+    """A module that can precompute tensors that depend only on its weights."""
 
     def precompute(self) -> None:
-        """Computes them anew from the present weights."""
+        """Compute these tensors from the current weights."""
         raise NotImplementedError
 
 
 class Replayable(nn.Module):
-    """A network that computes some functions of tensors as CUDA graphs, once it is accelerated."""
+    """A network that runs some of its functions as CUDA graphs after `accelerate`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.graphs: Graphs | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        if self.graphs is not None:  # the tensors that the graphs read are about to be replaced
+        if self.graphs is not None:  # _apply replaces the tensors that the graphs read
             self.graphs.clear()
         return super()._apply(fn, recurse)
 
     def replay(self, name: Hashable, function: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
-        """The function's outputs: replayed on a GPU without gradients, computed elsewhere.
+        """Outputs of `function`. A CUDA graph is replayed on a GPU without gradients; otherwise the function is called.
 
         Args:
-            name: distinguishes the function from others of this network.
-            function: reads its inputs and the network's tensors, and never a tensor's value from Python.
+            name: identifies the function within this network.
+            function: a function of its inputs and the network's tensors. It must not read tensor values in Python.
         """
         if self.graphs is None or not inputs[0].is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return function(*inputs)
@@ -84,7 +84,8 @@ class _Graph:
 class Graphs:
     """CUDA graphs by function name and input shapes. Threads may share them if they use the same stream.
 
-    The first call with new shapes computes directly, because recording a graph costs several calls.
+    The first call with new shapes runs the function directly. Recording takes as long as several calls, so a graph is
+    recorded only at the second call.
     """
 
     def __init__(self) -> None:
@@ -93,16 +94,16 @@ class Graphs:
         self._pool: object = None
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
-        """A copy starts without graphs, because graphs read the tensors they were recorded with."""
+        """Copy without graphs, because recorded graphs read the tensors of the original network."""
         return Graphs, ()
 
     def clear(self) -> None:
-        """Drops all graphs."""
+        """Delete all graphs."""
         with self._lock:
             self._graphs.clear()
 
     def call(self, name: Hashable, function: Callable[..., Tensors], *inputs: Tensor) -> Tensors:
-        """The outputs of `function` for inputs on a GPU, without gradients."""
+        """Outputs of `function` for inputs on a GPU, without gradients."""
         device = inputs[0].device
         autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         key = (name, device, autocast, *((x.shape, x.dtype) for x in inputs))
@@ -115,20 +116,20 @@ class Graphs:
             recorded = self._graphs.pop(key)
             if recorded is None:
                 recorded = self._record(function, inputs)
-            self._graphs[key] = recorded  # the most recently used comes last
+            self._graphs[key] = recorded  # most recently used last
             for own, given in zip(recorded.inputs, inputs, strict=True):
                 own.copy_(given)
             recorded.graph.replay()
             return tuple(x.clone() for x in recorded.outputs)
 
     def _record(self, function: Callable[..., Tensors], inputs: Tensors) -> _Graph:
-        """A graph of the function, after one call that loads its kernels.
+        """Record a graph of the function, after one warm-up call that loads its kernels.
 
-        All graphs share one memory pool, so their outputs are copied before the next replay.
+        All graphs share one memory pool, so their outputs must be copied before the next replay.
         """
         enabled = torch.is_autocast_enabled("cuda")
-        # Tensors made in inference mode could not be written to outside of it. Autocast's weight cache is off because
-        # autocast frees the cached copies, which a graph would go on reading.
+        # Inference mode is disabled because its tensors cannot be written to outside of it. Autocast's weight cache is
+        # disabled because autocast frees the cached copies, which the graph would still read.
         with (
             torch.cuda.device(inputs[0].device),
             torch.inference_mode(False),

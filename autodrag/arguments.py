@@ -1,6 +1,6 @@
-"""Command-line parsing that reports a mistake in one sentence with a hint, instead of a usage dump.
+"""Command-line parser that reports an error in one sentence with a hint, without printing the usage.
 
-Commands and evaluations build an `ArgumentParser`; for the config dataclasses of trainings see `autodrag.config_files`.
+Training commands use `autodrag.config_files` instead, which reads config dataclasses.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NEGATIVE = re.compile(r"-\.?\d")
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser that raises AutodragError and accepts negative numbers as values of options."""
+    """An `argparse.ArgumentParser` that raises AutodragError and accepts negative numbers as option values."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
@@ -24,7 +24,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As the parent's. `--drag -5,40:30,40` is read as `--drag=-5,40:30,40`: argparse would see an option."""
+        """Parse `--drag -5,40:30,40` as `--drag=-5,40:30,40`, because argparse takes `-5,40:30,40` for an option."""
         joined: list[str] = []
         for word in args or ():
             if NEGATIVE.match(word) and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
@@ -34,7 +34,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args(joined, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise AutodragError: the mistake, the closest name or the choices, and the command that shows all."""
+        """Raise AutodragError with the error and either the closest name, the valid choices or a pointer to --help."""
         required = re.match(r"the following arguments are required: (.*)", message)
         value = re.match(r"argument (\S+): invalid (int|float) value: (.*)", message)
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
@@ -42,7 +42,7 @@ class ArgumentParser(argparse.ArgumentParser):
         if unknown:
             name = unknown[1].partition("=")[0]
             if not name.startswith("-"):
-                raise AutodragError(f"{name!r} is one word too many; see {self.prog} --help")
+                raise AutodragError(f"unexpected argument {name!r}; see {self.prog} --help")
             hint = closest(name, self._option_string_actions)
             raise AutodragError(f"{name} is not an option of {self.prog}; {hint or f'see {self.prog} --help'}")
         if required:

@@ -1,8 +1,8 @@
-"""Checkpoints: networks from and to release files, loaded strictly.
+"""Strict loading and saving of checkpoints.
 
 A checkpoint is a folder `checkpoints/NAME/` with `generator.safetensors` and, once trained,
-`landmarks.safetensors`, `regularizer.safetensors` and `predictor.safetensors`. All are untrusted input:
-names, shapes and types are compared before any tensor is used.
+`landmarks.safetensors`, `regularizer.safetensors` and `predictor.safetensors`. These files are untrusted input:
+tensor names, shapes and types are checked before any tensor is used.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ REGULARIZER_FILE = "regularizer.safetensors"
 PREDICTOR_FILE = "predictor.safetensors"
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED = (PACKAGE.parent, PACKAGE)
-"""Folders that may hold `checkpoints/`: a clone, and an installed package."""
+"""Folders that may contain `checkpoints/`: the root of a clone, and the installed package."""
 
 ConfigT = TypeVar("ConfigT")
 NetT = TypeVar("NetT", bound=nn.Module)
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits that tell generators apart: SHA-256 over sorted names, shapes and fp16 values.
+    """16 hex digits that identify a generator: SHA-256 of sorted tensor names, shapes and fp16 values.
 
-    The values are taken in fp16, so a checkpoint keeps its fingerprint whether stored in fp16 or in fp32.
+    Values are rounded to fp16, so the fp16 and fp32 files of a checkpoint have the same fingerprint.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -55,7 +55,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """A checkpoint's path, looked for from the working directory, then in the clone or the installed package."""
+    """Find a checkpoint, first in the working directory, then in the clone or the installed package."""
     path = Path(path)
     if path.exists():
         return path
@@ -67,16 +67,16 @@ def find_checkpoint(path: str | Path) -> Path:
         {str(file.parent) for root in (Path(), *SHIPPED) for file in root.glob(f"checkpoints/*/{GENERATOR_FILE}")}
     )
     raise CheckpointError(
-        f"checkpoint {str(path)!r} does not exist; there is {', '.join(known) or 'none here'}; "
-        f"make one with `autodrag convert FILE --out {path}` or `autodrag train generator`"
+        f"checkpoint {str(path)!r} does not exist; available: {', '.join(known) or 'none'}; "
+        f"create one with `autodrag convert FILE --out {path}` or `autodrag train generator`"
     )
 
 
 def load_generator(path: str | Path) -> tuple[Generator, str]:
-    """Load (generator, fingerprint) strictly, from a checkpoint folder or a `.safetensors` file.
+    """Load (generator, fingerprint) from a checkpoint folder or a `.safetensors` file.
 
     Raises:
-        CheckpointError: no such folder, no generator in it, a broken file, or tensors that do not fit.
+        CheckpointError: the folder or its generator is missing, the file is corrupt, or its tensors do not match.
     """
     from autodrag.nets.stylegan2 import Generator, GeneratorConfig
 
@@ -105,7 +105,7 @@ def save_generator(
 
 
 def load_landmarks(path: str | Path) -> LandmarkNet | None:
-    """Load the landmark net of a checkpoint folder, or None where the folder has none."""
+    """Load the landmark net of a checkpoint folder; None if the folder has none."""
     from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 
     file = find_checkpoint(path) / LANDMARKS_FILE
@@ -115,28 +115,28 @@ def load_landmarks(path: str | Path) -> LandmarkNet | None:
 
 
 def load_regularizer(path: str | Path, generator: str) -> Regularizer:
-    """Load a regularizer from a checkpoint folder or its file; `generator` is the fingerprint it must have."""
+    """Load a regularizer from a checkpoint folder or its file; `generator` is the required fingerprint."""
     from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 
     return load_net(_file_in(path, REGULARIZER_FILE), "regularizer", RegularizerConfig, Regularizer, generator)
 
 
 def load_predictor(path: str | Path, generator: str) -> Predictor:
-    """Load a predictor from a checkpoint folder or its file; `generator` is the fingerprint it must have."""
+    """Load a predictor from a checkpoint folder or its file; `generator` is the required fingerprint."""
     from autodrag.nets.predictor import Predictor, PredictorConfig
 
     return load_net(_file_in(path, PREDICTOR_FILE), "predictor", PredictorConfig, Predictor, generator)
 
 
 def load_editor(path: str | Path, generator: str) -> LearnedEditor | None:
-    """Load the learned editor of a checkpoint folder, or None if the folder has no predictor.
+    """Load the learned editor of a checkpoint folder; None if the folder has no predictor.
 
     Args:
-        path: a checkpoint folder, or a predictor's file. The regularizer, if there is one, lies beside the predictor.
-        generator: the fingerprint that both networks must have.
+        path: a checkpoint folder, or a predictor file. The regularizer, if any, is in the predictor's folder.
+        generator: the required fingerprint of both networks.
 
     Raises:
-        CheckpointError: a file is broken or belongs to another generator, or the predictor's regularizer is missing.
+        CheckpointError: a file is corrupt or belongs to another generator, or the predictor's regularizer is missing.
     """
     from autodrag.nets.editor import LearnedEditor
 
@@ -146,23 +146,24 @@ def load_editor(path: str | Path, generator: str) -> LearnedEditor | None:
 
 
 def load_learned(path: str | Path, generator: str) -> tuple[Predictor, Regularizer | None]:
-    """The two networks that `load_editor` joins. Raises CheckpointError if there is no predictor."""
+    """Load the predictor and the regularizer separately. Raises CheckpointError if there is no predictor."""
     file = _file_in(path, PREDICTOR_FILE)
     predictor, joint = load_predictor(file, generator), _joint_regularizer(file)
     return predictor, None if joint is None else load_regularizer(joint, generator)
 
 
 def _joint_regularizer(predictor: Path) -> Path | None:
-    """The file of the regularizer beside a predictor; None: this predictor edits without one.
+    """The regularizer file of a predictor; None if the predictor edits without a regularizer.
 
-    A predictor's file notes whether it needs one. Older files have no note: they use the regularizer that is there.
+    A predictor's metadata says whether it needs a regularizer. Older files lack this entry; they use a regularizer if
+    the folder has one.
     """
     file = predictor.with_name(REGULARIZER_FILE)
     noted = read_info(predictor, kind="predictor")[1].get("regularizer")
     if noted is True and not file.is_file():
         raise CheckpointError(
-            f"{str(predictor)!r} was trained together with a regularizer, and {REGULARIZER_FILE} is not beside it; "
-            "copy that file there too"
+            f"{str(predictor)!r} was trained together with a regularizer, but its folder has no {REGULARIZER_FILE}; "
+            "copy that file into the folder"
         )
     return file if noted is not False and file.is_file() else None
 
@@ -170,21 +171,24 @@ def _joint_regularizer(predictor: Path) -> Path | None:
 def load_net(
     file: Path, kind: str, config: type[ConfigT], net: Callable[[ConfigT], NetT], generator: str | None = None
 ) -> NetT:
-    """Load any network of a release file strictly, frozen.
+    """Load a network from a release file, in evaluation mode and frozen.
 
     Args:
-        config, net: what to build the config in the file as, and the network from it.
-        generator: fingerprint of the generator that the network must have been trained on; None: it knows none.
+        config: config dataclass of the network.
+        net: builds the network from its config.
+        generator: required fingerprint of the generator that the network was trained on; None to skip this check.
 
     Raises:
-        CheckpointError: a broken file, tensors that do not fit its config, or another generator.
+        CheckpointError: the file is corrupt, its tensors do not match its config, or the generator differs.
     """
     tensors, values, extra = load_tensors(file, kind=kind)
     if generator is not None:
         _check_generator(file, extra, generator)
-    for name, value in values.items():  # a config may not make us build more layers than are stored
+    for name, value in values.items():  # an untrusted config must not request huge networks
         if name.endswith("_layers") and isinstance(value, int) and value > len(tensors):
-            raise CheckpointError(f"{str(file)!r} names {value} {name.replace('_', ' ')} but does not hold them")
+            raise CheckpointError(
+                f"the config in {str(file)!r} has {name} = {value}, but the file holds only {len(tensors)} tensors"
+            )
     built = build_config(config, values, file)
     with _building(file), torch.device("meta"):
         outline = net(built)
@@ -195,22 +199,22 @@ def load_net(
 
 
 def _check_generator(file: Path, extra: Mapping[str, Any], generator: str) -> None:
-    """Refuses what was trained on another generator than that of this fingerprint."""
+    """Raise CheckpointError if a network was not trained on the generator with this fingerprint."""
     if extra.get("generator") != generator:
         raise CheckpointError(
             f"{str(file)!r} was trained on generator {extra.get('generator')!r}, "
-            f"and this one is {generator!r}; remove it or train it again"
+            f"but this generator is {generator!r}; remove the file or train it again"
         )
 
 
 def has_predictor(path: str | Path, generator: str) -> bool:
-    """Whether a checkpoint folder (or a predictor's file) has a predictor of its generator; reads the headers alone.
+    """Whether a checkpoint folder has a predictor, or `path` is a predictor file. Reads only the file headers.
 
     Args:
-        generator: fingerprint of the generator. A predictor's file names its own under "generator".
+        generator: required fingerprint of the generator.
 
     Raises:
-        CheckpointError: a file is broken or belongs to another generator, or the predictor's regularizer is missing.
+        CheckpointError: a file is corrupt or belongs to another generator, or the predictor's regularizer is missing.
     """
     path = find_checkpoint(path)
     file = path if path.is_file() else path / PREDICTOR_FILE
@@ -241,7 +245,7 @@ def load_code(path: str | Path, config: GeneratorConfig, *, generator: str) -> L
     if extra.get("generator") not in (None, generator):
         raise CheckpointError(
             f"latent {str(path)!r} belongs to generator {extra['generator']!r}, "
-            f"and this one is {generator!r}; load that checkpoint"
+            f"but this generator is {generator!r}; load the checkpoint of that generator"
         )
     try:
         return Layers.from_tensors(tensors, config)
@@ -250,12 +254,13 @@ def load_code(path: str | Path, config: GeneratorConfig, *, generator: str) -> L
 
 
 def build_config(cls: type[ConfigT], values: Mapping[str, Any], path: str | Path) -> ConfigT:
-    """Build the config dataclass `cls` from untrusted JSON: unknown fields and wrong types are refused."""
+    """Build the config dataclass `cls` from untrusted JSON. Unknown fields and wrong types raise CheckpointError."""
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise CheckpointError(
-            f"the config in {str(path)!r} has the unknown field {unknown[0]!r}; known are {', '.join(sorted(hints))}"
+            f"the config in {str(path)!r} has the unknown field {unknown[0]!r}; "
+            f"known fields are {', '.join(sorted(hints))}"
         )
     converted = {}
     for name, value in values.items():
@@ -266,11 +271,11 @@ def build_config(cls: type[ConfigT], values: Mapping[str, Any], path: str | Path
     try:
         return cls(**converted)
     except (ValueError, TypeError) as error:
-        raise CheckpointError(f"the config in {str(path)!r} cannot be used: {error}") from error
+        raise CheckpointError(f"the config in {str(path)!r} is invalid: {error}") from error
 
 
 def check_tensors(tensors: Mapping[str, Tensor], net: nn.Module, path: str | Path) -> None:
-    """Compare names and shapes with those of `net`; a CheckpointError names the first that differs."""
+    """Compare tensor names and shapes with those of `net`. The CheckpointError names the first difference."""
     expected = net.state_dict()
     missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     if missing:
@@ -280,32 +285,32 @@ def check_tensors(tensors: Mapping[str, Tensor], net: nn.Module, path: str | Pat
     if surplus:
         raise CheckpointError(
             f"{str(path)!r} holds the unexpected tensor {surplus[0]!r} ({len(surplus)} surplus); "
-            "its config does not fit"
+            "its config does not match"
         )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
                 f"{str(path)!r}: tensor {name!r} has shape {tuple(tensor.shape)}, "
-                f"expected {tuple(expected[name].shape)} by its config"
+                f"but its config requires {tuple(expected[name].shape)}"
             )
 
 
 def _file_in(path: str | Path, name: str) -> Path:
-    """The file `name` of a checkpoint folder, or `path` itself where it is a file."""
+    """The file `name` of a checkpoint folder, or `path` itself if it is a file."""
     path = find_checkpoint(path)
     if path.is_file():
         return path
     if not (path / name).is_file():
-        there = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-        made_by = f"convert FILE --out {path}" if name == GENERATOR_FILE else f"train {name.split('.')[0]}"
+        contents = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+        command = f"convert FILE --out {path}" if name == GENERATOR_FILE else f"train {name.split('.')[0]}"
         raise CheckpointError(
-            f"checkpoint {str(path)!r} has no {name} (it holds {there}); make it with `autodrag {made_by}`"
+            f"checkpoint {str(path)!r} has no {name} (it holds {contents}); create it with `autodrag {command}`"
         )
     return path / name
 
 
 class _building:
-    """Turns what torch says about an impossible config into a CheckpointError."""
+    """Context manager that converts errors of torch about an invalid config to CheckpointError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -319,7 +324,7 @@ class _building:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value fits a field's type: int, float, bool, str, tuple, Literal, unions of them."""
+    """Whether a JSON value has a field's type: int, float, bool, str, tuple, Literal, or a union of these."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))

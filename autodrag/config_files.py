@@ -1,7 +1,7 @@
 """Config dataclasses from YAML files and the command line.
 
-The dataclass is the only definition: its fields give the options, their docstrings the help, its `__post_init__` the
-checks.
+The dataclass defines everything: its fields are the options, the field docstrings are the help texts, and
+`__post_init__` checks the values.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _fields(config: Any) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
 
 
 def _options(config: Any, defaults: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Dotted name, type, and docstring with the default, of every field of a config and its groups."""
+    """Dotted name, type and help text (docstring and default) of each field of a config and its groups."""
     documented = _docstrings(config)
     for field, kind in _fields(config):
         name = prefix + field.name
@@ -95,7 +95,7 @@ def _options(config: Any, defaults: dict[str, Any], prefix: str = "") -> Iterato
 
 
 def _docstrings(config: Any) -> dict[str, str]:
-    """The docstring below each field, joined to one line."""
+    """Docstrings by field name, each joined to one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(config))).body[0]
     assert isinstance(body, ast.ClassDef)
     return {
@@ -122,7 +122,7 @@ def _defaults(config: Any) -> dict[str, Any]:
 
 
 def _update(values: dict[str, Any], document: object, config: Any, where: str, place: str = "") -> None:
-    """Replace defaults by the values of a YAML document."""
+    """Replace defaults with the values of a YAML document."""
     if not isinstance(document, dict):
         raise AutodragError(f"{where}{place.rstrip('.') or 'the document'} is not a mapping of fields")
     kinds = {field.name: kind for field, kind in _fields(config)}

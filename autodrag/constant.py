@@ -1,7 +1,7 @@
-"""Tensors that depend on sizes alone, made once instead of at every call.
+"""A cache for constant tensors such as filters and coordinate grids.
 
-What a drag computes is small enough that making a filter or a grid of positions anew would be a good part of it; and a
-CUDA graph cannot be recorded of a function that copies numbers from the host.
+Creating these tensors at every call would take a considerable part of the time of a drag. A CUDA graph also cannot
+record a function that copies values from the host.
 """
 
 from __future__ import annotations
@@ -17,44 +17,47 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-MOST = 64
-"""So many answers are kept of one function."""
+CACHE_SIZE = 64
+"""Number of cached results per function."""
 
 
-class _Watch(threading.local):
-    given: list[object] | None = None
+class _Collector(threading.local):
+    constants: list[object] | None = None
 
 
-_watch = _Watch()
+_collector = _Collector()
 
 
 @contextlib.contextmanager
 def collected() -> Iterator[list[object]]:
-    """All constants that are asked for meanwhile in this thread: what goes on reading them must keep them."""
-    before, _watch.given = _watch.given, []
+    """Collect all constants that this thread requests inside the context.
+
+    A CUDA graph must hold these references, because the cache may drop a tensor that the graph still reads.
+    """
+    outer, _collector.constants = _collector.constants, []
     try:
-        yield _watch.given
+        yield _collector.constants
     finally:
-        _watch.given = before
+        _collector.constants = outer
 
 
 def constant(function: Callable[P, T]) -> Callable[P, T]:
-    """Keeps the tensors that a function makes of hashable arguments; nobody may write to them."""
+    """Decorator: cache the tensors that a function computes from hashable arguments. Callers must not modify them."""
 
-    @functools.lru_cache(maxsize=MOST)
-    def kept(*args: P.args, **kwargs: P.kwargs) -> T:
-        # A tensor made in inference mode could take no part in training later, and one that is on a device because
-        # somebody's `with torch.device(...)` asks for it would be on that device for everybody.
+    @functools.lru_cache(maxsize=CACHE_SIZE)
+    def cached(*args: P.args, **kwargs: P.kwargs) -> T:
+        # Cached tensors must not depend on the context of the first call: inference tensors cannot be used in
+        # training, and a `with torch.device(...)` block would choose the device for all later callers.
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
             return function(*args, **kwargs)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.compiler.is_compiling():  # makes constants of them itself, and warns of a cache
+        if torch.compiler.is_compiling():  # torch.compile folds constants itself and warns about lru_cache
             return function(*args, **kwargs)
-        answer = kept(*args, **kwargs)  # type: ignore[arg-type]
-        if _watch.given is not None:
-            _watch.given.append(answer)
-        return answer
+        result = cached(*args, **kwargs)  # type: ignore[arg-type]
+        if _collector.constants is not None:
+            _collector.constants.append(result)
+        return result
 
     return call

@@ -1,8 +1,8 @@
-"""Edits as data: one format for command-line files, batch lines, HTTP bodies and saved sessions.
+"""The JSON format of edits, for command-line files, batch lines, HTTP bodies and saved sessions.
 
-The models below are the format. `schema` generates the JSON Schema from them, `parse_edits` reads documents and
-`edit_document` writes them. Documents are untrusted: their size, depth and numbers are bounded, NaN, Infinity and
-repeated keys are refused, and paths may not leave the folder of the document.
+The models below define the format. `schema` generates the JSON Schema, `parse_edits` reads documents and
+`edit_document` writes them. Documents are untrusted input: their size, depth and numbers are limited. NaN, Infinity,
+repeated keys and paths outside the folder of the document are refused.
 
 Points are (x, y) in px of the output image, integers at pixel centres, y down.
 """
@@ -33,14 +33,14 @@ DEFAULT_CHECKPOINT = "checkpoints/critters"
 
 
 def _whole(value: object) -> object:
-    """2.0 becomes 2: JSON Schema calls both integers."""
+    """Convert 2.0 to 2, because JSON Schema treats both as integers."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _path(value: object, info: Any) -> object:
-    """A path of a document. With links followed, it must lie in the document's folder.
+    """Validate a path from a document. After resolving links it must lie in the document's folder.
 
-    info: pydantic's ValidationInfo; its context names the folder. Paths that Python code gives have no context.
+    info: pydantic's ValidationInfo, whose context holds the folder. Paths from Python code have no context.
     """
     if not isinstance(value, str):
         return value
@@ -52,7 +52,7 @@ def _path(value: object, info: Any) -> object:
     path = (folder / value).resolve()
     if Path(value).is_absolute() or not path.is_relative_to(folder):
         name = f"{info.field_name} {quoted(value)}"
-        raise ValueError(f"{name} leaves its file's folder; expected a path relative to it")
+        raise ValueError(f"{name} leaves the folder of the document; expected a path relative to that folder")
     return path
 
 
@@ -64,20 +64,20 @@ Self = TypeVar("Self", bound="Model")
 
 
 class Model(BaseModel):
-    """Base of the models: immutable, with no unknown fields. `Model(...)` raises pydantic's error; use `of`."""
+    """Immutable base model without unknown fields. `Model(...)` raises pydantic's error; use `of` for user input."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     @classmethod
     def of(cls: type[Self], **values: Any) -> Self:
-        """Build from values that come from a user; raises AutodragError with one sentence."""
+        """Build from user input. Raises AutodragError with one sentence."""
         try:
             return cls(**values)
         except ValidationError as error:
             raise AutodragError(_sentence(error)) from error
 
     def replaced(self: Self, **values: Any) -> Self:
-        """A copy with other values, checked as `of` checks them."""
+        """A copy with other values, validated as in `of`."""
         return self.of(**{**{name: getattr(self, name) for name in type(self).model_fields}, **values})
 
 
@@ -85,16 +85,16 @@ class PointPair(Model):
     """A handle and its target."""
 
     handle: Point
-    """Present position of the point."""
+    """Current position of the point."""
     target: Point
     """Desired position of the point."""
 
 
 class Parameters(Model):
-    """Settings of an edit. A value of null is taken from the preset."""
+    """Settings of an edit. The preset defines settings that are null."""
 
     preset: Preset = "default"
-    """Named settings of the refiner: ours, or those of DragGAN."""
+    """Settings of the refiner. default: this package's refiner; draggan: the published DragGAN loop."""
     rounds: Annotated[int, Field(strict=True, ge=1, le=100), WHOLE] | None = None
     """Maximum number of predictions; null: 2 for one point, 6 for several."""
     steps: Annotated[int, Field(strict=True, ge=0, le=100_000), WHOLE] | None = None
@@ -104,7 +104,7 @@ class Parameters(Model):
     lr: Annotated[float, Field(strict=True, gt=0, le=10)] | None = None
     """Learning rate of Adam. Only the preset draggan uses it."""
     space: Literal["w", "w+"] | None = None
-    """w: the edited layers share one vector; w+: each layer has its own."""
+    """w: the edited layers share one vector; w+: each layer has its own vector."""
     edit_layers: Annotated[int, Field(strict=True, ge=1, le=18), WHOLE] | None = None
     """Number of layers of W+, counted from the first, that may change."""
     feature_block: Annotated[int, Field(strict=True, ge=0, le=8), WHOLE] | None = None
@@ -114,7 +114,7 @@ class Parameters(Model):
     outside: Outside = "exact"
     """Outside the mask. exact: nothing changes; soft: the preset draggan penalises changes, as published."""
     keep_references: Annotated[bool, Field(strict=True)] = False
-    """Track the features of the previous edit instead of those of the present image."""
+    """Track the features of the previous edit instead of the features of the current image."""
 
     @model_validator(mode="after")
     def _refuse_unused(self) -> Parameters:
@@ -167,9 +167,9 @@ class Edit(Source):
     drags: Annotated[tuple[PointPair, ...], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     """Points to move and their targets."""
     anchors: Annotated[tuple[Point, ...], Field(max_length=MAX_ITEMS, fail_fast=True)] = ()
-    """Points that must keep their place."""
+    """Points that must not move."""
     mask: File | None = None
-    """Image of the output's size: pixels brighter than 127 may move. Null: all pixels may."""
+    """Image of the output size: pixels brighter than 127 may move. Null: all pixels may move."""
     method: Method = "auto"
     """predict: the learned predictor; refine: the optimisation loop; both: first predict, then refine;
     auto: both if the checkpoint has a predictor, otherwise refine; with the preset draggan, refine."""
@@ -231,7 +231,7 @@ def parse_edits(text: str | bytes, *, folder: str | Path, where: str) -> list[Ed
         where: name of the document in errors, such as "edit file 'a.json'".
 
     Raises:
-        AutodragError: one sentence that names the place in the document.
+        AutodragError: the document is invalid; the message names the field.
     """
     document = _parse_json(text, where)
     context = {"folder": Path(folder)}
@@ -244,13 +244,13 @@ def parse_edits(text: str | bytes, *, folder: str | Path, where: str) -> list[Ed
 
 
 def read_edits(path: str | Path) -> list[Edit]:
-    """Read an edit file or a saved session; its paths are relative to its own folder."""
+    """Read an edit file or a saved session. Paths in the file are relative to its folder."""
     path = Path(path)
     return parse_edits(read_bounded(path, MAX_BYTES, "edit file"), folder=path.parent, where=f"edit file {str(path)!r}")
 
 
 def edit_document(edit: Edit, folder: str | Path) -> dict[str, Any]:
-    """One edit as a JSON value; `latent` and `mask` must lie in `folder` and are written relative to it."""
+    """Convert an edit to a JSON value. `latent` and `mask` must lie in `folder`; their paths become relative to it."""
     document = edit.model_dump(mode="json", exclude_none=True)
     for name in ("latent", "mask"):
         if name in document:
@@ -259,12 +259,12 @@ def edit_document(edit: Edit, folder: str | Path) -> dict[str, Any]:
 
 
 def session_document(edits: Sequence[Edit], folder: str | Path) -> dict[str, Any]:
-    """A list of edits as a JSON value."""
+    """Convert a list of edits to a JSON value."""
     return {"autodrag_session": 1, "edits": [edit_document(edit, folder) for edit in edits]}
 
 
 def write_session(path: str | Path, edits: Sequence[Edit]) -> None:
-    """Write a session file; latent and mask files must already lie in its folder."""
+    """Write a session file. Latent and mask files must already lie in its folder."""
     path = Path(path)
     if not edits:
         raise AutodragError(f"session {str(path)!r} would be empty; make an edit first")
@@ -310,7 +310,7 @@ def _parse_json(text: str | bytes, where: str) -> Any:
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) != len(pairs):
-            raise AutodragError(f"{where}: a key is given twice among {', '.join(key for key, _ in pairs)[:80]}")
+            raise AutodragError(f"{where}: a key occurs twice in {', '.join(key for key, _ in pairs)[:80]}")
         return table
 
     try:
@@ -322,11 +322,11 @@ def _parse_json(text: str | bytes, where: str) -> Any:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise AutodragError(f"{where} is not JSON: {error.msg} at {place}") from error
-    except UnicodeEncodeError as error:  # "\\ud800" is valid JSON, but not text
-        raise AutodragError(f"{where} holds half of a surrogate pair; expected Unicode text") from error
+    except UnicodeEncodeError as error:  # "\\ud800" is valid JSON, but not valid Unicode text
+        raise AutodragError(f"{where} contains half of a surrogate pair; expected Unicode text") from error
     except RecursionError as error:
         raise AutodragError(f"{where} is nested deeper than {MAX_DEPTH} levels") from error
-    except ValueError as error:  # text that is not UTF-8, or an integer of thousands of digits
+    except ValueError as error:  # invalid UTF-8, or an integer with thousands of digits
         raise AutodragError(f"{where} is not JSON: {str(error)[:100]}") from error
     level = [document]
     for _ in range(MAX_DEPTH):
@@ -342,7 +342,7 @@ def _parse_json(text: str | bytes, where: str) -> Any:
 
 
 def _sentence(error: ValidationError) -> str:
-    """`validation_sentence`, with hints that know the models."""
+    """`validation_sentence` with hints specific to the models of this module."""
     problem = error.errors(include_url=False)[0]
     kind, keys = problem["type"], problem["loc"]
     if kind == "extra_forbidden":
@@ -359,5 +359,5 @@ def _sentence(error: ValidationError) -> str:
 def _relative(path: Path, folder: Path) -> str:
     resolved, root = path.resolve(), folder.resolve()
     if not resolved.is_relative_to(root):
-        raise AutodragError(f"{str(path)!r} lies outside of {str(folder)!r}; copy it into that folder")
+        raise AutodragError(f"{str(path)!r} lies outside {str(folder)!r}; copy it into that folder")
     return resolved.relative_to(root).as_posix()

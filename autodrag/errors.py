@@ -1,4 +1,4 @@
-"""Errors that a user can correct. Each is one sentence: the value, what was expected, the next step."""
+"""Errors that a user can correct. A message is one sentence with the value, the expectation and the next step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class AutodragError(ValueError):
-    """Input that cannot be used. The command line prints it after `error: ` and exits with code 2."""
+    """Invalid input. The command line prints the message after `error: ` and exits with code 2."""
 
 
 class CheckpointError(AutodragError):
@@ -36,15 +36,15 @@ PHRASES = {
     r"^less than or equal to": "at most",
     r", got a number with.*": "",
 }
-"""Phrases of pydantic, and ours for users of JSON."""
+"""Regular expressions for phrases in pydantic's messages, and their replacements in terms of JSON."""
 
 
 def validation_sentence(error: ValidationError) -> str:
-    """The first problem that pydantic found, in one line: the field, its value, what was expected."""
+    """Describe the first validation error of pydantic in one line: the field, its value, the expected value."""
     problem = error.errors(include_url=False)[0]
     kind, context = problem["type"], problem.get("ctx", {})
     place = place_of(problem["loc"]) or "the document"
-    if kind == "value_error":  # already a sentence of ours
+    if kind == "value_error":  # raised by this package, with a complete sentence
         return str(context["error"])
     if kind in ("missing", "missing_argument"):
         return f"{place} is missing; add it"
@@ -60,23 +60,23 @@ def validation_sentence(error: ValidationError) -> str:
 
 
 def place_of(keys: tuple[int | str, ...]) -> str:
-    """`drags[0].handle` for ("drags", 0, "handle")."""
+    """Format the location of a field: ("drags", 0, "handle") gives `drags[0].handle`."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)[:120].lstrip(".")
 
 
 def quoted(value: object) -> str:
-    """A value for an error, shortened to 80 characters."""
+    """`repr` of a value for an error message, shortened to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "..."
 
 
 def unknown_field(place: str, name: str, names: Iterable[str]) -> str:
-    """The sentence for a field that does not exist."""
+    """Error message for an unknown field, with the closest of the known `names`."""
     names = list(names)
     return f"{place} is not a known field; {closest(name, names) or 'expected one of ' + ', '.join(names)}"
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
-    """A question that suggests the closest of `names`; None if none is close."""
+    """A hint with the entry of `names` most similar to `name`; None if no entry is similar."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"did you mean {close[0]}?" if close else None

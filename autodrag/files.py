@@ -1,4 +1,4 @@
-"""Files are written completely or not at all, and read only up to a stated size."""
+"""Atomic writing of files, and reading with a size limit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 from autodrag.errors import AutodragError
 
 FULL = ("No space left on device", "Disk quota exceeded", "StorageFull", "code: 28")
-"""How writers that raise no OSError (safetensors, torch) report a full disk."""
+"""Error texts for a full disk from writers that do not raise OSError (safetensors, torch)."""
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
+    """Yield a temporary path in the folder of `path`. On success the file replaces `path`; on failure it is removed.
 
-    The temporary name keeps the suffix of `path`, because writers of images and videos choose the format by it.
+    The temporary name keeps the suffix of `path`, because image and video writers select the format by suffix.
 
     Raises:
         AutodragError: the disk is full.
@@ -42,20 +42,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a writer failed because the disk or the user's quota is full."""
+    """Whether an error was caused by a full disk or an exhausted quota."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return any(text in str(error) for text in FULL)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text completely or not at all."""
+    """Write UTF-8 text atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON; NaN and Infinity are refused, because they are not JSON."""
+    """Write `value` as indented JSON, atomically. Raises ValueError for NaN and Infinity, which are not valid JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -1,7 +1,7 @@
-"""Images between files, arrays and tensors.
+"""Conversion of images between files, arrays and tensors.
 
-Convention: an image is HWC uint8 RGB at the boundary and BCHW float in [-1, 1] inside; a mask is (H, W) bool,
-True = may move. -1 is 0 and +1 is 255; values outside are clipped.
+Convention: an image is HWC uint8 RGB at the API boundary and BCHW float in [-1, 1] internally. -1 maps to 0 and +1 to
+255; values outside this range are clipped. A mask is (H, W) bool, True = may move.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 
 
 def to_uint8(images: Float[Tensor, "B 3 H W"]) -> UInt8[np.ndarray, "B H W 3"]:
-    """BCHW float in [-1, 1] → BHWC uint8, rounded to the nearest value, clipped."""
+    """Convert BCHW float in [-1, 1] to BHWC uint8, rounded to the nearest value and clipped."""
     scaled = images.detach().float().mul(127.5).add(127.5).round().clamp(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def to_tensor(image: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
-    """HWC uint8 → (1, 3, H, W) float in [-1, 1]."""
+    """Convert HWC uint8 to (1, 3, H, W) float in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
 
 
@@ -43,7 +43,7 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "H W 3"]:
     """Read a PNG, JPEG, WebP or BMP file as HWC uint8 RGB; see `decode_image`.
 
     Raises:
-        AutodragError: no such file, or not an image that can be decoded.
+        AutodragError: the file does not exist or cannot be decoded as an image.
     """
     return decode_image(read_bounded(path, MAX_FILE_BYTES, "image"), repr(str(path)))
 
@@ -90,7 +90,7 @@ def _rgb(image: Image, background: tuple[int, int, int] | None) -> np.ndarray:
     from PIL import Image, ImageOps
 
     turned = ImageOps.exif_transpose(image)
-    if turned.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 8
+    if turned.mode.startswith("I"):  # 16-bit greyscale: Pillow would clip values above 255
         values = np.asarray(turned, dtype=np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("it has 32-bit values, and 8 or 16 bits are supported")
@@ -104,7 +104,7 @@ def _rgb(image: Image, background: tuple[int, int, int] | None) -> np.ndarray:
 
 
 def read_mask(path: str | Path, image_size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Read any image as a mask: brighter than 127 is True = may move; `image_size` (H, W) must match."""
+    """Read an image of size `image_size` (H, W) as a mask: pixels brighter than 127 are True = may move."""
     image = read_image(path)
     if image.shape[:2] != tuple(image_size):
         raise AutodragError(
@@ -115,7 +115,7 @@ def read_mask(path: str | Path, image_size: tuple[int, int]) -> Bool[np.ndarray,
 
 
 def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Write HWC uint8 RGB as PNG, whole or not at all."""
+    """Write an HWC uint8 RGB image as PNG, atomically."""
     from PIL import Image
 
     with replacing(path) as temporary:
@@ -123,16 +123,16 @@ def write_png(path: str | Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
 
 
 def write_animation(path: str | Path, frames: Sequence[UInt8[np.ndarray, "H W 3"]], *, fps: float = 20) -> None:
-    """Write frames of one size as MP4 or GIF, by the suffix of `path`, whole or not at all.
+    """Write frames of equal size as MP4 or GIF, atomically. The suffix of `path` selects the format.
 
-    MP4 is VP9, which browsers play, or MPEG-4 part 2 where OpenCV was built without VP9. Odd sizes are
-    padded by one pixel there, because the encoders need even ones.
+    MP4 files use VP9, which browsers play, or MPEG-4 Part 2 if OpenCV was built without VP9. MP4 encoders require even
+    sizes, so an odd width or height is padded by one pixel.
     """
     path = Path(path)
     if not frames:
         raise AutodragError(f"animation {str(path)!r} has no frames; at least one is needed")
     if any(frame.shape != frames[0].shape for frame in frames):
-        raise AutodragError(f"animation {str(path)!r} has frames of several sizes; all must be {frames[0].shape}")
+        raise AutodragError(f"animation {str(path)!r} has frames of different sizes; all must be {frames[0].shape}")
     if path.suffix.lower() == ".gif":
         _write_gif(path, frames, fps)
     elif path.suffix.lower() == ".mp4":
@@ -144,7 +144,7 @@ def write_animation(path: str | Path, frames: Sequence[UInt8[np.ndarray, "H W 3"
 def _write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     from PIL import Image
 
-    # An octree palette is within a grey level of median cut, which takes fifty times as long.
+    # Median cut is 50 times slower, and its result differs from the octree palette by less than one grey level.
     method, dither = Image.Quantize.FASTOCTREE, Image.Dither.NONE
     first, *rest = (Image.fromarray(frame).quantize(256, method=method, dither=dither) for frame in frames)
     with replacing(path) as temporary:

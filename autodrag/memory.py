@@ -1,4 +1,4 @@
-"""Memory of the process."""
+"""Memory allocation settings of the process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_memory() -> None:
-    """Let freed memory stay with the process, where the C library is glibc.
+    """Keep freed memory in the process, if the C library is glibc.
 
-    By default it gives large buffers back to the system at once and asks for them anew at every step, page by page:
-    half of a training step on a CPU was spent on that. Commands call this; a library must not, in a host's process.
+    By default, glibc returns large buffers to the system and requests them again at every step. This took half of the
+    time of a training step on a CPU. Only commands call this function, because a library must not change the settings
+    of its host process.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

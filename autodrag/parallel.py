@@ -1,11 +1,11 @@
-"""Independent tasks on many processes: joblib (loky) on one machine, Ray on a cluster.
+"""Independent tasks in parallel processes: joblib (loky) on one machine, Ray on a cluster.
 
-A worker is a function of a task. Every process builds its worker once, by calling `make_worker`, and then gets task
-after task. Results arrive in the order in which tasks end, so that a result carries what identifies its task. Torch
-gets one thread in every process: on small images a second thread hardly helps, and a second process does.
+A worker is a function of a task. Each process calls `make_worker` once and then passes its tasks to the worker.
+Results arrive in order of completion, so a result must identify its task. Torch uses one thread per process, because
+on small images a second process is faster than a second thread.
 
-`make_worker`, tasks and results travel between processes by pickle (cloudpickle for functions). Nothing that belongs
-to a device travels: a worker loads its own networks.
+`make_worker`, tasks and results are pickled (functions with cloudpickle). They must not contain tensors on a device: a
+worker loads its own networks.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Worker = Callable[[Task], Result]
 Engine = Literal["joblib", "ray"]
 
 TASKS_EACH = 4
-"""Least number of tasks that justify one more process: starting a process takes some seconds."""
+"""Minimum number of tasks per process, because starting a process takes seconds."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """`--jobs` and `--engine`."""
+    """Add the options `--jobs` and `--engine`."""
     parser.add_argument(
         "--jobs",
         type=int,
@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=get_args(Engine),
         default="joblib",
-        help="joblib: processes on this machine (default); ray: a Ray cluster, whose machines share the checkpoint and "
+        help="joblib: processes on this machine (default); ray: a Ray cluster whose machines share the checkpoint and "
         "output folders",
     )
 
@@ -54,16 +54,16 @@ def run_tasks(
     engine: Engine = "joblib",
     gpu: bool = False,
 ) -> Iterator[Result]:
-    """Yields the results of the tasks as they arrive. With one joblib job the tasks run in this process, in order.
+    """Yield the results of the tasks in order of completion. With one joblib job, tasks run in this process, in order.
 
-    When the caller stops early, by an exception or by Ctrl-C, the other processes are stopped as well.
+    If the caller stops early (exception or Ctrl-C), the worker processes are stopped too.
 
     Args:
         jobs: number of processes.
-        gpu: every Ray process gets a GPU of its own.
+        gpu: reserve one GPU for each Ray process.
 
     Raises:
-        AutodragError: what a worker raised, or a process that the system has stopped.
+        AutodragError: a worker raised it, or the system stopped a process.
     """
     if engine == "ray":
         return _run_on_ray(make_worker, tasks, jobs, gpu)
@@ -73,10 +73,10 @@ def run_tasks(
 
 
 def number_of_jobs(requested: int | None, tasks: int, *, gpu: bool, engine: Engine = "joblib") -> int:
-    """How many processes to use for a number of tasks; `requested` is the option `--jobs`.
+    """Number of processes for a number of tasks; `requested` is the value of `--jobs`.
 
     Raises:
-        AutodragError: fewer than one, or Ray is not installed.
+        AutodragError: `requested` is below 1, or Ray is not installed.
     """
     if requested is not None and requested < 1:
         raise AutodragError(f"--jobs {requested}: expected at least 1")
@@ -103,11 +103,11 @@ def _use_one_thread() -> None:
 # --- joblib ---------------------------------------------------------------------------------------
 
 _built: dict[str, Worker[Any, Any]] = {}
-"""In a joblib process: the worker of the current run, by the key of the run."""
+"""In a joblib process: the worker of the current run, under the key of the run."""
 
 
-def _run_here(key: str, make_worker: Callable[[], Worker[Task, Result]], task: Task) -> Result:
-    """Runs a task in a joblib process."""
+def _run_task(key: str, make_worker: Callable[[], Worker[Task, Result]], task: Task) -> Result:
+    """Run a task in a joblib process."""
     if key not in _built:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent process stops this one
         _use_one_thread()
@@ -146,17 +146,17 @@ def _run_on_joblib(
     try:
         with _ctrl_c_for_the_parent_only(), joblib.parallel_config(backend="loky", inner_max_num_threads=1):
             pool = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-            results = pool(joblib.delayed(_run_here)(key, make_worker, task) for task in tasks)
-        for result in results:  # noqa: UP028 (the generator is closed below, without its warning)
+            results = pool(joblib.delayed(_run_task)(key, make_worker, task) for task in tasks)
+        for result in results:  # noqa: UP028 (the generator is closed below, without joblib's warning)
             yield result
         finished = True
     except BrokenProcessPool as error:  # the process could not report a reason
         raise AutodragError(
-            "a process of the run was stopped by the system, probably because memory ran out; use fewer with --jobs"
+            "the system stopped a worker process, probably because memory ran out; use fewer processes with --jobs"
         ) from error
     finally:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # joblib warns about results that nobody takes
+            warnings.simplefilter("ignore", UserWarning)  # joblib warns about unread results
             if results is not None:
                 results.close()
         get_reusable_executor().shutdown(wait=True, kill_workers=not finished)
@@ -166,26 +166,26 @@ def _run_on_joblib(
 
 
 def _connect() -> Any:
-    """The package ray, connected to the running cluster, or to a new one of this machine alone."""
+    """The package ray, connected to the running cluster, or else to a new cluster on this machine."""
     try:
         import ray
     except ImportError as error:
         raise AutodragError("--engine ray needs the package ray; install it: pip install 'autodrag[ray]'") from error
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray sends usage statistics by default
         ray.init(log_to_driver=False)
     return ray
 
 
 class RayProcess:
-    """A process of a Ray cluster: an actor that holds a worker."""
+    """Ray actor that holds a worker."""
 
     def __init__(self, make_worker: Callable[[], Worker[Any, Any]]) -> None:
         _use_one_thread()
         self.worker = make_worker()
 
     def run(self, task: Any) -> Any:
-        """Runs a task."""
+        """Run a task."""
         return self.worker(task)
 
 
@@ -204,10 +204,10 @@ def _run_on_ray(
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, AutodragError) else error) from None
     except RayActorError as error:
-        cause = getattr(error, "cause", None)  # what the constructor raised
+        cause = getattr(error, "cause", None)  # exception of the actor's constructor
         if isinstance(cause, AutodragError):
             raise cause from None
-        raise AutodragError(f"a process of the Ray cluster has ended: {error}") from error
+        raise AutodragError(f"a process of the Ray cluster has stopped: {error}") from error
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -1,12 +1,13 @@
-"""The coordinate rule, and the only place that rescales points between grids or samples a map at points.
+"""Coordinate convention, rescaling of points between grids, and sampling of maps at points.
 
 Convention: a point is (x, y) in pixels of the output image, y down, integers at pixel centres. The centre of the
-top-left pixel is (0, 0), its top-left corner (-0.5, -0.5); an image of width W spans x from -0.5 to W - 0.5. Between
-grids of different size corners stay on corners (what torch calls align_corners=False):
+top-left pixel is (0, 0) and its top-left corner is (-0.5, -0.5). An image of width W spans x from -0.5 to W - 0.5.
+Rescaling between grids maps corners to corners (`align_corners=False` in torch):
 
     p_to = (p_from + 0.5) * size_to / size_from - 0.5
 
-so that pixel 0 of a 64-pixel row lies at 0.5 of a 128-pixel row. Sampling outside a map gives its border value.
+For example, pixel 0 of a 64-pixel row maps to 0.5 in a 128-pixel row. Sampling outside a map returns its border value.
+No other module rescales points or calls `grid_sample`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ Size = tuple[int, int]
 
 
 def rescale(points: Float[Tensor, "*N 2"], source: Size, target: Size) -> Float[Tensor, "*N 2"]:
-    """Points of a grid of size `source` (H, W) in the pixels of a grid of size `target` (H, W)."""
+    """Convert points from pixels of a grid of size `source` (H, W) to pixels of a grid of size `target` (H, W)."""
     return (points + 0.5) * _ratio(source, target, points.device, points.dtype) - 0.5
 
 
 def last_pixel(image: Size, like: Tensor) -> Float[Tensor, " 2"]:
-    """(x, y) of the last pixel of an image of size (H, W), on the device and in the type of `like`."""
+    """(x, y) of the bottom-right pixel of an image of size (H, W), with the device and dtype of `like`."""
     return _last_pixel(image, like.device, like.dtype)
 
 
@@ -50,15 +51,15 @@ def _factor(image: Size, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def to_unit(points: Float[Tensor, "*N 2"], image: Size) -> Float[Tensor, "*N 2"]:
-    """Points of an image of size (H, W) as places in [-1, 1], where its corners are at -1 and 1."""
+    """Convert points of an image of size (H, W) to normalised coordinates: the image's corners are at -1 and 1."""
     return (points + 0.5) * _factor(image, points.device, points.dtype) - 1.0
 
 
 def sample(maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"], image: Size) -> Float[Tensor, "B C N"]:
-    """Bilinear values of `maps` at `points` given in pixels of an image of size `image` (H, W).
+    """Sample `maps` bilinearly at `points`, given in pixels of an image of size `image` (H, W).
 
-    The same as resizing the maps to the image (bilinear, corners on corners) and reading them there, up to the second
-    interpolation that reading between pixels would add; nothing of the size of the image is made.
+    At pixel centres this equals resizing the maps to the image size (bilinear) and indexing the result, but no tensor
+    of the image size is allocated. Between pixel centres, see `sample_resized`.
     """
     grid = to_unit(points, image).to(maps.dtype)[:, None]  # (B, 1, N, 2)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
@@ -67,10 +68,10 @@ def sample(maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"], image
 def sample_resized(
     maps: Float[Tensor, "B C H W"], points: Float[Tensor, "B N 2"], image: Size
 ) -> Float[Tensor, "B C N"]:
-    """Bilinear values at `points` (px) of the maps resized to the image (bilinear), exactly, without resizing them.
+    """Sample the bilinearly resized maps bilinearly at `points` (px), exactly, without resizing the maps.
 
-    The published DragGAN reads between the pixels of a resized map: an interpolation of an interpolation. The four
-    neighbouring pixels are read from the small map and blended.
+    The published DragGAN interpolates between the pixels of a resized map, so values are interpolated twice. Here the
+    four neighbouring image pixels are sampled from the small map and blended.
     """
     limit = last_pixel(image, points)
     inside = points.clamp_min(0).minimum(limit)
@@ -93,7 +94,7 @@ def sample_resized(
 
 
 def resize_mask(mask: Bool[Tensor, "H W"], size: Size) -> Float[Tensor, "h w"]:
-    """Share of each cell of a grid of `size` that a mask covers, in [0, 1]: area average down, bilinear up."""
+    """Resize a mask to coverage values in [0, 1]: area averaging when it shrinks, bilinear when it grows."""
     values = mask[None, None].float()
     shrinks = size[0] < mask.shape[0] or size[1] < mask.shape[1]
     if shrinks:
@@ -102,7 +103,7 @@ def resize_mask(mask: Bool[Tensor, "H W"], size: Size) -> Float[Tensor, "h w"]:
 
 
 def side_by_side(maps: Sequence[Tensor]) -> Float[Tensor, "B D H W"]:
-    """Maps (B, C, h, w) as one: bilinearly enlarged to the last and largest, their channels one after another."""
+    """Concatenate maps (B, C, h, w) along channels, after bilinear resizing to the size of the last (largest) map."""
     if len(maps) == 1:
         return maps[0]
     size = maps[-1].shape[2:]
@@ -111,7 +112,7 @@ def side_by_side(maps: Sequence[Tensor]) -> Float[Tensor, "B D H W"]:
 
 @constant
 def disk(radius: float, step: float = 1.0) -> Float[Tensor, "K 2"]:
-    """Offsets (x, y) on a grid of spacing `step` less than `radius` from the centre; the centre at least."""
+    """Offsets (x, y) on a grid of spacing `step` at distances below `radius`; always contains (0, 0)."""
     count = int(radius / step) + 1
     axis = torch.arange(-count, count + 1, dtype=torch.float32) * step
     offsets = torch.cartesian_prod(axis, axis).flip(1)

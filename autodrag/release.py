@@ -1,7 +1,7 @@
-"""Release files: safetensors with the config as JSON and a format version in the metadata.
+"""Release files: safetensors with a format version and the config as JSON in the metadata.
 
-They are untrusted input: the size of the file and of its header is bounded, and every extent is compared with what is
-there before a tensor is made. What the tensors are for, `autodrag.checkpoint` knows.
+Release files are untrusted input. The sizes of the file and its header are limited, and the tensor extents are compared
+with the file size before tensors are loaded. `autodrag.checkpoint` builds networks from the tensors.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def save_tensors(
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write tensors with their config, whole or not at all.
+    """Write tensors with their config, atomically.
 
     Args:
-        path: a `.safetensors` file; its folder is made where it is missing.
-        tensors: name → floating-point tensor, of any device.
-        kind: what the file holds ("generator", "landmarks", "latent", ...); `load_tensors` asks for it again.
-        config: whatever rebuilds the network, as JSON values.
+        path: a `.safetensors` file; its folder is created if it is missing.
+        tensors: floating-point tensors by name, on any device.
+        kind: type of the content ("generator", "landmarks", "latent", ...), checked by `load_tensors`.
+        config: the network's config, as JSON values.
         extra: further JSON values (fingerprints, training facts).
-        dtype: storage type (fp16, bf16 or fp32); None keeps each tensor's own.
+        dtype: storage type (fp16, bf16 or fp32); None keeps the dtype of each tensor.
     """
     from safetensors.torch import save_file
 
@@ -53,24 +53,24 @@ def save_tensors(
     }
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        kept = tensor.detach().to("cpu", dtype).contiguous()
-        if kept.dtype not in DTYPES.values():
-            raise AutodragError(f"tensor {name!r} is {kept.dtype}; only fp16, bf16 and fp32 can be stored")
-        if kept.untyped_storage().nbytes() != kept.nbytes:  # a part of something larger; safetensors wants it whole
-            kept = kept.clone()
-        stored[name] = kept
+        converted = tensor.detach().to("cpu", dtype).contiguous()
+        if converted.dtype not in DTYPES.values():
+            raise AutodragError(f"tensor {name!r} is {converted.dtype}; only fp16, bf16 and fp32 can be stored")
+        if converted.untyped_storage().nbytes() != converted.nbytes:  # safetensors refuses views of larger storages
+            converted = converted.clone()
+        stored[name] = converted
     with replacing(path) as temporary:
         temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors would leave it readable by its owner alone
+        mode = temporary.stat().st_mode  # safetensors creates files that only their owner can read
         save_file(stored, temporary, metadata=metadata)
         temporary.chmod(mode)
 
 
 def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Read (tensors as fp32 on the CPU, config, extra) of a file that `save_tensors` wrote.
+    """Read (tensors as fp32 on the CPU, config, extra) from a file written by `save_tensors`.
 
     Raises:
-        CheckpointError: the file is missing, truncated, corrupt, of another kind or of a newer format.
+        CheckpointError: the file is missing, truncated or corrupt, or has another kind or format version.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -84,30 +84,30 @@ def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
     tensors = {name: tensor.float() for name, tensor in stored.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise _corrupt(path, f"tensor {name!r} holds values that are not finite numbers")
+            raise _corrupt(path, f"tensor {name!r} contains NaN or infinite values")
     return tensors, config, extra
 
 
 def read_info(path: str | Path, *, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read (config, extra) alone, without the tensors; the header is checked as `load_tensors` checks it."""
+    """Read (config, extra) without the tensors. The header is checked as in `load_tensors`."""
     path = Path(path)
     metadata = _read_header(path)
     if "autodrag_format" not in metadata:
         raise CheckpointError(
-            f"{str(path)!r} is a safetensors file, but not autodrag's; convert its source with `autodrag convert`"
+            f"{str(path)!r} is a safetensors file, but autodrag did not write it; convert it with `autodrag convert`"
         )
     if metadata["autodrag_format"] != str(FORMAT):
         raise CheckpointError(
             f"{str(path)!r} has format {metadata['autodrag_format']!r}, "
-            f"and this version reads format {FORMAT}; upgrade autodrag"
+            f"but this version reads format {FORMAT}; upgrade autodrag"
         )
     if metadata.get("kind") != kind:
-        raise CheckpointError(f"{str(path)!r} holds a {metadata.get('kind')!r}, and a {kind!r} was expected")
+        raise CheckpointError(f"{str(path)!r} holds a {metadata.get('kind')!r}; expected a {kind!r}")
     return _json_object(path, metadata, "config"), _json_object(path, metadata, "extra")
 
 
 def _read_header(path: Path) -> dict[str, str]:
-    """Check the size, header and tensor extents of a safetensors file; return its metadata."""
+    """Check the size, header and tensor extents of a safetensors file, and return its metadata."""
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} does not exist or is not a file; check the path")
     try:
@@ -130,17 +130,17 @@ def _read_header(path: Path) -> dict[str, str]:
         raise _corrupt(path, "its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _corrupt(path, "its metadata is not a table of texts")
+        raise _corrupt(path, "its metadata is not a mapping of strings")
     end = 0
     for name, entry in header.items():
         offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
         if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
-            raise _corrupt(path, f"tensor {name!r} has no extent")
+            raise _corrupt(path, f"tensor {name!r} has no valid data_offsets")
         if entry.get("dtype") not in DTYPES:
             raise CheckpointError(f"{str(path)!r}: tensor {name!r} is {entry.get('dtype')}, expected F16, BF16 or F32")
         end = max(end, offsets[1])
     if end != size - 8 - length:
-        raise _corrupt(path, f"its header describes {end} bytes of tensors and {size - 8 - length} are there")
+        raise _corrupt(path, f"its header describes {end} bytes of tensors, but the file has {size - 8 - length}")
     return metadata
 
 
@@ -154,5 +154,5 @@ def _json_object(path: Path, metadata: Mapping[str, str], key: str) -> dict[str,
     return value
 
 
-def _corrupt(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{str(path)!r} is corrupt or truncated ({why}); copy or convert it again")
+def _corrupt(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{str(path)!r} is corrupt or truncated ({reason}); copy or convert it again")

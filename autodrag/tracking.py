@@ -41,7 +41,7 @@ Maps = Sequence[Tensor]
 
 
 def _in_fp32(function: Callable[P, T]) -> Callable[P, T]:
-    """Disables autocast: cosines in bf16 have three digits, too few for sub-pixel positions."""
+    """Decorator: disable autocast, because cosines in bf16 are too coarse for sub-pixel positions."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,7 +62,7 @@ class Appearance:
     factor: tuple[Float[Tensor, "B _ 1 1"], ...]
     """1 / standard deviation of each channel over the first image."""
     scale: Float[Tensor, "B N"]
-    """Cost of an unrelated place: the mean cosine distance from a point to all cells of its own image."""
+    """Cost of an unrelated position: the mean cosine distance from a point to all cells of its own image."""
 
     def take(self, order: Int[Tensor, "B N"]) -> Appearance:
         """The same appearance with the points reordered."""
@@ -97,7 +97,7 @@ class Look:
 
 @_in_fp32
 def look(maps: Maps) -> Look:
-    """Standardises the block outputs of an image."""
+    """Standardise the block outputs of an image."""
     units: list[Tensor] = []
     offsets: list[Tensor] = []
     factors: list[Tensor] = []
@@ -126,14 +126,14 @@ def follow(
     near: Float[Tensor, "B N 2"] | None = None,
     pull: float = 0.0,
 ) -> tuple[Float[Tensor, "B N 2"], Float[Tensor, "B N"]]:
-    """Finds `reference` in the image of `maps`: positions (px, differentiable in the maps), confidences in [0, 1].
+    """Find `reference` in `maps`. Returns positions (px, differentiable in the maps) and confidences in [0, 1].
 
-    Coarse to fine: the best cell of the whole image by all maps except the finest, then the soft position over the
-    finest map's cells around it, weighted by the cost of all maps. The finest map is read only around the points.
+    Coarse to fine: all maps except the finest give the best cell of the whole image. The position is then the mean of
+    the finest map's cells around it, weighted by the cost of all maps. The finest map is sampled only in this window.
 
     Args:
         near: expected positions, px; None: no expectation.
-        pull: cost added per image height of distance from `near`; an unrelated place costs 1.
+        pull: additional cost per image height of distance from `near`; the cost of an unrelated position is 1.
     """
     wide = len(maps) - 1 or 1
     height, width = maps[wide - 1].shape[2:]
@@ -201,7 +201,7 @@ def _wide_cost(maps: Maps, reference: Appearance) -> Float[Tensor, "B N h w"]:
 
 
 def _unit(maps: Float[Tensor, "B C h w"], offset: Tensor, factor: Tensor) -> Float[Tensor, "B C h w"]:
-    """Standardises channels and normalises the feature vector of every cell."""
+    """Standardise channels and normalise the feature vector of every cell."""
     return F.normalize(torch.addcmul(offset, maps, factor), dim=1, eps=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Shapes and types in signatures are checked at run time, in tests only."""
+"""Shared fixtures. Tests check the shapes and types of signatures at run time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("autodrag", "typechecker.check")  # before anything imports the package
+install_import_hook("autodrag", "typechecker.check")  # must run before the package is imported
 
 if TYPE_CHECKING:
     from fakes import FakeRefiner
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("loaded machine", deadline=None)
 hypothesis.settings.load_profile("loaded machine")
-torch.set_num_threads(1)  # the nets are too small for a second thread
+torch.set_num_threads(1)  # the networks are too small to benefit from a second thread
 
 
 @pytest.fixture(autouse=True)
 def keep_denormals() -> Iterator[None]:
-    """Trainings flush denormals to zero in the whole process; hypothesis draws denormals."""
+    """Reset the process-wide flush-to-zero mode, which training enables; hypothesis draws denormals."""
     yield
     torch.set_flush_denormal(False)
 
@@ -54,13 +54,13 @@ def make_generator() -> Callable[..., Generator]:
 
 @pytest.fixture(scope="session")
 def tiny_generator(make_generator: Callable[..., Generator]) -> Generator:
-    """A random 32 px generator. Read only: tests that change weights build their own."""
+    """A random 32 px generator. Read-only: tests that change weights must build their own generator."""
     return make_generator()
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder with the tiny generator alone. Read only."""
+    """A checkpoint folder that contains only the tiny generator. Read-only."""
     from autodrag.checkpoint import save_generator
 
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"

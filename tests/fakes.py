@@ -1,4 +1,4 @@
-"""Stand-ins for slow parts, shared by several tests."""
+"""Fakes for slow components, shared by several tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Call:
 
 
 class FakeRefiner:
-    """Moves the latent by a fixed amount per step and reports that every point arrived half a pixel away."""
+    """Moves the latent by a fixed amount per step and reports all points half a pixel from their targets."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -42,13 +42,13 @@ class FakeRefiner:
         control: Control,
         start: Start | None = None,
     ) -> DragResult:
-        """As `autodrag.infer.locate.locate`; `calls` keeps the arguments."""
+        """Replaces `autodrag.infer.locate.locate`; `calls` records the arguments."""
         return self._run(Call(image, drag, config, control, start))
 
     def draggan(
         self, image: OpenImage, drag: Drag, config: RefinerConfig, control: Control, start: Start | None = None
     ) -> DragResult:
-        """As `autodrag.infer.draggan.draggan`; `calls` keeps the arguments."""
+        """Replaces `autodrag.infer.draggan.draggan`; `calls` records the arguments."""
         return self._run(Call(image, drag, config, control, start))
 
     def _run(self, call: Call) -> DragResult:
@@ -94,9 +94,9 @@ def sure_signs(before: OpenImage, after: OpenImage, drag: Drag, points: np.ndarr
 
 
 def set_clock(monkeypatch: pytest.MonkeyPatch, clock: Callable[[], float], *modules: ModuleType) -> None:
-    """Give modules a `time.monotonic` of their own.
+    """Replace `time.monotonic` in the given modules only.
 
-    The real clock is shared: an event loop in another thread that reads a faked clock would sleep for hours.
+    Patching `time` itself would affect event loops in other threads, which could then sleep for hours.
     """
     for module in modules:
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))

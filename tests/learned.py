@@ -1,4 +1,4 @@
-"""A tiny learned editor with random weights, and checkpoint folders with one."""
+"""A tiny learned editor with random weights, and checkpoint folders that contain it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autodrag.release import save_tensors
 
 
 def tiny_nets(generator: Generator, *, push: float = 0.05, regularizer: bool = True) -> LearnedEditor:
-    """An editor that fits the tiny generator and moves its codes by about `push` standard deviations a step."""
+    """An editor for the tiny generator that moves its codes by about `push` standard deviations per step."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = PredictorConfig(
@@ -49,7 +49,7 @@ def tiny_nets(generator: Generator, *, push: float = 0.05, regularizer: bool = T
 
 
 def save_learned(folder: Path, generator: Generator, editor: LearnedEditor) -> Path:
-    """A checkpoint folder with a generator and its learned editor."""
+    """Write a checkpoint folder with a generator and its learned editor."""
     save_generator(folder, generator)
     parts = {"predictor": (PREDICTOR_FILE, editor.predictor), "regularizer": (REGULARIZER_FILE, editor.regularizer)}
     identity, joint = fingerprint(generator.state_dict()), {"regularizer": editor.regularizer is not None}

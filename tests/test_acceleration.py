@@ -1,4 +1,4 @@
-"""Accelerated networks give the same answers. CUDA graphs need a GPU; their bookkeeping is tested without one."""
+"""Accelerated networks give the same results. The cache of CUDA graphs is also tested without a GPU."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from autodrag.nets.regularizer import Regularizer, RegularizerConfig
 from autodrag.nets.stylegan2 import Features, Generator, GeneratorConfig
 
 
-class Fake:
-    """Stands in for a recorded graph: counts its replays, and computes with the numbers that it holds."""
+class FakeGraph:
+    """Replaces a recorded graph. Counts replays, and writes the outputs into fixed tensors as a graph does."""
 
-    made = 0
-    last: Fake
+    n_recorded = 0
+    last: FakeGraph
 
     def __init__(self, function: Any, inputs: tuple[Tensor, ...]) -> None:
-        Fake.made += 1
-        Fake.last = self
+        FakeGraph.n_recorded += 1
+        FakeGraph.last = self
         self.function, self.inputs = function, tuple(x.clone() for x in inputs)
         self.outputs, self.graph, self.replays = function(*inputs), self, 0
 
     def replay(self) -> None:
         self.replays += 1
-        for held, new in zip(self.outputs, self.function(*self.inputs), strict=True):
-            held.copy_(new)
+        for output, new in zip(self.outputs, self.function(*self.inputs), strict=True):
+            output.copy_(new)
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
-    monkeypatch.setattr(Graphs, "_record", lambda self, function, inputs: Fake(function, inputs))
-    Fake.made = 0
-    return Fake
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
+    monkeypatch.setattr(Graphs, "_record", lambda self, function, inputs: FakeGraph(function, inputs))
+    FakeGraph.n_recorded = 0
+    return FakeGraph
 
 
 def double(x: Tensor) -> tuple[Tensor]:
@@ -49,70 +49,70 @@ def both(x: Tensor) -> tuple[Tensor, Tensor]:
     return -x, x + 1
 
 
-def test_a_shape_is_recorded_when_it_comes_again(fake: type[Fake]) -> None:
+def test_graph_is_recorded_at_the_second_call(fake: type[FakeGraph]) -> None:
     graphs = Graphs()
-    answers = [graphs.call("double", double, torch.full((3,), float(k)))[0] for k in range(4)]
-    assert [float(a[0]) for a in answers] == [0, 2, 4, 6]  # no answer is written over by the next
-    assert fake.made == 1 and fake.last.replays == 3  # all but the first
+    results = [graphs.call("double", double, torch.full((3,), float(k)))[0] for k in range(4)]
+    assert [float(x[0]) for x in results] == [0, 2, 4, 6]  # later calls do not overwrite earlier results
+    assert fake.n_recorded == 1 and fake.last.replays == 3  # all but the first call
     graphs.call("double", double, torch.zeros(3, dtype=torch.float64))
     graphs.call("double", double, torch.zeros(4))
-    assert fake.made == 1  # other inputs, for the first time
+    assert fake.n_recorded == 1  # first calls with other inputs
     graphs.call("double", double, torch.zeros(4))
-    assert fake.made == 2
+    assert fake.n_recorded == 2
 
 
-def test_functions_are_told_apart_by_name(fake: type[Fake]) -> None:
+def test_functions_are_distinguished_by_name(fake: type[FakeGraph]) -> None:
     graphs = Graphs()
     for k in (1.0, 2.0, 3.0):
         assert graphs.call("double", double, torch.full((3,), k))[0].tolist() == [2 * k] * 3
         minus, more = graphs.call("both", both, torch.full((3,), k))
         assert minus.tolist() == [-k] * 3 and more.tolist() == [k + 1] * 3
-    assert fake.made == 2
+    assert fake.n_recorded == 2
 
 
-def test_the_oldest_is_forgotten(fake: type[Fake]) -> None:
+def test_least_recently_used_graph_is_dropped(fake: type[FakeGraph]) -> None:
     graphs = Graphs()
     for size in range(1, MAX_GRAPHS + 2):
         for _ in range(2):
             graphs.call("double", double, torch.zeros(size))
-    assert fake.made == MAX_GRAPHS + 1
+    assert fake.n_recorded == MAX_GRAPHS + 1
     graphs.call("double", double, torch.zeros(2))
-    assert fake.made == MAX_GRAPHS + 1
-    for _ in range(2):  # forgotten: computed as for the first time, then recorded
+    assert fake.n_recorded == MAX_GRAPHS + 1
+    for _ in range(2):  # this graph was dropped: the first call computes, the second records
         graphs.call("double", double, torch.zeros(1))
-    assert fake.made == MAX_GRAPHS + 2
+    assert fake.n_recorded == MAX_GRAPHS + 2
     graphs.clear()
     graphs.call("double", double, torch.zeros(2))
-    assert fake.made == MAX_GRAPHS + 2
+    assert fake.n_recorded == MAX_GRAPHS + 2
 
 
-def test_a_generator_that_is_moved_or_copied_begins_anew(fake: type[Fake]) -> None:
+def test_moved_or_copied_generator_has_no_graphs(fake: type[FakeGraph]) -> None:
     generator = Generator(GeneratorConfig(resolution=8, channel_base=64)).freeze()
 
-    def ask(of: Generator) -> int:
-        assert of.graphs is not None
-        of.graphs.call("double", double, torch.zeros(2))
-        return fake.made
+    def recorded_after_call(generator: Generator) -> int:
+        assert generator.graphs is not None
+        generator.graphs.call("double", double, torch.zeros(2))
+        return fake.n_recorded
 
-    assert [ask(generator) for _ in range(3)] == [0, 1, 1]
-    assert [ask(copy.deepcopy(generator)), ask(generator)] == [1, 1]
-    generator.double()  # as every move, it replaces all tensors
-    assert [ask(generator), ask(generator)] == [1, 2]
+    assert [recorded_after_call(generator) for _ in range(3)] == [0, 1, 1]
+    assert [recorded_after_call(copy.deepcopy(generator)), recorded_after_call(generator)] == [1, 1]
+    generator.double()  # replaces all tensors, as moving to another device does
+    assert [recorded_after_call(generator), recorded_after_call(generator)] == [1, 2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_replayed_synthesis_is_the_computed_one(autocast: bool) -> None:
+def test_replayed_synthesis_equals_direct_synthesis(autocast: bool) -> None:
     torch.manual_seed(0)
     generator = Generator(GeneratorConfig(resolution=64, channel_base=2048)).cuda()
     latents = generator.map(torch.randn(6, 512).cuda()).detach().view(3, 2, 10, 512)
 
-    def close(found: Tensor, expected: Tensor) -> None:  # within what TF32 and bf16 leave of products
+    def close(found: Tensor, expected: Tensor) -> None:  # tolerance of TF32 and bf16 products
         torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
 
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=autocast):
         generator.eval()
-        plain = [(generator.features(w, block=3), generator(w)) for w in latents]  # not frozen: never replayed
+        plain = [(generator.features(w, block=3), generator(w)) for w in latents]  # not frozen, so not replayed
         generator.freeze()
         for _ in range(3):  # computed, recorded, replayed
             for latent, (maps, image) in zip(latents, plain, strict=True):
@@ -124,14 +124,14 @@ def test_replayed_synthesis_is_the_computed_one(autocast: bool) -> None:
                 close(generator.image(latent, Features(known.outputs[:2])), image)
         assert generator.graphs is not None and any(generator.graphs._graphs.values())
         generator.cpu()
-        close(generator.cuda()(latents[0]), plain[0][1])  # no graph reads where the weights were
+        close(generator.cuda()(latents[0]), plain[0][1])  # no graph reads the old weights
     latent = latents[0].clone().requires_grad_(True)
-    generator(latent).sum().backward()  # with gradients it is computed as ever
+    generator(latent).sum().backward()  # graphs are not used with gradients
     assert latent.grad is not None and bool(latent.grad.abs().sum() > 0)
 
 
 def random_editor(generator: Generator) -> LearnedEditor:
-    """A small editor that fits a 64 px generator and predicts some motion."""
+    """A small editor for a 64 px generator that predicts nonzero motion."""
     torch.manual_seed(0)
     sizes = {"layers": 10, "width": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 2}
     config = PredictorConfig(
@@ -157,7 +157,7 @@ def drags_of(count: int, device: torch.device) -> DragBatch:
     return DragBatch(points[0], points[1], torch.ones(5, count, dtype=torch.bool, device=device))
 
 
-def test_an_accelerated_editor_gives_the_same_answers() -> None:
+def test_accelerated_editor_gives_the_same_results() -> None:
     generator = Generator(GeneratorConfig(resolution=64, channel_base=2048)).eval().requires_grad_(False)
     editor = random_editor(generator)
     latent = generator.map(torch.randn(5, 512))
@@ -172,7 +172,7 @@ def test_an_accelerated_editor_gives_the_same_answers() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_replayed_edits_are_the_computed_ones(autocast: bool) -> None:
+def test_replayed_edits_equal_direct_edits(autocast: bool) -> None:
     generator = Generator(GeneratorConfig(resolution=64, channel_base=2048)).cuda().freeze()
     editor = random_editor(generator).cuda().eval().requires_grad_(False)
     latent = generator.map(torch.randn(5, 512).cuda())
@@ -190,6 +190,6 @@ def test_replayed_edits_are_the_computed_ones(autocast: bool) -> None:
                 turned = DragBatch(given.handles.flip(0), given.targets.flip(0), given.valid)
                 other = editor.edit(latent.flip(0), maps.flip(0), turned)
                 torch.testing.assert_close(other.flip(0), plain, atol=1e-3, rtol=1e-3)
-            with torch.no_grad():  # a graph recorded in inference mode works outside of it
+            with torch.no_grad():  # a graph recorded in inference mode also works outside it
                 torch.testing.assert_close(editor.edit(latent, maps, given), plain)
             editor.graphs = None

@@ -1,4 +1,4 @@
-"""Imports point one way, and importing does nothing but import."""
+"""Direction of imports between packages, and imports without side effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import autodrag
 PACKAGE = Path(autodrag.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Each may import those to its left, and within itself: foundations, then nets, data and convert, ...
+# Foundation modules may import only each other. ALLOWED lists the allowed imports of every package.
 FOUNDATIONS = (
     "__init__",
     "acceleration",
@@ -46,8 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "app": (*FOUNDATIONS, "nets", "data", "convert", "train", "infer", "app"),
 }
 TOP = ("cli", "commands", "__main__")  # may import everything
-# The only arrows against the order, both inside functions: a checkpoint builds the network that it describes,
-# and the package exports the editor.
+# Two exceptions, both imported inside functions: `checkpoint` builds networks, and the package exports the editor.
 DEFERRED = {("checkpoint", "nets"), ("__init__", "infer")}
 
 
@@ -57,7 +56,7 @@ def part(module: Path) -> str:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The parts of autodrag that code imports, also within functions, but not for type checking only."""
+    """Parts of autodrag that the code imports, also inside functions, except under `if TYPE_CHECKING`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -73,7 +72,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_one_way(module: Path) -> None:
+def test_direction_of_imports(module: Path) -> None:
     own = part(module)
     if own in TOP:
         return
@@ -81,7 +80,7 @@ def test_imports_point_one_way(module: Path) -> None:
         assert other in ALLOWED[own] or (own, other) in DEFERRED, f"{own} imports {other}"
 
 
-def test_no_class_name_is_used_twice() -> None:
+def test_class_names_are_unique() -> None:
     names = [
         node.name
         for module in MODULES
@@ -91,12 +90,12 @@ def test_no_class_name_is_used_twice() -> None:
     assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
-def test_no_utils() -> None:
+def test_no_utils_modules() -> None:
     assert not [module for module in MODULES if module.stem in ("utils", "util", "helpers", "misc")]
 
 
 def run(code: str, folder: Path) -> str:
-    """Run code in a new interpreter, in an empty folder, with warnings as errors."""
+    """Run code in a new interpreter in `folder`, with warnings as errors."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
@@ -104,14 +103,14 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_the_package_and_the_command_line_are_imported_without_torch(tmp_path: Path) -> None:
+def test_package_and_command_line_import_without_torch(tmp_path: Path) -> None:
     heavy = ("torch", "cv2", "numpy", "pydantic")
     code = f"import sys, autodrag, autodrag.cli; print([name for name in {heavy} if name in sys.modules])"
     assert run(code, tmp_path).strip() == "[]"
 
 
 def test_importing_has_no_side_effects(tmp_path: Path) -> None:
-    # Lightning warns about other packages at import, so its modules are left to the tests of training.
+    # Lightning emits warnings about other packages at import, so the packages that import it are skipped here.
     names = [
         ".".join(("autodrag", *module.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
         for module in MODULES
@@ -126,7 +125,7 @@ def state():
         torch.get_num_threads(), torch.is_grad_enabled(), str(torch.get_default_dtype()), dict(os.environ),
         torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled(), os.getcwd(),
     ]
-import cv2, kornia  # what they do at import is theirs
+import cv2, kornia  # import third-party packages first, so that their side effects are not counted
 before = state()
 for name in {names!r}:
     importlib.import_module(name)

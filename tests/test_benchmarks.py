@@ -22,7 +22,7 @@ CRITTERS = str(ROOT / "checkpoints" / "critters")
 
 
 def script(name: str) -> ModuleType:
-    """A script of benchmarks/ as a module."""
+    """Import a script of benchmarks/ as a module."""
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,4 +1,4 @@
-"""Checkpoints: networks come back, fingerprints, and a clear refusal of every defect."""
+"""Checkpoints: round trips, fingerprints, and error messages for invalid files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from autodrag.release import load_tensors, save_tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_a_generator_comes_back_with_its_fingerprint(
+def test_generator_round_trip_keeps_the_fingerprint(
     tmp_path: Path, tiny_generator: Generator, dtype: torch.dtype
 ) -> None:
     save_generator(tmp_path, tiny_generator, dtype=dtype)
@@ -62,18 +62,18 @@ def resave(folder: Path, source: Path, change: Callable[[dict[str, torch.Tensor]
         (lambda t, c: t.update(more=torch.ones(1)), r"unexpected tensor 'more' \(1 surplus\)"),
         (
             lambda t, c: t.update({"mapping.w_avg": torch.ones(7)}),
-            r"'mapping\.w_avg' has shape \(7,\), expected \(32,\)",
+            r"'mapping\.w_avg' has shape \(7,\), but its config requires \(32,\)",
         ),
         (lambda t, c: c.update(resolution="32"), "has resolution = '32', expected"),
         (lambda t, c: c.update(resolution=True), "has resolution = True, expected"),
-        (lambda t, c: c.update(resolution=33), "cannot be used: resolution 33"),
-        (lambda t, c: c.update(depth=3), "unknown field 'depth'; known are"),
-        (lambda t, c: c.update(mapping_layers=10**9), "names 1000000000 mapping layers"),
+        (lambda t, c: c.update(resolution=33), "is invalid: resolution 33"),
+        (lambda t, c: c.update(depth=3), "unknown field 'depth'; known fields are"),
+        (lambda t, c: c.update(mapping_layers=10**9), r"has mapping_layers = 1000000000, but the file holds only \d+"),
         (lambda t, c: c.update(channel_base=10**18, channel_max=10**18), "describes no network|has shape"),
         (lambda t, c: c.update(architecture="magic"), "has architecture = 'magic'"),
     ],
 )
-def test_a_generator_that_does_not_fit_its_config(
+def test_generator_that_does_not_match_its_config(
     tmp_path: Path, tiny_checkpoint: Path, change: Any, message: str
 ) -> None:
     resave(tmp_path, tiny_checkpoint, change)
@@ -81,16 +81,16 @@ def test_a_generator_that_does_not_fit_its_config(
         load_generator(tmp_path)
 
 
-def test_an_unknown_checkpoint_names_what_is_there_and_the_next_command(
+def test_unknown_checkpoint_error_lists_available_checkpoints_and_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_checkpoint, tmp_path / "checkpoints" / "mine")
-    with pytest.raises(CheckpointError, match=r"'nope' does not exist; there is .*checkpoints/mine.*autodrag convert"):
+    with pytest.raises(CheckpointError, match=r"'nope' does not exist; available: .*checkpoints/mine.*convert FILE"):
         find_checkpoint("nope")
 
 
-def test_a_folder_without_a_generator_says_what_it_holds(tmp_path: Path) -> None:
+def test_error_for_a_folder_without_a_generator_lists_its_contents(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(CheckpointError, match=r"has no generator\.safetensors \(it holds notes\.txt\)"):
         load_generator(tmp_path)
@@ -110,11 +110,11 @@ def test_predictor_of_another_generator(tmp_path: Path) -> None:
     file = tmp_path / "predictor.safetensors"
     save_tensors(file, {"a": torch.ones(1)}, kind="predictor", config={}, extra={"generator": "0" * 16})
     assert has_predictor(tmp_path, "0" * 16)
-    with pytest.raises(CheckpointError, match="was trained on generator '0000000000000000', and this one is 'ffff"):
+    with pytest.raises(CheckpointError, match="trained on generator '0000000000000000', but this generator is 'ffff"):
         has_predictor(tmp_path, "f" * 16)
 
 
-def test_learned_networks_come_back_frozen(tmp_path: Path, tiny_generator: Generator) -> None:
+def test_learned_networks_round_trip_and_are_frozen(tmp_path: Path, tiny_generator: Generator) -> None:
     nets, identity = tiny_nets(tiny_generator), fingerprint(tiny_generator.state_dict())
     save_learned(tmp_path, tiny_generator, nets)
     predictor, regularizer = load_predictor(tmp_path, identity), load_regularizer(tmp_path, identity)
@@ -130,41 +130,39 @@ def test_learned_networks_come_back_frozen(tmp_path: Path, tiny_generator: Gener
 def test_learned_networks_of_another_generator(tmp_path: Path, tiny_generator: Generator) -> None:
     save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator))
     for load in (load_predictor, load_regularizer):
-        with pytest.raises(CheckpointError, match=r"was trained on generator .*, and this one is 'ffffffffffffffff'"):
+        with pytest.raises(CheckpointError, match=r"trained on generator .*, but this generator is 'ffffffffffffffff'"):
             load(tmp_path, "f" * 16)
 
 
-def test_a_predictor_comes_with_the_regularizer_that_it_was_trained_with(
-    tmp_path: Path, tiny_generator: Generator
-) -> None:
-    """What its file says decides; where it says nothing, as older files do, what lies beside it."""
+def test_a_predictor_is_loaded_with_its_regularizer(tmp_path: Path, tiny_generator: Generator) -> None:
+    """The predictor's metadata decides. Older files lack the entry: then the files in the folder decide."""
     file, identity = tmp_path / "predictor.safetensors", fingerprint(tiny_generator.state_dict())
     joint = tmp_path / "regularizer.safetensors"
 
-    def note(**said: bool) -> None:
+    def set_metadata(**entries: bool) -> None:
         tensors, config, _ = load_tensors(file, kind="predictor")
-        save_tensors(file, tensors, kind="predictor", config=config, extra={"generator": identity, **said})
+        save_tensors(file, tensors, kind="predictor", config=config, extra={"generator": identity, **entries})
 
     save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator))
     for path in (tmp_path, file):
         assert load_learned(path, identity)[1] is not None
-    note()
+    set_metadata()
     assert load_learned(tmp_path, identity)[1] is not None
-    note(regularizer=False)
+    set_metadata(regularizer=False)
     assert load_learned(tmp_path, identity)[1] is None
     joint.unlink()
     assert load_learned(tmp_path, identity)[1] is None and has_predictor(tmp_path, identity)
-    note()
+    set_metadata()
     assert load_learned(tmp_path, identity)[1] is None and has_predictor(tmp_path, identity)
-    note(regularizer=True)
+    set_metadata(regularizer=True)
     for load in (load_learned, has_predictor):
         with pytest.raises(
-            CheckpointError, match=r"predictor\.safetensors' was trained together with a regularizer, and "
+            CheckpointError, match=r"predictor\.safetensors' was trained together with a regularizer, but "
         ):
             load(tmp_path, identity)
 
 
-def test_a_missing_predictor_names_the_command_that_makes_it(tiny_checkpoint: Path) -> None:
+def test_error_for_a_missing_predictor_names_the_training_command(tiny_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no predictor\.safetensors .*`autodrag train predictor`"):
         load_predictor(tiny_checkpoint, "0" * 16)
 
@@ -174,17 +172,17 @@ def test_a_missing_predictor_names_the_command_that_makes_it(tiny_checkpoint: Pa
     [
         (lambda t, c: t.pop("kind"), r"lacks the tensor 'kind' \(1 missing\)"),
         (lambda t, c: t.update(more=torch.ones(1)), r"unexpected tensor 'more' \(1 surplus\)"),
-        (lambda t, c: c.update(width=32), r"has shape \(.*\), expected \(.*\) by its config"),
+        (lambda t, c: c.update(width=32), r"has shape \(.*\), but its config requires \(.*\)"),
         (lambda t, c: c.update(width="16"), "has width = '16', expected"),
-        (lambda t, c: c.update(heads=3), "cannot be used: width 16 must be a multiple of heads 3"),
-        (lambda t, c: c.update(token_rows=0), "cannot be used: token_rows 0"),
-        (lambda t, c: c.update(speed=3), "unknown field 'speed'; known are"),
-        (lambda t, c: c.update(decoder_layers=10**9), "names 1000000000 decoder layers but does not hold them"),
+        (lambda t, c: c.update(heads=3), "is invalid: width 16 must be a multiple of heads 3"),
+        (lambda t, c: c.update(token_rows=0), "is invalid: token_rows 0"),
+        (lambda t, c: c.update(speed=3), "unknown field 'speed'; known fields are"),
+        (lambda t, c: c.update(decoder_layers=10**9), r"has decoder_layers = 1000000000, but the file holds only \d+"),
         (lambda t, c: c.update(w_dim=10**12), "describes no network|has shape"),
         (lambda t, c: c.update(variant="best"), "has variant = 'best', expected"),
     ],
 )
-def test_a_predictor_that_does_not_fit_its_config(
+def test_predictor_that_does_not_match_its_config(
     tmp_path: Path, tiny_generator: Generator, change: Any, message: str
 ) -> None:
     file = save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator)) / "predictor.safetensors"

@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, and the exit code of everything that can go wrong."""
+"""The command line: written files, messages, and exit codes of all errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def edit(**changes: Any) -> str:
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on standard error, which must start with `error: `."""
+    """The only line on standard error, which must start with `error: `."""
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
@@ -185,7 +185,7 @@ def test_latents_start_an_edit(drag: Callable[..., int], tmp_path: Path) -> None
             "the mask is False everywhere; set True where the image may change",
         ),
         (["--drag", "5,5:1,1", "--mask", "{tmp}/none.png"], "none.png' does not exist"),
-        (["--drag", "5,5:1,1", "--checkpoint", "nope"], "checkpoint 'nope' does not exist; there is"),
+        (["--drag", "5,5:1,1", "--checkpoint", "nope"], "checkpoint 'nope' does not exist; available:"),
         (["--drag", "5,5:1,1", "--checkpoint", "{tmp}/broken"], "is corrupt or truncated"),
         (
             ["--drag", "5,5:1,1", "--checkpoint", "{tmp}/foreign"],
@@ -246,7 +246,7 @@ def test_bad_input(
 
 
 def test_numbers_of_handles_and_targets_differ(drag: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    """On the command line a drag is a pair, so a lonely handle is not a drag at all."""
+    """On the command line a drag is a pair, so a handle without a target is not a drag."""
     assert drag("--drag", "1,2:") == 2
     assert said(capsys) == "error: '' is not a point; expected x,y in pixels, such as 60,70"
 
@@ -257,7 +257,7 @@ def test_target_on_handle_is_nothing_to_do(drag: Callable[..., int], capsys: pyt
     assert (captured.out, captured.err) == ("nothing to do: every handle already lies on its target\n", "")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root ignores file permissions")
 def test_a_folder_without_write_permission(
     drag: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,7 +318,7 @@ def test_interruption(
         (["drag", "--sede", "1"], "--sede is not an option of autodrag drag; did you mean --seed?"),
         (["drag", "--sede=1"], "--sede is not an option of autodrag drag; did you mean --seed?"),
         (["drag", "--xyzzy"], "--xyzzy is not an option of autodrag drag; see autodrag drag --help"),
-        (["drag", "stray"], "'stray' is one word too many; see autodrag drag --help"),
+        (["drag", "stray"], "unexpected argument 'stray'; see autodrag drag --help"),
         (["drag", "--seed"], "--seed: the value is missing; see autodrag drag --help"),
         (["drag", "--seed", "x"], "--seed 'x' cannot be read; expected a whole number"),
         (["drag", "--preset", "magic"], "--preset 'magic' is not known; expected one of default, draggan"),
@@ -339,7 +339,7 @@ def test_interruption(
         (["eval", "--pairs", "3"], "'3' is not known; expected one of landmarks, paired"),
     ],
 )
-def test_mistakes_give_one_sentence_with_a_hint(
+def test_usage_errors_give_one_sentence_with_a_hint(
     words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2
@@ -378,7 +378,7 @@ def batch(tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., int]:
 
 
 def statuses(folder: Path) -> list[str]:
-    """What became of each line, by summary.json."""
+    """Outcome of each line, from summary.json."""
     return [entry["status"] for entry in json.loads((folder / "summary.json").read_text())]
 
 
@@ -402,7 +402,7 @@ def test_a_bad_line_does_not_stop_the_rest(
         "line 2: the edit is not JSON: Expecting value at line 1, column 1",
         "line 4: handle 99,1 lies outside the image; x goes from 0 to 31, y from 0 to 31",
         "line 7: the edit is larger than the limit of 1048576 bytes",
-        "line 8: the edit: mask '../m.png' leaves its file's folder; expected a path relative to it",
+        "line 8: the edit: mask '../m.png' leaves the folder of the document; expected a path relative to that folder",
     ]
     assert captured.out == f"2 done, 0 kept from before, 1 with nothing to do, 4 failed; wrote {tmp_path / 'out'}\n"
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["00001", "00006", "summary.json"]
@@ -410,7 +410,7 @@ def test_a_bad_line_does_not_stop_the_rest(
     assert statuses(tmp_path / "out") == ["done", "failed", "failed", "nothing", "done", "failed", "failed"]
 
 
-def test_an_interrupted_batch_goes_on(
+def test_interrupted_batch_resumes(
     batch: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_refiner: FakeRefiner
 ) -> None:
     lines = [edit(seed=seed) for seed in range(4)]
@@ -424,7 +424,7 @@ def test_an_interrupted_batch_goes_on(
     assert batch(lines) == 130
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["00001", "00002"]
     monkeypatch.setattr(batch_command, "write_outcome", write_outcome)
-    (tmp_path / "out" / ".00003.deadbeef.tmp").mkdir()  # what a kill would leave
+    (tmp_path / "out" / ".00003.deadbeef.tmp").mkdir()  # as left behind by a killed process
     assert len(fake_refiner.calls) == 3
     assert batch(lines) == 0
     assert len(fake_refiner.calls) == 5  # only lines 3 and 4
@@ -450,7 +450,7 @@ def test_a_batch_removes_the_results_of_an_earlier_one(batch: Callable[..., int]
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["00001", "2024", "notes.txt", "summary.json"]
 
 
-def test_batches_that_do_nothing(batch: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batches_without_edits(batch: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert batch(["x", "y"]) == 2
     capsys.readouterr()
     assert batch(["", "  "]) == 2
@@ -499,15 +499,13 @@ def test_methods(
     assert np.array_equal(read_image(tmp_path / "again" / "after.png"), first)
 
 
-def test_an_animation_shows_what_the_predictor_did(learned: str, tmp_path: Path) -> None:
+def test_animation_of_a_prediction(learned: str, tmp_path: Path) -> None:
     words = ["--checkpoint", learned, *DRAG, "--method", "predict", "--device", "cpu"]
     assert main(["drag", *words, "--out", str(tmp_path)]) == 0
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted(FILES)
 
 
-def test_methods_and_rounds_that_cannot_be(
-    drag: Callable[..., int], learned: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_methods_and_rounds(drag: Callable[..., int], learned: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert drag(*DRAG, "--method", "predict") == 2
     assert "method 'predict' needs a predictor, and" in said(capsys)
     assert main(["drag", "--checkpoint", learned, *DRAG, "--rounds", "0", "--device", "cpu"]) == 2
@@ -520,7 +518,7 @@ def test_a_batch_with_a_predictor(batch: Callable[..., int], learned: str, tmp_p
     assert [result["edits"][0]["method"] for result in results] == ["predict", "both"]
 
 
-def test_the_method_of_a_batch_goes_before_its_lines(batch: Callable[..., int], learned: str, tmp_path: Path) -> None:
+def test_batch_option_overrides_the_method_of_lines(batch: Callable[..., int], learned: str, tmp_path: Path) -> None:
     lines = [edit(method="both"), edit()]
     assert batch(lines, "--checkpoint", learned) == 0
     assert batch(lines, "--checkpoint", learned, "--method", "predict") == 0
@@ -637,7 +635,7 @@ def test_demo(with_landmarks: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "landmark 'tail' is not known; expected one of nose, chin" in said(capsys)
 
 
-def test_a_landmark_is_dragged_by_its_name(with_landmarks: Path, drag: Callable[..., int], tmp_path: Path) -> None:
+def test_landmarks_can_be_dragged_by_name(with_landmarks: Path, drag: Callable[..., int], tmp_path: Path) -> None:
     words = ["--checkpoint", str(with_landmarks), "--seed", "7", "--drag", "1,1:2,2"]
     assert drag(*words, "--landmark", "chin:-3,+2") == 0
     first, second = json.loads((tmp_path / "out" / "result.json").read_text())["edits"][0]["points"]
@@ -646,7 +644,7 @@ def test_a_landmark_is_dragged_by_its_name(with_landmarks: Path, drag: Callable[
     assert np.allclose(moved, [-3, 2], atol=1e-4)
 
 
-def test_help_imports_neither_torch_nor_pydantic_and_pipes_may_close() -> None:
+def test_help_does_not_import_torch_and_survives_a_closed_pipe() -> None:
     listing = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "autodrag.cli", "--help"], capture_output=True, text=True, check=True
     )
@@ -668,7 +666,7 @@ def test_ctrl_c_ends_a_command_with_one_line(tmp_path: Path) -> None:
     assert (process.returncode, said.splitlines()[-1]) == (130, "interrupted")
 
 
-def test_an_error_is_one_line_whatever_its_text(
+def test_error_messages_are_printed_on_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> int:

@@ -1,4 +1,4 @@
-"""Config dataclasses from YAML and options: types, precedence, help, and one sentence for a mistake."""
+"""Config dataclasses from YAML and options: types, precedence, help texts and error messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Training:
     """
 
     folder: Path
-    """Where it writes."""
+    """Output folder."""
     lr: float = 1e-3
     """Learning rate."""
     seed: int | None = None
@@ -51,10 +51,10 @@ def read(*words: str) -> Training:
     return read_config(Training, "autodrag train net", words)
 
 
-def test_options_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+def test_precedence_of_options_file_and_defaults(tmp_path: Path) -> None:
     assert read("--folder", "runs/x") == Training(Path("runs/x"))
     file = tmp_path / "c.yaml"
-    file.write_text("folder: a\nlr: 2e-4\nnet: {names: [eye, ear]}\n")  # YAML 1.1 calls 2e-4 a string
+    file.write_text("folder: a\nlr: 2e-4\nnet: {names: [eye, ear]}\n")  # YAML 1.1 reads 2e-4 as a string
     assert read("--config", str(file)) == Training(Path("a"), 2e-4, None, net=Net(16, ("eye", "ear")))
     words = ["--config", str(file), "--net.width", "4", "--lr=-0", "--seed", "3"]
     assert read(*words) == Training(Path("a"), 0.0, 3, net=Net(4, ("eye", "ear")))
@@ -88,17 +88,17 @@ def test_hexadecimal_colours_are_no_comments() -> None:
         ("folder: a", ["--net.width", "0"], "width 0: expected at least 1"),
     ],
 )
-def test_mistakes(tmp_path: Path, document: str, words: list[str], sentence: str) -> None:
+def test_invalid_values(tmp_path: Path, document: str, words: list[str], sentence: str) -> None:
     (tmp_path / "c.yaml").write_text(document)
     with pytest.raises(AutodragError) as caught:
         read("--config", str(tmp_path / "c.yaml"), *words)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_help_is_made_from_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_generated_from_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--help")
-    said = " ".join(capsys.readouterr().out.split())
-    assert "A training. " in said and "More text" not in said
-    assert "--net.width INT Channels, 100 % of them. (default: 16)" in said
-    assert "--folder PATH Where it writes." in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "A training. " in output and "More text" not in output
+    assert "--net.width INT Channels, 100 % of them. (default: 16)" in output
+    assert "--folder PATH Output folder." in output

@@ -1,4 +1,4 @@
-"""Every file in configs/ parses into its typed config, and fits the generators that it is meant for."""
+"""Every file in configs/ parses into its typed config and is valid for its intended generators."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ KINDS = {
     "userlt": "UserLTTraining",
 }
 SIZES = [(256, 4), (512, 4), (1024, 4), (1024, 2)]
-"""Resolution, and width of the constant, of the generators that the papers use."""
+"""(resolution, base_width) of the generators used in the papers."""
 
 
 def command(file: Path) -> str:
-    """The training that a file is for. A variant is called generator-64.yaml."""
+    """The training command of a file. Variants have a suffix, such as generator-64.yaml."""
     name = file.stem.split("-")[0]
     return "predictor" if name == "large" else name
 
@@ -49,30 +49,30 @@ def parse(file: Path) -> Any:
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_it_parses_and_names_its_command(file: Path) -> None:
+def test_config_parses_and_its_comment_names_the_command(file: Path) -> None:
     config = parse(file)
     assert config.run.folder.parts[:2] == ("runs", file.parts[0].removesuffix(".yaml"))
     assert f"autodrag train {command(file)} --config configs/{file}" in (CONFIGS / file).read_text()
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if command(file) == "predictor"], ids=str)
-def test_a_first_training_counts_no_moments(file: Path) -> None:
-    """The price on moments slows the learning of moving points; it belongs in later stages."""
+def test_first_training_stage_has_no_moments_loss(file: Path) -> None:
+    """The moments loss slows down learning to move points, so only later stages use it."""
     config = parse(file)
     assert config.start is not None or config.training.stages[0].moments_weight == 0
 
 
 @pytest.mark.parametrize("name", ["large", "paper"])
 @pytest.mark.parametrize(("resolution", "base_width"), SIZES)
-def test_it_fits_published_generators(resolution: int, base_width: int, name: str) -> None:
-    """Networks are built and run on the meta device: shapes without numbers."""
+def test_config_is_valid_for_published_generators(resolution: int, base_width: int, name: str) -> None:
+    """Networks are built and run on the meta device, which computes only shapes."""
     config, restorer = parse(Path(f"{name}.yaml")), None
     with torch.device("meta"):
         generator = Generator(GeneratorConfig(resolution=resolution, base_width=base_width))
         if name == "paper":
             restorer = Regularizer(regularizer.fit(config.regularizer.net, generator))
         net = fit_predictor(config.net if name == "large" else config.predictor.net, generator)
-        assert (net.feature_channels, net.feature_height) == (256, 128)  # of the 6th block
+        assert (net.feature_channels, net.feature_height) == (256, 128)  # the 6th block
         latent = torch.zeros(1, generator.config.latent_layers, 512)
         maps, points = torch.zeros(1, 256, 128, 32 * base_width), torch.zeros(1, 3, 2)
         drags = DragBatch(points, points, torch.ones(1, 3, dtype=torch.bool))
@@ -80,7 +80,7 @@ def test_it_fits_published_generators(resolution: int, base_width: int, name: st
         assert edited.shape == (1, net.steps, *latent.shape[1:])
 
 
-def test_the_paper_preset_is_the_papers() -> None:
+def test_paper_config_has_the_values_of_the_paper() -> None:
     config = parse(Path("paper.yaml"))
     stage_1, stage_2 = config.regularizer, config.predictor
     assert (stage_1.net.encoder_layers, stage_1.net.decoder_layers, stage_1.net.variant) == (6, 6, "paper")
@@ -96,7 +96,7 @@ def test_the_paper_preset_is_the_papers() -> None:
     assert training.annealing_steps == 30 * 10_000 // training.batch
 
 
-def test_the_defaults_of_the_papers_training_are_those_of_its_config() -> None:
+def test_defaults_of_paper_training_equal_its_config_file() -> None:
     from autodrag.train.paper import PaperTraining
 
     config = parse(Path("paper.yaml"))

@@ -1,4 +1,4 @@
-"""Constants: the same tensor for the same arguments, usable in training, on the CPU unless told otherwise."""
+"""Cached constants: equal arguments give the same tensor, which can be used in training and lies on the CPU."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from torch import Tensor
 from autodrag.constant import collected, constant
 
 
-def test_a_constant_made_in_inference_mode_can_be_trained_with() -> None:
+def test_constant_created_in_inference_mode_supports_autograd() -> None:
     @constant
     def ramp(count: int, *, step: float = 1.0) -> Tensor:
-        """Numbers in a row."""
+        """An arithmetic sequence."""
         return torch.arange(count) * step
 
     with torch.inference_mode():
         first = ramp(3)
     assert ramp(3) is first and ramp(4).tolist() == [0.0, 1.0, 2.0, 3.0]
     assert ramp(3, step=2.0).tolist() == [0.0, 2.0, 4.0]
-    assert ramp.__doc__ == "Numbers in a row."
+    assert ramp.__doc__ == "An arithmetic sequence."
     weight = torch.ones(3, requires_grad=True)
     (ramp(3) * weight).sum().backward()
     assert weight.grad is not None and weight.grad.tolist() == [0.0, 1.0, 2.0]
 
 
-def test_used_constants_can_be_collected() -> None:
+def test_collected_constants() -> None:
     @constant
     def ones(count: int) -> Tensor:
         return torch.ones(count)
 
-    known = ones(1)
+    one = ones(1)
     with collected() as outer:
         two = ones(2)
         with collected() as inner:
             ones(1)
         ones(3)
     ones(4)
-    assert inner[0] is known and len(inner) == 1
+    assert inner[0] is one and len(inner) == 1
     assert outer[0] is two and len(outer) == 2
 
 
-def test_the_device_of_the_first_caller_does_not_matter() -> None:
+def test_device_context_of_the_first_call_is_ignored() -> None:
     @constant
     def ones(count: int) -> Tensor:
         return torch.ones(count)

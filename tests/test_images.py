@@ -1,4 +1,4 @@
-"""Image files and tensors: exact conversions, refusals, whole-file writing."""
+"""Image files and tensors: exact conversions, invalid files, atomic writing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
 
 
-def test_every_byte_survives_the_way_through_a_tensor() -> None:
+def test_uint8_tensor_round_trip_is_exact() -> None:
     bytes_ = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     assert np.array_equal(to_uint8(to_tensor(bytes_))[0], bytes_)
 
@@ -40,13 +40,13 @@ def test_png_round_trip(tmp_path: Path, picture: np.ndarray) -> None:
     assert np.array_equal(read_image(tmp_path / "new" / "a.png"), picture)
 
 
-def test_modes_become_rgb(tmp_path: Path, picture: np.ndarray) -> None:
+def test_image_modes_are_converted_to_rgb(tmp_path: Path, picture: np.ndarray) -> None:
     for mode in ("L", "RGBA", "P", "1", "LA"):
         Image.fromarray(picture).convert(mode).save(tmp_path / "a.png")
         assert read_image(tmp_path / "a.png").shape == (9, 13, 3)
 
 
-def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
+def test_16_bit_images_are_scaled(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 65535, 25700]], dtype=np.uint16)).save(tmp_path / "a.png")
     assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 255, 100]
 
@@ -58,7 +58,7 @@ def test_exif_rotation_is_applied(tmp_path: Path, picture: np.ndarray) -> None:
     assert read_image(tmp_path / "a.jpg").shape == (13, 9, 3)
 
 
-def test_what_is_not_an_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"hello")
     with pytest.raises(AutodragError, match="is not an image; expected PNG"):
         read_image(tmp_path / "a.png")
@@ -77,7 +77,7 @@ def test_truncated_images(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("side", [9_000, 100_000])
-def test_a_png_that_claims_to_be_enormous_is_not_decoded(tmp_path: Path, side: int) -> None:
+def test_png_header_with_an_enormous_size_is_refused(tmp_path: Path, side: int) -> None:
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
@@ -87,7 +87,7 @@ def test_a_png_that_claims_to_be_enormous_is_not_decoded(tmp_path: Path, side: i
         read_image(tmp_path / "a.png")
 
 
-def test_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_FILE_BYTES", 100)
     (tmp_path / "a.png").write_bytes(b"x" * 101)
     with pytest.raises(AutodragError, match="larger than the limit"):
@@ -103,7 +103,7 @@ def test_masks(tmp_path: Path) -> None:
 
 
 def frames(count: int = 5) -> list[np.ndarray]:
-    """Frames of odd size that grow brighter."""
+    """Frames of odd size with increasing brightness."""
     return [np.full((33, 47, 3), 40 * index, dtype=np.uint8) for index in range(count)]
 
 
@@ -127,10 +127,10 @@ def test_gif(tmp_path: Path) -> None:
         )
 
 
-def test_animations_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_animations(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match="has no frames"):
         write_animation(tmp_path / "a.gif", [])
-    with pytest.raises(AutodragError, match="several sizes"):
+    with pytest.raises(AutodragError, match="different sizes"):
         write_animation(tmp_path / "a.gif", [frames()[0], frames()[0][:4]])
     with pytest.raises(AutodragError, match=r"suffix '\.avi'; expected \.mp4 or \.gif"):
         write_animation(tmp_path / "a.avi", frames())
@@ -155,7 +155,7 @@ def test_no_mp4_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         write_animation(tmp_path / "a.mp4", frames())
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file_and_removes_the_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"old": 1})
     with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""The wheel: complete, small, and enough for a drag in an empty folder."""
+"""The wheel is complete and small, and can run a drag in an empty folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of a copy of the sources, built without the network."""
+    """A wheel built from a copy of the sources, without network access."""
     folder = tmp_path_factory.mktemp("wheel")
     sources = folder / "sources"
     sources.mkdir()
@@ -42,8 +42,8 @@ def test_every_package_is_listed() -> None:
     assert listed == found | {"autodrag.checkpoints"}
 
 
-def test_a_wheel_drags_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
-    """The unpacked wheel, without the clone: the default checkpoint comes with it."""
+def test_wheel_runs_a_drag_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    """The unpacked wheel contains the default checkpoint and works without the clone."""
     assert wheel.stat().st_size < 100e6
     site, empty = tmp_path / "site", tmp_path / "empty"
     zipfile.ZipFile(wheel).extractall(site)

@@ -1,4 +1,4 @@
-"""Independent tasks on several processes: the same results as in one, errors as one sentence, no process left."""
+"""Parallel tasks: same results as in one process, one-sentence errors, and no processes left running."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autodrag.parallel import TASKS_EACH, Engine, number_of_jobs, run_tasks
 
 
 def open_worker(folder: Path) -> Callable[[int], tuple[int, int, int]]:
-    """A worker that leaves a file for its process; it returns (task squared, process, threads of torch)."""
+    """A worker that returns (task squared, process id, number of torch threads). Each process creates one file."""
     import torch
 
     (folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
@@ -32,7 +32,7 @@ def open_worker(folder: Path) -> Callable[[int], tuple[int, int, int]]:
     return work
 
 
-def test_one_job_runs_here_and_in_order(tmp_path: Path) -> None:
+def test_one_job_runs_in_this_process_and_in_order(tmp_path: Path) -> None:
     results = list(run_tasks(partial(open_worker, tmp_path), range(4), jobs=1))
     assert [square for square, _, _ in results] == [0, 1, 4, 9]
     assert {process for _, process, _ in results} == {os.getpid()}
@@ -48,18 +48,18 @@ def test_two_jobs_run_every_task_once_in_two_processes(tmp_path: Path) -> None:
     assert not [process for process in processes if is_running(process)]
 
 
-def test_an_error_ends_the_run_with_its_sentence(tmp_path: Path) -> None:
+def test_worker_error_is_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match=r"^task 13 cannot be done; choose another$"):
         list(run_tasks(partial(open_worker, tmp_path), range(10, 30), jobs=2))
 
 
-def test_a_process_that_is_killed_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(AutodragError, match=r"stopped by the system, .*use fewer with --jobs"):
+def test_killed_process_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(AutodragError, match=r"the system stopped a worker process, .*use fewer processes with --jobs"):
         list(run_tasks(partial(open_worker, tmp_path), [14, 1, 2], jobs=2))
 
 
 def test_stopping_early_ends_the_processes(tmp_path: Path) -> None:
-    """As Ctrl-C does: the results so far are there, and no process keeps on working."""
+    """Closing the generator, as Ctrl-C does, stops the worker processes."""
     results = run_tasks(partial(open_worker, tmp_path), range(20, 1000), jobs=2)
     _, process, _ = next(results)
     assert isinstance(results, Iterator) and is_running(process)
@@ -109,7 +109,7 @@ def cluster() -> Iterator[None]:
         nodes.shutdown()
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.filterwarnings("ignore")  # warnings of Ray itself
 def test_a_cluster_of_two_nodes(cluster: None, tmp_path: Path) -> None:
     engine: Engine = "ray"
     jobs = number_of_jobs(None, 12, gpu=False, engine=engine)

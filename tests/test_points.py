@@ -1,4 +1,4 @@
-"""The coordinate rule against exact geometry."""
+"""The coordinate convention, checked against exact geometry."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def test_worked_values() -> None:
 
 
 @given(SIZES, SIZES, st.floats(-1, 600), st.floats(-1, 600))
-def test_rescaling_there_and_back(a: tuple[int, int], b: tuple[int, int], x: float, y: float) -> None:
+def test_rescaling_is_invertible(a: tuple[int, int], b: tuple[int, int], x: float, y: float) -> None:
     point = torch.tensor([[x, y]], dtype=torch.float64)
     assert torch.allclose(rescale(rescale(point, a, b), b, a), point, atol=1e-9)
 
 
 def identity_grid(height: int, width: int) -> torch.Tensor:
-    """A map whose value at a pixel is that pixel's own (x, y)."""
+    """A map whose value at each pixel is the pixel's (x, y)."""
     y, x = torch.meshgrid(torch.arange(height).double(), torch.arange(width).double(), indexing="ij")
     return torch.stack([x, y])[None]
 
@@ -39,19 +39,19 @@ def test_sampling_the_identity_grid_gives_the_point(x: float, y: float) -> None:
 
 @settings(deadline=None)
 @given(st.floats(2, 28), st.floats(2, 12))
-def test_sampling_a_smaller_map_follows_the_rule(x: float, y: float) -> None:
-    """A map of a third of the size, read at image points, gives the rescaled point."""
+def test_sampling_a_smaller_map_follows_the_convention(x: float, y: float) -> None:
+    """Sampling an identity grid of a third of the size at image points gives the rescaled points."""
     point = torch.tensor([[[x, y]]], dtype=torch.float64)
     found = sample(identity_grid(5, 10), point, (15, 30))[0, :, 0]
     assert torch.allclose(found, rescale(point[0, 0], (15, 30), (5, 10)), atol=1e-9)
 
 
-def test_outside_is_the_border() -> None:
+def test_points_outside_get_the_border_value() -> None:
     point = torch.tensor([[[-5.0, 100.0]]], dtype=torch.float64)
     assert sample(identity_grid(8, 8), point, (8, 8))[0, :, 0].tolist() == [0.0, 7.0]
 
 
-def test_sample_resized_is_resizing_then_reading() -> None:
+def test_sample_resized_equals_resizing_then_sampling() -> None:
     torch.manual_seed(0)
     maps = torch.randn(1, 3, 8, 8, dtype=torch.float64)
     image = (20, 28)
@@ -62,7 +62,7 @@ def test_sample_resized_is_resizing_then_reading() -> None:
     assert torch.allclose(sample(maps, whole, image), sample(big, whole, image), atol=1e-9)
 
 
-def test_sampling_has_the_gradient_of_bilinear_weights() -> None:
+def test_gradient_of_sampling_is_the_bilinear_weights() -> None:
     maps = torch.zeros(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     sample(maps, torch.tensor([[[1.25, 2.0]]], dtype=torch.float64), (4, 4)).sum().backward()
     assert maps.grad is not None
@@ -80,7 +80,7 @@ def test_disk_and_square() -> None:
 
 
 @pytest.mark.parametrize("size", [(4, 4), (16, 16), (2, 8)])
-def test_masks_keep_their_share(size: tuple[int, int]) -> None:
+def test_resized_masks_keep_their_coverage(size: tuple[int, int]) -> None:
     mask = torch.zeros(8, 8, dtype=torch.bool)
     mask[:, :4] = True
     share = resize_mask(mask, size)
@@ -89,8 +89,8 @@ def test_masks_keep_their_share(size: tuple[int, int]) -> None:
     assert float(share[0, 0]) == 1.0 and float(share[0, -1]) == 0.0
 
 
-def test_maps_side_by_side_keep_their_places() -> None:
-    """A ramp along x, in px of the image, reads the same from either map away from the border."""
+def test_side_by_side_aligns_maps() -> None:
+    """Away from the border, a ramp along x (px of the image) has the same values in both maps."""
     image = (16, 16)
     coarse = ((torch.arange(4.0) + 0.5) * 4 - 0.5).expand(1, 1, 4, 4)
     fine = ((torch.arange(8.0) + 0.5) * 2 - 0.5).expand(1, 2, 8, 8)

@@ -1,4 +1,4 @@
-"""Release files: round trips, and a clear refusal of every defect."""
+"""Release files: round trips, and error messages for invalid files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
 
 
-def test_tensors_config_and_extra_come_back(file: Path) -> None:
+def test_round_trip_of_tensors_config_and_extra(file: Path) -> None:
     tensors, config, extra = load_tensors(file, kind="thing")
     assert torch.equal(tensors["a"], torch.arange(6.0).view(2, 3))
     assert (config, extra) == ({"n": 1}, {"by": "test"})
@@ -48,7 +48,7 @@ def test_fp16_storage_is_read_as_fp32(tmp_path: Path) -> None:
     assert tensors["a"].dtype == torch.float32
 
 
-def test_parts_of_a_tensor_and_file_modes(tmp_path: Path) -> None:
+def test_views_of_a_tensor_and_file_mode(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4)
     path = tmp_path / "x.safetensors"
     save_tensors(path, {"row": whole[1], "column": whole[:, 1]}, kind="x", config={})
@@ -59,7 +59,7 @@ def test_parts_of_a_tensor_and_file_modes(tmp_path: Path) -> None:
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_integers_are_not_stored(tmp_path: Path) -> None:
+def test_integer_tensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match=r"tensor 'a' is torch\.int64; only fp16, bf16 and fp32"):
         save_tensors(tmp_path / "x.safetensors", {"a": torch.ones(2, dtype=torch.int64)}, kind="x", config={})
 
@@ -70,24 +70,24 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_another_kind(file: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds a 'thing', and a 'generator' was expected"):
+    with pytest.raises(CheckpointError, match="holds a 'thing'; expected a 'generator'"):
         load_tensors(file, kind="generator")
 
 
 def test_newer_format(file: Path) -> None:
     rewrite(file, lambda header: header["__metadata__"].update(autodrag_format="2"))
-    with pytest.raises(CheckpointError, match="has format '2', and this version reads format 1; upgrade autodrag"):
+    with pytest.raises(CheckpointError, match="has format '2', but this version reads format 1; upgrade autodrag"):
         load_tensors(file, kind="thing")
 
 
-def test_safetensors_of_somebody_else(tmp_path: Path) -> None:
+def test_safetensors_from_other_software(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="not autodrag's; convert its source"):
+    with pytest.raises(CheckpointError, match="autodrag did not write it; convert it"):
         load_tensors(tmp_path / "x.safetensors", kind="thing")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 40, -1])
-def test_truncation_at_any_place(file: Path, keep: int) -> None:
+def test_truncated_files(file: Path, keep: int) -> None:
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match="corrupt or truncated"):
         load_tensors(file, kind="thing")
@@ -103,7 +103,7 @@ def test_truncation_at_any_place(file: Path, keep: int) -> None:
         struct.pack("<Q", 19) + b'{"__metadata__":{}} ',
         struct.pack("<Q", 7) + b'{"a":1}',
     ],
-    ids=["length", "list", "binary", "nested", "surplus data", "no extent"],
+    ids=["length", "list", "binary", "nested", "surplus data", "no offsets"],
 )
 def test_hostile_headers(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / "x.safetensors").write_bytes(raw)
@@ -111,7 +111,7 @@ def test_hostile_headers(tmp_path: Path, raw: bytes) -> None:
         load_tensors(tmp_path / "x.safetensors", kind="thing")
 
 
-def test_a_huge_file_is_refused_before_it_is_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_size_limit_is_checked_before_reading(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(release, "MAX_FILE_BYTES", 10)
     with pytest.raises(CheckpointError, match="more than the limit of 10"):
         load_tensors(file, kind="thing")
@@ -123,7 +123,7 @@ def test_overlapping_extents(file: Path) -> None:
         load_tensors(file, kind="thing")
 
 
-def test_shape_that_does_not_fit_its_extent(file: Path) -> None:
+def test_shape_that_does_not_match_its_extent(file: Path) -> None:
     rewrite(file, lambda header: header["a"].update(shape=[2**40, 2**40]))
     with pytest.raises(CheckpointError, match="corrupt or truncated"):
         load_tensors(file, kind="thing")
@@ -135,7 +135,7 @@ def test_other_dtypes(file: Path) -> None:
         load_tensors(file, kind="thing")
 
 
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
+def test_nan_values_are_refused(tmp_path: Path) -> None:
     save_tensors(tmp_path / "x.safetensors", {"a": torch.tensor([1.0, float("nan")])}, kind="x", config={})
-    with pytest.raises(CheckpointError, match="tensor 'a' holds values that are not finite"):
+    with pytest.raises(CheckpointError, match="tensor 'a' contains NaN or infinite values"):
         load_tensors(tmp_path / "x.safetensors", kind="x")

@@ -2,13 +2,13 @@
 
     report = convert(Path("stylegan2-ffhq-512x512.pkl"), Path("checkpoints/ffhq"))
 
-Supported are NVIDIA's pickles (stylegan2-ada-pytorch, the StyleGAN2 of stylegan3, StyleGAN-Human), the legacy
-TensorFlow tuples (G, D, Gs), rosinality's `.pt`, and plain state dicts with NVIDIA's or rosinality's names. A file is
-recognised by its content, not by its name, and it is judged by its generator: other objects in it are ignored.
+Supported formats: NVIDIA's pickles (stylegan2-ada-pytorch, the StyleGAN2 of stylegan3, StyleGAN-Human), the legacy
+TensorFlow tuples (G, D, Gs), rosinality's `.pt`, and plain state dicts with NVIDIA's or rosinality's names. The format
+is detected from the content, not from the file name. Objects other than the generator are ignored.
 
-`archives` opens the container and `pickles` reads it as inert records. One of `nvidia`, `tensorflow` and
-`state_dicts` recognises the generator and renames its tensors. `matching` finds the config and compares every shape.
-Only then are tensors read, one at a time.
+`archives` opens the container and `pickles` reads it as inert records. `nvidia`, `tensorflow` or `state_dicts`
+recognises the generator and renames its tensors. `matching` infers the config and compares all shapes. Tensors are read
+last, one at a time.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ConversionReport:
 def convert(
     source: str | Path, out: str | Path, *, dtype: torch.dtype = torch.float32, overwrite: bool = False
 ) -> ConversionReport:
-    """Convert another project's generator to `out/generator.safetensors`, which is written completely or not at all.
+    """Convert another project's generator to `out/generator.safetensors`, atomically.
 
     Args:
         source: the checkpoint file.
@@ -92,7 +92,7 @@ def convert(
     if Path(out).is_file():
         raise CheckpointError(f"{str(out)!r} is a file, but {GENERATOR_FILE} needs a folder; give a folder")
     if path.exists() and not overwrite:
-        raise CheckpointError(f"{str(path)!r} exists already; give another folder or --overwrite")
+        raise CheckpointError(f"{str(path)!r} already exists; give another folder or --overwrite")
     try:
         with source.open("rb") as stream:
             size = source.stat().st_size
@@ -115,7 +115,7 @@ def convert(
 
 
 def recognise(value: Any) -> SourceGenerator:
-    """The generator in the value of a checkpoint file, recognised by its structure.
+    """Find the generator in the value of a checkpoint file, by its structure.
 
     Raises:
         CheckpointError: the value holds no generator of a known format.

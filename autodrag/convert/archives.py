@@ -1,7 +1,7 @@
-"""The containers of a checkpoint: a plain pickle, torch's zip archive, and torch's older stream of pickles.
+"""Containers of checkpoints: plain pickles, torch's zip archives, and torch's older streams of pickles.
 
-Layouts: torch/serialization.py (`_save` writes the zip, `_legacy_save` the stream). Inside NVIDIA's plain pickles,
-the argument of `torch.storage._load_from_bytes` is again such a stream, which holds one storage.
+Layouts: torch/serialization.py (`_save` writes the zip, `_legacy_save` the stream). In NVIDIA's plain pickles, the
+argument of `torch.storage._load_from_bytes` is such a stream with one storage.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STORAGE_DTYPES = {
     "UntypedStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# Files of other kinds that users often have instead: the first bytes, the name of the kind, the next step.
+# Other file types that users often give by mistake: first bytes, name of the type, next step.
 _OTHER_KINDS = (
     (
         rb"\s*<(!doctype|html|head|\?xml)",
@@ -63,7 +63,7 @@ _OTHER_KINDS = (
 
 @dataclass(frozen=True)
 class Storage:
-    """The numbers behind a tensor: `count` of type `dtype`. `locate()` gives their place in the file."""
+    """Storage of a tensor: `count` values of type `dtype`. `locate()` gives their byte range in the file."""
 
     key: str
     dtype: torch.dtype
@@ -72,7 +72,7 @@ class Storage:
 
 
 def read_archive(data: Range) -> Any:
-    """The value in a checkpoint file, as inert data (see `unpickle`), from any of the three containers."""
+    """Read a checkpoint file in any of the three containers as inert data (see `unpickle`)."""
     head = data.read(0, min(data.length, 4096))
     if not head:
         raise CheckpointError("this file is empty (0 bytes); download it again")
@@ -86,7 +86,7 @@ def read_archive(data: Range) -> Any:
 
 def _other_kind(head: bytes) -> str:
     if b'"autodrag_format"' in head:
-        return "this is a safetensors file that autodrag wrote; it needs no conversion: use it as it is"
+        return "this is a safetensors file that autodrag wrote; it needs no conversion, use it directly"
     for start, kind, step in _OTHER_KINDS:
         if re.match(start, head, re.IGNORECASE):
             return f"this is {kind}, not a checkpoint; {step}"
@@ -97,7 +97,7 @@ def _other_kind(head: bytes) -> str:
 
 
 def read_legacy(data: Range, *, max_steps: int = MAX_STEPS) -> Any:
-    """The value in a stream that torch.save wrote before version 1.6, and that NVIDIA's pickles contain."""
+    """Read a stream of torch.save before version 1.6. NVIDIA's pickles contain such streams too."""
     found: dict[str, Storage] = {}
     places: dict[str, Range] = {}
 
@@ -116,18 +116,18 @@ def read_legacy(data: Range, *, max_steps: int = MAX_STEPS) -> Any:
         value, position = unpickle(data, position, max_steps=max_steps)
         header.append(value)
     if not _is_magic(header[0]) or header[1] != LEGACY_PROTOCOL:
-        raise CheckpointError("damaged torch data: its header is not the one of torch.save; download it again")
+        raise CheckpointError("damaged torch data: torch.save did not write its header; download it again")
     if isinstance(header[2], dict) and header[2].get("little_endian") is False:
         raise CheckpointError(_BIG_ENDIAN)
     value, position = unpickle(data, position, persistent, max_steps=max_steps)
     keys, position = unpickle(data, position, max_steps=max_steps)
     for key in keys if isinstance(keys, list) else [None]:
         if not isinstance(key, str) or key not in found or key in places:
-            raise CheckpointError("damaged torch data: its list of storages does not fit; download it again")
+            raise CheckpointError("damaged torch data: its list of storages is inconsistent; download it again")
         (count,) = struct.unpack("<q", data.read(position, 8))
         if count != found[key].count:
             raise CheckpointError(
-                f"damaged torch data: a storage of {count} numbers, but {found[key].count} were expected; "
+                f"damaged torch data: a storage has {count} values, but {found[key].count} were expected; "
                 "download it again"
             )
         size = count * found[key].dtype.itemsize
@@ -137,7 +137,7 @@ def read_legacy(data: Range, *, max_steps: int = MAX_STEPS) -> Any:
 
 
 def read_nested(data: Range) -> Any:
-    """The storage that torch.save wrote into bytes inside a pickle: `read_legacy` with a lower limit of steps."""
+    """Read a storage that torch.save wrote into bytes inside a pickle: `read_legacy` with a lower step limit."""
     return read_legacy(data, max_steps=_NESTED_STEPS)
 
 
@@ -147,7 +147,7 @@ def _read_zip(data: Range) -> Any:
             entries = {info.filename: info for info in archive.infolist()}
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile raises many kinds for damaged archives
+    except Exception as error:  # zipfile raises many exception types for damaged archives
         raise CheckpointError("this zip archive is truncated or damaged; download it again") from error
     roots = [name[: -len("data.pkl")] for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(roots) != 1:
@@ -168,7 +168,7 @@ def _read_zip(data: Range) -> Any:
                 f"{name[:100]!r} in the torch archive is compressed, but torch.save does not compress; "
                 "give the file as torch.save wrote it"
             )
-        header = data.read(info.header_offset, 30)  # the local header has a name and an extra field of its own
+        header = data.read(info.header_offset, 30)  # lengths differ from those in the central directory
         name_size, extra_size = struct.unpack("<HH", header[26:30])
         return data.part(info.header_offset + 30 + name_size + extra_size, info.file_size)
 
@@ -194,7 +194,7 @@ def _storage(pid: Any, locate: Callable[[str], Range]) -> Storage | None:
 
 
 class _Bounded:
-    """A file for zipfile with bounded reads, because zipfile reads a central directory of any size at once."""
+    """A file object for zipfile that limits reads, because zipfile reads a central directory of any size at once."""
 
     def __init__(self, data: Range) -> None:
         self.file = data.file

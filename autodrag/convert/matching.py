@@ -1,7 +1,7 @@
-"""From another project's tensors to ours: read the config from their shapes, compare strictly, load lazily.
+"""Match tensors of other projects to our network: infer the config from shapes, compare strictly, load lazily.
 
-Names and shapes are those of autodrag.nets.stylegan2, which are NVIDIA's (stylegan2-ada-pytorch). Shapes are
-compared on the meta device, so no weight is read from the file before every shape fits.
+Names and shapes are those of autodrag.nets.stylegan2, which equal NVIDIA's (stylegan2-ada-pytorch). Shapes are compared
+on the meta device, so no weights are read from the file before all shapes match.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autodrag.convert.tensors import StoredTensor
 from autodrag.errors import CheckpointError
 from autodrag.nets.stylegan2 import Generator, GeneratorConfig, seed_z
 
-AVERAGE_SEEDS = 4096  # latents that rosinality's own scripts average if a checkpoint stores no mean
+AVERAGE_SEEDS = 4096  # number of latents that rosinality's scripts average if a checkpoint has no mean latent
 BLOCKS = tuple(4 << k for k in range(9))  # heights of the blocks, 4 to 1024 px
 MAX_MAPPING_LAYERS = 64  # every published network has 8
 _NOISE = ("noise_const", "noise_strength")
@@ -33,7 +33,7 @@ Change = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of the source: its name there, its place in the file, and the change of layout to ours."""
+    """One tensor of the source: its name, its location in the file, and the conversion to our layout."""
 
     name: str
     stored: StoredTensor
@@ -41,14 +41,14 @@ class Weight:
 
     @property
     def shape(self) -> Shape | None:
-        """Shape in our layout, found without reading the tensor. None if the change does not fit the tensor."""
+        """Shape in our layout, without reading the tensor. None if the conversion fails for this shape."""
         try:
             return tuple(self._changed(torch.empty(self.stored.shape, device="meta")).shape)
         except (RuntimeError, IndexError):
             return None
 
     def read(self) -> Tensor:
-        """The tensor in our layout and the source's precision."""
+        """Read the tensor in our layout and the source's precision."""
         return self._changed(self.stored.read()).contiguous()
 
     def _changed(self, tensor: Tensor) -> Tensor:
@@ -57,12 +57,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class SourceGenerator:
-    """A recognised generator: its tensors under our names, and the settings that shapes do not show."""
+    """A recognised generator: its tensors under our names, and settings that cannot be inferred from shapes."""
 
     format: str
     """Name of the source's format, for reports."""
     weights: Mapping[str, Weight]
-    """Our tensor name → the source's tensor. A name that ours does not have is an error."""
+    """The source's tensors by our tensor name. Names that our network does not have are errors."""
     z_dim: int | None = None
     """Length of z, if the source states it."""
     conv_clamp: float | None = None
@@ -70,15 +70,15 @@ class SourceGenerator:
     mapping_lr_multiplier: float = 0.01
     """Learning-rate multiplier of the mapping layers."""
     without_noise: bool = False
-    """The network has no noise inputs: ours get zeros."""
+    """The network has no noise inputs; our noise tensors are set to zero."""
     without_average: bool = False
-    """The file stores no mean latent: it is computed."""
+    """The file has no mean latent; it is computed."""
     source_names: Mapping[str, str] = field(default_factory=dict)
-    """Our tensor name → the source's name, for errors. Missing entries have the same name."""
+    """The source's tensor names by our tensor name, for errors. Missing entries have the same name."""
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """Our tensors, read on access and not cached, so that only one is in memory."""
+    """Our tensors, read on access and not cached, so that only one tensor is in memory."""
 
     def __init__(
         self, readers: Mapping[str, Callable[[], Tensor]], shapes: Mapping[str, Shape], dtype: torch.dtype
@@ -89,9 +89,9 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.readers[name]().to(self.dtype)
-        if not all(math.isfinite(bound) for bound in tensor.aminmax()):  # with a NaN, both bounds are NaN
+        if not all(math.isfinite(bound) for bound in tensor.aminmax()):  # a NaN makes both bounds NaN
             raise CheckpointError(
-                f"{name!r} holds values that are not finite in {self.dtype}; "
+                f"{name!r} contains values that are not finite in {self.dtype}; "
                 "convert to float32, or download the file again"
             )
         return tensor
@@ -104,10 +104,10 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 def read_config(source: SourceGenerator) -> GeneratorConfig:
-    """The architecture that the shapes of the tensors show.
+    """Infer the architecture from the shapes of the tensors.
 
-    Sizes are decided by majority, so that a single tensor of a wrong shape is named by `match` and does not change
-    the config.
+    Sizes are decided by majority. A single tensor with a wrong shape therefore does not change the config, and `match`
+    reports it.
     """
     shapes = {name: weight.shape or () for name, weight in source.weights.items()}
     matches = (re.match(r"synthesis\.b(\d{1,6})\.conv1\.", name) for name in shapes)
@@ -126,7 +126,7 @@ def read_config(source: SourceGenerator) -> GeneratorConfig:
         if count != (expected := min(channel_base // r, channel_max)):
             raise CheckpointError(
                 f"the {r} px block has {count} channels, but min({channel_base} / {r}, {channel_max}) = {expected} "
-                "were expected; give a generator with StyleGAN2's rule of channels"
+                "were expected; give a generator with StyleGAN2's numbers of channels"
             )
     embed = size(r"mapping\.embed\.(weight|bias)", 0, 0)
     layers = [i for i in range(MAX_MAPPING_LAYERS) if f"mapping.fc{i}.weight" in shapes]
@@ -156,12 +156,12 @@ def read_config(source: SourceGenerator) -> GeneratorConfig:
 
 
 def match(source: SourceGenerator, config: GeneratorConfig, *, available: int, dtype: torch.dtype) -> LazyTensors:
-    """Compare the source's tensors with our network's and return ours, not yet read.
+    """Compare the source's tensors with our network, and return our tensors, which are read on access.
 
     Args:
         source: the recognised generator.
         config: result of `read_config`.
-        available: bytes in the file. Tensors that need more share bytes, which no real file does.
+        available: size of the file in bytes. Tensors that need more memory share bytes, which is invalid.
         dtype: type of our tensors.
 
     Raises:
@@ -201,7 +201,7 @@ def match(source: SourceGenerator, config: GeneratorConfig, *, available: int, d
 
 
 def check_filter(stored: StoredTensor, name: str, gain: float = 1.0) -> None:
-    """Refuse a resampling filter other than [1, 3, 3, 1], the only one of our network."""
+    """Raise CheckpointError for a resampling filter other than [1, 3, 3, 1], which our network uses."""
     if stored.shape != (4, 4) or not torch.allclose(stored.read().float(), _FIR * gain, atol=_FIR_TOLERANCE):
         raise CheckpointError(
             f"{name!r} is a resampling filter of shape {stored.shape}, but StyleGAN2's [1, 3, 3, 1] was expected; "
@@ -212,13 +212,13 @@ def check_filter(stored: StoredTensor, name: str, gain: float = 1.0) -> None:
 def check_settings(
     settings: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], known: Container[str], name: str = ""
 ) -> None:
-    """Refuse settings that change the image in a form that our network does not have.
+    """Raise CheckpointError for settings with an effect on images that our network does not support.
 
     Args:
-        settings: arguments that the network was built with.
-        fixed: setting → the values that our network supports.
-        known: settings that the tensors show, or that do not change images.
-        name: prefix of the settings in the error.
+        settings: constructor arguments of the network.
+        fixed: supported values by setting.
+        known: settings that are inferred from tensors or do not change images.
+        name: prefix of the settings in errors.
     """
     for key, value in settings.items():
         if value and key not in known and key not in fixed:
@@ -238,7 +238,7 @@ def check_settings(
 
 
 def positive(value: float | None, name: str) -> float:
-    """`value` if it is a positive finite number."""
+    """Return `value` if it is a positive finite number; otherwise raise CheckpointError."""
     if value is None or not 0 < value < 1e9:
         raise CheckpointError(f"its {name} is {value}, but a positive number was expected; download the file again")
     return value
@@ -255,7 +255,7 @@ def _more(names: list[str]) -> str:
 
 
 def _average(config: GeneratorConfig, weights: Mapping[str, Weight]) -> Tensor:
-    """The mean of w over the first seeds, the same on every machine."""
+    """Mean of w over the first seeds, equal on all machines."""
     with torch.device("meta"):
         mapping = Generator(config).mapping
     tensors = {"w_avg": torch.zeros(config.w_dim)}

@@ -1,10 +1,10 @@
 """NVIDIA's PyTorch pickles: stylegan2-ada-pytorch, the StyleGAN2 of stylegan3, StyleGAN-Human and DragGAN's variants.
 
-Facts: torch_utils/persistence.py pickles a module as a call of `_reconstruct_persistent_obj` with a table of
-`class_name`, `module_src` (source code, which NVIDIA's loader executes and this one ignores) and `state`, the module's
-attributes. training/networks.py and networks_stylegan2.py name the tensors. StyleGAN-Human differs in the width of
-its constant, (C, 4, 2). DragGAN's generators add `resize`, and StyleGAN-Human's `padding`, which change the image
-after synthesis.
+torch_utils/persistence.py pickles a module as a call of `_reconstruct_persistent_obj` with a dict of `class_name`,
+`module_src` (source code, which NVIDIA's loader executes and this module ignores) and `state`, the module's attributes.
+training/networks.py and networks_stylegan2.py define the tensor names. StyleGAN-Human has a constant of shape
+(C, 4, 2). DragGAN's generators have the setting `resize`, and StyleGAN-Human's the setting `padding`; both change the
+image after synthesis.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from autodrag.errors import CheckpointError
 
 MAX_MODULES = 1_000  # a 1024 px generator has 90
 _GENERATOR = ("mapping", "synthesis")
-# Arguments of the constructors that change the image, with the values that our network supports...
+# Constructor arguments that change the image, with the supported values.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "img_channels": (3,),
     "activation": ("lrelu",),
     "resample_filter": ([1, 3, 3, 1],),
     "kernel_size": (3,),
 }
-# ...and those that shapes or attributes show, or that matter only for training or speed.
+# Constructor arguments that are inferred from shapes or attributes, or that affect only training or speed.
 _KNOWN = (
     "z_dim c_dim w_dim img_resolution channel_base channel_max num_fp16_res conv_clamp architecture "
     "use_noise num_layers embed_features layer_features lr_multiplier w_avg_beta num_ws square resize "
@@ -35,7 +35,7 @@ _KNOWN = (
 
 
 def recognise(value: Any) -> Record | None:
-    """The averaged generator's record, or None if the value holds none."""
+    """The averaged generator's record, or None if there is none."""
     if not isinstance(value, dict):
         return value if _state(value) is not None and isinstance(value, Record) else None
     network = value.get("G_ema")
@@ -52,7 +52,7 @@ def read(network: Record) -> SourceGenerator:
     """The generator's tensors and settings.
 
     Raises:
-        CheckpointError: the network is not a StyleGAN2 generator, or has a setting that ours does not support.
+        CheckpointError: the network is not a StyleGAN2 generator, or has an unsupported setting.
     """
     modules = _modules(network)
     tensors = _tensors(modules)
@@ -87,7 +87,7 @@ def read(network: Record) -> SourceGenerator:
 
 
 def read_tensors(tensors: dict[str, StoredTensor]) -> dict[str, Weight]:
-    """The weights among a generator's tensors, after checks of their names and of the resampling filters."""
+    """Check the names and resampling filters of a generator's tensors, and return the weights."""
     stylegan3 = sorted(name for name in tensors if re.match(r"synthesis\.(L\d+_\d+_\d+|input)\.", name))
     if stylegan3:
         raise CheckpointError(f"this is a StyleGAN3 network (it has {stylegan3[0]!r}); give a StyleGAN2 one")
@@ -104,7 +104,7 @@ def read_tensors(tensors: dict[str, StoredTensor]) -> dict[str, Weight]:
 
 
 def _check_arguments(state: dict[str, Any], tensors: dict[str, StoredTensor]) -> None:
-    """Refuse constructor arguments with an effect on the image that tensors and attributes do not show."""
+    """Raise CheckpointError for unsupported constructor arguments that change the image."""
     arguments = state.get("_init_kwargs")
     arguments = arguments if isinstance(arguments, dict) else {}
     groups = {
@@ -133,7 +133,7 @@ def _check_arguments(state: dict[str, Any], tensors: dict[str, StoredTensor]) ->
 
 
 def _state(value: Any) -> dict[str, Any] | None:
-    """The attributes of a pickled module: of NVIDIA's persistent kind, or of torch's own."""
+    """Attributes of a pickled module, either one of NVIDIA's persistent classes or a plain torch module."""
     if not isinstance(value, Record):
         return None
     state = value.state
@@ -144,7 +144,7 @@ def _state(value: Any) -> dict[str, Any] | None:
 
 
 def _modules(network: Record) -> dict[str, dict[str, Any]]:
-    """Path → attributes of every module of the generator. The path "" is the generator itself."""
+    """Attributes of all modules of the generator, by path. The path "" is the generator itself."""
     modules: dict[str, dict[str, Any]] = {}
     pending: list[tuple[str, Any, int]] = [("", network, 0)]
     while pending:
@@ -166,7 +166,7 @@ def _modules(network: Record) -> dict[str, dict[str, Any]]:
 
 
 def _tensors(modules: dict[str, dict[str, Any]]) -> dict[str, StoredTensor]:
-    """Name → tensor of all parameters and buffers."""
+    """All parameters and buffers, by name."""
     tensors: dict[str, StoredTensor] = {}
     for path, state in modules.items():
         for table in (state.get("_parameters"), state.get("_buffers")):

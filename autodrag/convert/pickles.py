@@ -1,10 +1,11 @@
-"""Read pickles as inert data. Nothing is imported and nothing is called, so no code in a file can run.
+"""Read pickles as inert data. Nothing is imported or called, so no code in a file can run.
 
 A pickle is a program for a stack machine (opcodes: CPython's Lib/pickletools.py, PEP 307, 3154 and 574). Python's
-machine imports and calls whatever the program names. This machine keeps a name as a `Global` and a call as a
-`Record`, for any class. The converters look for the few records that they know and ignore the others.
+machine imports and calls the names in the program. This machine represents a name as a `Global` and a call as a
+`Record` instead. The converters look for the records that they know and ignore all others.
 
-Memory is bounded: long bytes and long text stay in the file as a `Range`; steps and short text are counted.
+Memory is bounded: long bytes and text stay in the file as a `Range`, and the number of steps and the total length of
+short text are limited.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from typing import Any
 from autodrag.errors import CheckpointError
 
 MAX_STEPS = 500_000  # NVIDIA's pickle of G, D, G_ema and augmentation at 1024 px takes about 43,000
-MAX_TEXT = 16 * 2**20  # total bytes of short text
+MAX_TEXT = 16 * 2**20  # maximum total length of short text, bytes
 SHORT_TEXT = 4096  # bytes; longer text, such as source code, is not decoded
-MAX_LINE = 1024  # bytes of a global name
+MAX_LINE = 1024  # maximum length of a global name, bytes
 _CHUNK = 64 * 1024
 _TABLES = {"collections.OrderedDict", "dnnlib.EasyDict", "dnnlib.util.EasyDict"}
 
@@ -36,7 +37,7 @@ class Range:
     length: int
 
     def read(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`. Raises CheckpointError if the range ends before."""
+        """Read `count` bytes from `offset`. Raises CheckpointError if the range is too short."""
         self._check(offset, count)
         self.file.seek(self.start + offset)
         data = self.file.read(count)
@@ -45,14 +46,14 @@ class Range:
         return data
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from `offset` without a second copy."""
+        """Fill `buffer` from `offset` without another copy."""
         self._check(offset, len(buffer))
         self.file.seek(self.start + offset)
         if self.file.readinto(buffer) != len(buffer):
             raise truncated(self.start + offset)
 
     def part(self, offset: int, count: int) -> Range:
-        """The range of `count` bytes at `offset`, which must lie in this range."""
+        """The range of `count` bytes at `offset`, which must lie within this range."""
         self._check(offset, count)
         return Range(self.file, self.start + offset, count)
 
@@ -109,9 +110,9 @@ def truncated(position: int) -> CheckpointError:
 
 
 class Latin1Range(Range):
-    """Bytes that pickle protocol 2 wrote as UTF-8 text, one character for each byte.
+    """Bytes that pickle protocol 2 wrote as UTF-8 text, one character per byte.
 
-    `length` is that of the text, an upper bound; fewer bytes show in reading.
+    `length` is the length of the text, an upper bound of the number of bytes.
     """
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -123,7 +124,7 @@ class Latin1Range(Range):
             try:
                 decoded = decoder.decode(self.read(start, min(_CHUNK, self.length - start))).encode("latin-1")
             except UnicodeError as error:
-                raise CheckpointError("damaged array: its text does not stand for bytes; download it again") from error
+                raise CheckpointError("damaged array: its text does not encode bytes; download it again") from error
             count = min(len(decoded), len(buffer) - filled)
             buffer[filled : filled + count] = decoded[:count]
             filled += count
@@ -143,7 +144,7 @@ def unpickle(
     Args:
         data: bytes that contain the pickle.
         position: first byte of the pickle.
-        persistent: turns a persistent id (torch's reference to a storage) into a value.
+        persistent: converts a persistent id (torch's reference to a storage) to a value.
         max_steps: maximum number of opcodes.
 
     Returns:
@@ -179,7 +180,7 @@ class _Machine:
         operations = self.operations()
         for _ in range(max_steps):
             start = self.position - self.buffer_start
-            code = self.buffer[start : start + 1]  # the same as take(1), without a call for every step
+            code = self.buffer[start : start + 1]  # equals take(1), but without a function call per step
             if code:
                 self.position += 1
             else:
@@ -198,7 +199,7 @@ class _Machine:
         )
 
     def operations(self) -> dict[bytes, Callable[[], Any]]:
-        """Opcode → its effect on the stack."""
+        """Map opcodes to their effects on the stack."""
         push, unsigned, memo = self.stack.append, self.unsigned, self.memo
         return {
             pickle.NONE: lambda: push(None),
@@ -278,7 +279,7 @@ class _Machine:
         return int.from_bytes(self.take(count), "little")
 
     def skip(self, count: int) -> Range:
-        """Move past `count` bytes and return where they are."""
+        """Skip `count` bytes and return their range."""
         part = self.data.part(self.position, count)
         self.position += count
         return part
@@ -303,7 +304,7 @@ class _Machine:
         return line.decode("utf-8")
 
     def last(self, count: int) -> list[Any]:
-        """Pop the top `count` values, all of them above the last mark."""
+        """Pop the top `count` values, which must lie above the last mark."""
         floor = len(self.stack) - count
         if floor < (self.marks[-1] if self.marks else 0):
             raise IndexError
@@ -315,14 +316,14 @@ class _Machine:
         return self.last(len(self.stack) - self.marks.pop())
 
     def extend(self, values: list[Any]) -> None:
-        """Add items to a list. The items of other classes are ignored."""
+        """Add items to a list. Items of other containers are ignored."""
         if isinstance(self.stack[-1], list):
             self.stack[-1].extend(values)
         elif not isinstance(self.stack[-1], Record):
             raise TypeError
 
     def update(self, pairs: list[Any]) -> None:
-        """Add items to a table. Only plain keys are stored: hashing nested tuples can take exponential time."""
+        """Add items to a dict. Only plain keys are stored, because hashing nested tuples can take exponential time."""
         table = self.stack[-1]
         if len(pairs) % 2 or not isinstance(table, (dict, Record)):
             raise TypeError
@@ -338,7 +339,7 @@ def _name(module: Any, attribute: Any) -> Global:
 
 
 def _call(source: Any, args: Any) -> Any:
-    """The record of a call. A call of a table class without arguments is an empty dict."""
+    """The record of a call. Calling a dict class without arguments gives an empty dict."""
     if not isinstance(source, (Global, Record)) or not isinstance(args, tuple):
         raise TypeError
     return {} if not args and isinstance(source, Global) and str(source) in _TABLES else Record(source, args)

@@ -1,10 +1,11 @@
 """State dicts with rosinality's or NVIDIA's names, plain or inside a training checkpoint.
 
-Facts: rosinality/stylegan2-pytorch, model.py (names) and convert_weight.py (their relation to NVIDIA's). There,
-convolutions have a leading 1 and NVIDIA's orientation, style.0 is the normalisation of z, and z is as long as w.
+rosinality/stylegan2-pytorch defines the names in model.py and their relation to NVIDIA's in convert_weight.py.
+Convolution weights have an additional leading dimension of 1, style.0 is the normalisation of z, and z has the length
+of w.
 
-A generator is found by its tensor names. Everything before these names is a prefix (`module.`, `g_ema.`, ...). A
-state dict holds no settings, so NVIDIA's defaults apply: no clamp and a mapping multiplier of 0.01.
+A generator is found by its tensor names. The text before these names is a prefix (`module.`, `g_ema.`, ...). A state
+dict has no settings, so NVIDIA's defaults apply: no clamp and a mapping multiplier of 0.01.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from autodrag.convert.matching import BLOCKS, MAX_MAPPING_LAYERS, Change, Source
 from autodrag.convert.tensors import MAX_TENSORS, as_tensor, require_tensor
 from autodrag.errors import CheckpointError
 
-MAX_NAMES = 500_000  # entries of tables that are searched; a table may occur in several others
-MAX_GENERATORS = 9  # prefixes of a table that are considered; more than one is an error already
-# The start of a tensor name, after its prefix, that only a generator has. The second includes StyleGAN3's names.
+MAX_NAMES = 500_000  # maximum number of dict entries that are searched; a dict may occur in several others
+MAX_GENERATORS = 9  # maximum number of prefixes per dict; more than one generator is an error
+# Tensor names, after the prefix, that only a generator has. The second pattern includes names of StyleGAN3.
 _ROSINALITY = re.compile(r"(?:.*?\.)??(?=(to_rgb1|to_rgbs\.\d+|convs\.\d+\.conv|input\.input)\b)")
 _NVIDIA = re.compile(r"(?:.*?\.)??(?=synthesis\.(b\d+|L\d+_\d+_\d+|input)\.)")
 _KERNEL = re.compile(r"(convs\.\d+\.conv\.blur|to_rgbs\.\d+\.upsample)\.kernel")
-# Our tensor name → the change of rosinality's layout; the first match counts.
+# Conversions of rosinality's layout by pattern of our tensor name; the first match counts.
 _CHANGES: tuple[tuple[str, Change], ...] = (
     (r".*(conv\d|torgb)\.weight|.*\.const|.*\.noise_strength", lambda t: t.squeeze(0)),
     (r".*\.noise_const", lambda t: t.squeeze(0).squeeze(0)),
@@ -36,7 +37,7 @@ _CHANGES: tuple[tuple[str, Change], ...] = (
 
 
 def _names() -> dict[str, str]:
-    """rosinality's tensor name → ours, for every size."""
+    """Map rosinality's tensor names to ours, for all sizes."""
     names = {"input.input": "synthesis.b4.const", "latent_avg": "mapping.w_avg"}
     for index in range(MAX_MAPPING_LAYERS):
         for part in ("weight", "bias"):
@@ -68,20 +69,20 @@ class StateDict:
     """A generator's state dict inside a file."""
 
     place: str
-    """Keys and prefix that lead to the tensors, such as `state_dict.generator`; empty at the top of the file."""
+    """Keys and prefix of the tensors, such as `state_dict.generator`; empty at the top level of the file."""
     tensors: dict[str, Any]
-    """Tensor name without the prefix → the tensor's record."""
+    """Records of the tensors, by name without the prefix."""
     average: Any
-    """rosinality's `latent_avg` beside the state dict, if there is one."""
+    """rosinality's `latent_avg`, which is stored next to the state dict; None if it is missing."""
     nvidia: bool
     """True for NVIDIA's names, False for rosinality's."""
 
 
 def recognise(value: Any) -> StateDict | None:
-    """The state dict of the averaged generator, or None if the value holds no generator.
+    """The state dict of the averaged generator, or None if there is no generator.
 
     Raises:
-        CheckpointError: it holds several generators without a single average, or only one in training.
+        CheckpointError: there are several generators and no unique average, or only a generator without average.
     """
     found = list(_search(value))
     averaged = [state for state in found if re.search("ema|average", state.place, re.IGNORECASE)]
@@ -104,7 +105,7 @@ def read(state: StateDict) -> SourceGenerator:
     """The generator's tensors.
 
     Raises:
-        CheckpointError: an entry is not a tensor, or a filter is not the one of our network.
+        CheckpointError: an entry is not a tensor, or a resampling filter is not supported.
     """
     if len(state.tensors) > MAX_TENSORS:
         raise CheckpointError(f"it has more than {MAX_TENSORS} tensors; give a StyleGAN2 generator")
@@ -134,10 +135,10 @@ def read(state: StateDict) -> SourceGenerator:
 
 
 def _search(value: Any) -> Iterator[StateDict]:
-    """Every generator in the tables of a file, down to the third level."""
+    """Find generators in the nested dicts of a file, down to the third level."""
     pending = [("", value, None)] if isinstance(value, dict) else []
     names_left = MAX_NAMES
-    for place, table, average in pending:  # the list grows while tables are found
+    for place, table, average in pending:  # the list grows during the loop
         names_left -= len(table)
         if names_left < 0:
             return

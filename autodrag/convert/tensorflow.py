@@ -1,9 +1,9 @@
 """The legacy TensorFlow pickles: a tuple (G, D, Gs) of dnnlib networks, where Gs is the averaged generator.
 
-Facts: dnnlib/tflib/network.py (`__getstate__`: version, static_kwargs, components, variables, and source code that
-its own loader executes and this one ignores), training/networks_stylegan2.py and stylegan2-ada's networks.py (names),
-stylegan2-ada-pytorch's legacy.py (the relation of the layouts to NVIDIA's PyTorch code). Convolutions are stored
-(k, k, I, O), dense layers (I, O), upsampling convolutions turned by 180 degrees, and the bias of a style without its
+Sources: dnnlib/tflib/network.py (`__getstate__`: version, static_kwargs, components, variables, and source code, which
+NVIDIA's loader executes and this module ignores), training/networks_stylegan2.py and stylegan2-ada's networks.py
+(names), stylegan2-ada-pytorch's legacy.py (conversion of the layouts to NVIDIA's PyTorch code). Convolutions are stored
+as (k, k, I, O), dense layers as (I, O), upsampling convolutions rotated by 180 degrees, and style biases without the
 constant 1.
 """
 
@@ -25,7 +25,7 @@ from autodrag.convert.pickles import Record
 from autodrag.convert.tensors import MAX_TENSORS, StoredTensor, as_number, require_tensor
 from autodrag.errors import CheckpointError
 
-# Settings that change the image, with the values that our network supports...
+# Settings that change the image, with the supported values.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "nonlinearity": ("lrelu", None),
     "mapping_nonlinearity": ("lrelu", None),
@@ -36,14 +36,14 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "mapping_func": ("G_mapping", None),
     "synthesis_func": ("G_synthesis", "G_synthesis_stylegan2", "G_synthesis_stylegan_revised", None),
 }
-# ...and those that shapes show, that are read below, or that matter only for training or speed.
+# Settings that are inferred from shapes, that are read below, or that affect only training or speed.
 _KNOWN = (
     "latent_size label_size dlatent_size resolution mapping_layers label_fmaps architecture fmap_base "
     "fmap_max fmap_min fmap_decay mapping_fmaps mapping_lrmul use_noise conv_clamp num_fp16_res dtype "
     "fused_modconv randomize_noise structure w_avg_beta truncation_psi truncation_cutoff "
     "truncation_psi_val truncation_cutoff_val dlatent_avg_beta style_mixing_prob"
 )
-# Our tensor name → the change of layout; the first match counts.
+# Conversions of the layout by pattern of our tensor name; the first match counts.
 _CHANGES: tuple[tuple[str, Change], ...] = (
     (r".*affine\.bias", lambda t: t + 1),
     (r"mapping\..*\.weight|.*\.affine\.weight", lambda t: t.permute(1, 0)),
@@ -55,7 +55,7 @@ _CHANGES: tuple[tuple[str, Change], ...] = (
 
 
 def _names() -> dict[str, str]:
-    """TensorFlow's variable name → our tensor name, for every size."""
+    """Map TensorFlow's variable names to our tensor names, for all sizes."""
     names = {"dlatent_avg": "mapping.w_avg", "synthesis/4x4/Const/const": "synthesis.b4.const"}
     for part in ("weight", "bias"):
         names[f"mapping/LabelEmbed/{part}"] = f"mapping.embed.{part}"
@@ -91,7 +91,7 @@ def read(network: Record) -> SourceGenerator:
     """The averaged generator's tensors and settings.
 
     Raises:
-        CheckpointError: the network has an older architecture, or a setting that ours does not support.
+        CheckpointError: the network has an older architecture or an unsupported setting.
     """
     state = _state(network) or {}
     components = state.get("components")
@@ -104,7 +104,7 @@ def read(network: Record) -> SourceGenerator:
             )
         stored |= _variables(f"{name}/", part)
     if any("StyleMod/" in name or "/AdaIN" in name for name in stored):
-        raise CheckpointError("this is a first StyleGAN, which is not supported; give a StyleGAN2 one")
+        raise CheckpointError("this is a StyleGAN1 network, which is not supported; give a StyleGAN2 one")
     if "mapping/LabelConcat/weight" in stored:
         raise CheckpointError(
             "this conditional network joins label and z before normalisation ('mapping/LabelConcat'), as StyleGAN2 did "
@@ -113,8 +113,8 @@ def read(network: Record) -> SourceGenerator:
     settings = state.get("static_kwargs")
     settings = {str(key): value for key, value in settings.items()} if isinstance(settings, dict) else {}
     check_settings(settings, _FIXED, _KNOWN.split())
-    # Progressive growing has one RGB layer for each size and blends two of them by `lod`. At lod 0 only the finest
-    # one (lod0) is used, and the network is NVIDIA's `orig` architecture.
+    # Progressive growing has one RGB layer per size and blends two of them according to `lod`. At lod 0 only the finest
+    # layer (lod0) is used, and the network is NVIDIA's `orig` architecture.
     for name in ("lod", "synthesis/lod"):
         if name in stored and stored.pop(name).read().any():
             raise CheckpointError(f"its progressive growing is not finished ({name!r} is not 0); give a finished one")
@@ -146,7 +146,7 @@ def _state(value: Any) -> dict[str, Any] | None:
 
 
 def _variables(prefix: str, state: dict[str, Any]) -> dict[str, StoredTensor]:
-    """Name → tensor of one network's own variables."""
+    """Tensors of one network's own variables, by name."""
     variables = state.get("variables")
     if not isinstance(variables, list) or len(variables) > MAX_TENSORS:
         raise CheckpointError("a TensorFlow network has no list of variables, so it is damaged; download it again")

@@ -1,7 +1,7 @@
-"""Tensors that are still in the file: the records that torch and NumPy pickle, read without calling either.
+"""Lazy tensors from the records that torch and NumPy pickle, read without calling torch's or NumPy's loaders.
 
-Facts: torch/_utils.py (`_rebuild_tensor_v2`, `_rebuild_parameter`) and numpy/core/src/multiarray/methods.c
-(`array_setstate`). Every size is compared with the bytes in the file before memory is allocated.
+Sources: torch/_utils.py (`_rebuild_tensor_v2`, `_rebuild_parameter`) and numpy/core/src/multiarray/methods.c
+(`array_setstate`). All sizes are compared with the number of bytes in the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from autodrag.convert.archives import Storage, read_nested
 from autodrag.convert.pickles import Latin1Range, Range, Record
 from autodrag.errors import CheckpointError
 
-MAX_TENSORS = 5_000  # of one network; a 1024 px generator has 165
+MAX_TENSORS = 5_000  # per network; a 1024 px generator has 165
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor")
 _NUMPY_DTYPES = {"f2": torch.float16, "f4": torch.float32, "f8": torch.float64}
@@ -27,7 +27,7 @@ _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in the file. Only `read` loads its numbers."""
+    """A tensor in the file. Only `read` loads its values."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class StoredTensor:
             )
         if 0 in self.shape or self.offset + self._extent() > count or math.prod(self.shape) > count:
             raise CheckpointError(
-                f"a tensor of shape {self.shape}, but the file stores {count} numbers for it; "
+                f"a tensor has shape {self.shape}, but the file stores {count} values for it; "
                 "the file is truncated or damaged; download it again"
             )
 
@@ -52,11 +52,11 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that `read` needs."""
+        """Memory that `read` allocates, in bytes."""
         return self._extent() * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """The tensor, contiguous, with memory of its own."""
+        """Read the tensor as a new contiguous tensor."""
         if self.dtype not in _FLOATS:
             raise CheckpointError(
                 f"it has weights of type {self.dtype}, but floating-point numbers were expected; save them as float32"
@@ -82,7 +82,7 @@ def as_tensor(value: Any) -> StoredTensor | None:
 
 
 def as_number(value: Any) -> float | None:
-    """A number, or a tensor of one number, as a float. None for anything else."""
+    """Convert a number or a tensor with one value to a float; None for anything else."""
     if isinstance(value, (int, float)):
         return float(value)
     stored = as_tensor(value)
@@ -90,7 +90,7 @@ def as_number(value: Any) -> float | None:
 
 
 def require_tensor(value: Any, name: str) -> StoredTensor:
-    """The tensor of the generator that is called `name` in the source. Raises CheckpointError for anything else."""
+    """The tensor that a record describes. Raises CheckpointError for other values; `name` is the source's name."""
     stored = as_tensor(value)
     if stored is None:
         found = str(value) if isinstance(value, Record) else f"of type {type(value).__name__}"
@@ -106,7 +106,7 @@ def _torch_tensor(args: tuple[Any, ...]) -> StoredTensor:
             needed = storage.count * storage.dtype.itemsize
             if needed > data.length:
                 raise CheckpointError(
-                    f"a storage of {storage.count} numbers in {data.length} bytes; the file is truncated or damaged; "
+                    f"a storage has {storage.count} values in {data.length} bytes; the file is truncated or damaged; "
                     "download it again"
                 )
             return StoredTensor(storage.dtype, _sizes(size), _sizes(stride), offset, data.part(0, needed))
@@ -114,17 +114,17 @@ def _torch_tensor(args: tuple[Any, ...]) -> StoredTensor:
 
 
 def _storage(value: Any) -> Storage:
-    """A storage of the archive, or one that torch saved as bytes inside the pickle."""
+    """A storage of the archive, or a storage that torch saved as bytes inside the pickle."""
     match value:
         case Record(name="torch.storage._load_from_bytes", args=(Range() as data,)):
             value = read_nested(data)
     if not isinstance(value, Storage):
-        raise CheckpointError("damaged tensor: its storage is not one of torch's; download the file again")
+        raise CheckpointError("damaged tensor: its storage is not a torch storage; download the file again")
     return value
 
 
 def _bytes(value: Any) -> Range | None:
-    """Bytes of the pickle. Protocol 2 writes bytes as text, and Python 2 wrote them as a string."""
+    """Byte range of a bytes value. Protocol 2 stores bytes as text, and Python 2 as a string."""
     match value:
         case Record(name="_codecs.encode", args=(Range() as text, "latin1" | "latin-1")):
             return Latin1Range(text.file, text.start, text.length)
@@ -140,7 +140,7 @@ def _bytes(value: Any) -> Range | None:
 
 
 def _numpy_array(value: Record) -> StoredTensor | None:
-    """An array pickled by `_reconstruct` and a state, by `_frombuffer` (protocol 5), or a `scalar`."""
+    """An array pickled with `_reconstruct` and a state, with `_frombuffer` (protocol 5), or as a `scalar`."""
     kind = value.name.rpartition(".")[2]
     match kind, value.args, value.state:
         case "_reconstruct", _, (1, tuple(shape), dtype, bool(fortran), content):
@@ -178,5 +178,5 @@ def _numpy_dtype(dtype: Any) -> torch.dtype:
 
 def _sizes(values: tuple[Any, ...]) -> tuple[int, ...]:
     if len(values) > 8 or not all(type(value) is int and 0 <= value < 2**40 for value in values):
-        raise CheckpointError("damaged tensor: its sizes are not counts; download the file again")
+        raise CheckpointError("damaged tensor: its sizes are not valid integers; download the file again")
     return values

@@ -1,1 +1,1 @@
-"""Training data: the critters renderer, noised latents, motion sequences."""
+"""Training data: rendered critters, noised latents and motion sequences."""

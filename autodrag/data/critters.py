@@ -1,10 +1,10 @@
-"""Critters: cartoon animal heads drawn by a batched ray marcher, with exact landmarks; the embedded data set.
+"""Critters, the built-in data set: cartoon animal heads with exact landmarks, rendered by a batched ray marcher.
 
-Every head is a union of signed-distance primitives (critters_sdf) under about forty independent factors
-(critters_factors), so its landmarks are known exactly: anchors on the surface are projected by the camera.
+A head is a union of signed-distance primitives (critters_sdf), controlled by about forty independent factors
+(critters_factors). Its landmarks are exact, because they are surface points projected by the camera.
 
-Rays are found in two passes: cones through 4x4 blocks of rays skip empty space for all of their rays at once
-(J. C. Hart, "Sphere tracing", 1996; cone marching as in Fulcrum, 2012), then each ray marches the rest.
+Rays are marched in two passes. First, one cone per block of 4x4 rays skips empty space (J. C. Hart, "Sphere tracing",
+1996; cone marching as in Fulcrum, 2012). Then each ray is marched from there.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ LANDMARKS: tuple[str, ...] = (
     "left_cheek", "right_cheek", "crown", "forehead", "left_forehead", "right_forehead", "left_cheek_front",
     "right_cheek_front", "left_ear_base", "right_ear_base",
 )  # fmt: skip
-"""Left and right are the critter's own: its left is at image right when it faces us.
+"""Left and right are from the critter's view: its left is at image right when it faces the camera.
 
-New names are appended, because trained landmark nets and cached arrays keep the order of the first ones.
+Append new names at the end, because trained landmark nets and cached arrays depend on the order.
 """
 
 _CAMERA = 7.0  # distance of the camera from the head's centre, skull radii
 _NEAR, _FAR = _CAMERA - 2.6, _CAMERA + 1.9
 _BLOCK = 4
 _CONE_STEPS, _EARLY_STEPS = 20, 5
-_ROUNDS = (3, 3, 4, 6, 10, 14)  # steps between removals of rays; a mouth that is hardly open needs most of them
-_ARRIVED = 2e-4  # a ray this close to the surface stops: a hundredth of a pixel at 128 px
+_ROUNDS = (3, 3, 4, 6, 10, 14)  # steps between removals of finished rays; an almost closed mouth needs most of them
+_ARRIVED = 2e-4  # distance to the surface at which a ray stops: a hundredth of a pixel at 128 px
 _BODY_CENTER, _BODY_RADII = (0.0, -2.05, -0.5), (1.3, 1.45, 0.9)
 
 DistanceFunction = Callable[[Tensor, Tensor, Tensor, Shape], Tensor]
@@ -67,20 +67,20 @@ DistanceFunction = Callable[[Tensor, Tensor, Tensor, Shape], Tensor]
 
 @dataclass(frozen=True)
 class Render:
-    """Pictures of critters and the truth about them."""
+    """Images of critters and their ground truth."""
 
     images: Float[Tensor, "B 3 H W"]
     """Display values in [-1, 1]."""
     landmarks: Float[Tensor, "B N 2"]
     """(x, y) px of the output image, integers at pixel centres, in the order of LANDMARKS."""
     visible: Bool[Tensor, "B N"]
-    """True = inside the frame and not hidden by another part of the head."""
+    """True = inside the image and not occluded by another part of the head."""
     parts: UInt8[Tensor, "B H W"]
-    """Index into PARTS of what fills the pixel's upper-left sample."""
+    """Index into PARTS of the part at the pixel's upper-left sample."""
 
 
 def mirror_landmarks(landmarks: Float[Tensor, "B N 2"], *, size: int) -> Float[Tensor, "B N 2"]:
-    """Landmarks (px) of the mirrored pictures of the given width: x flipped, left and right swapped."""
+    """Landmarks (px) of the mirrored images, `size` px wide: x is flipped, left and right names are swapped."""
     swapped = [LANDMARKS.index(_other_side(name)) for name in LANDMARKS]
     return torch.stack((size - 1 - landmarks[..., 0], landmarks[..., 1]), dim=-1)[:, swapped]
 
@@ -92,7 +92,7 @@ def _other_side(name: str) -> str:
 
 
 def _anchors(s: Shape) -> Float[Tensor, "B N 3"]:
-    """The landmarks' points on the surface, in the head's frame, in the order of LANDMARKS."""
+    """Surface points of the landmarks in head coordinates, in the order of LANDMARKS."""
     zero, one = torch.zeros_like(s.eye_x), torch.ones_like(s.eye_x)
 
     def point(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def _anchors(s: Shape) -> Float[Tensor, "B N 3"]:
 
     eye = point(s.eye_x, s.eye_y, s.eye_z + s.eye_r)
     nose = point(zero, s.nose_y, s.nose_z + s.nose_rz)
-    # The chin is the support point of the jaw's ellipsoid, seen from low in front.
+    # The chin is the support point of the jaw's ellipsoid in a direction forward and down.
     down, ahead = -0.8 * s.jaw_ry**2, 0.6 * s.jaw_rz**2
     length = torch.sqrt((0.8 * s.jaw_ry) ** 2 + (0.6 * s.jaw_rz) ** 2)
     chin_v, chin_w = s.jaw_y - s.mouth_y + down / length, s.jaw_z - s.hinge_z + ahead / length
@@ -125,7 +125,7 @@ def _anchors(s: Shape) -> Float[Tensor, "B N 3"]:
         device=starts.device,
     ).expand_as(starts)
     cheek, crown, forehead, temple, front = settle(starts, inward, s, flesh_only=True).unbind(1)
-    # The ear's base is seen from the front, halfway between the ear's centre and its lower end.
+    # The base of the ear is visible from the front, halfway between the ear's centre and its lower end.
     base = point(s.ear_x - 0.5 * s.ear_sin * s.ear_ry, s.ear_y - 0.5 * s.ear_cos * s.ear_ry, 2 * one)
     base = settle(base[:, None], inward[:, 2:3], s)[:, 0]
     flip = torch.tensor([-1.0, 1.0, 1.0], device=eye.device)
@@ -138,7 +138,7 @@ def _anchors(s: Shape) -> Float[Tensor, "B N 3"]:
 
 
 def _project(points: Tensor, f: Factors, size: int) -> Tensor:
-    """World points (B, N, 3) to pixels (B, N, 2)."""
+    """Project world points (B, N, 3) to pixels (B, N, 2)."""
     shrink = f.scale[:, None] * (size / 2) * _CAMERA / (_CAMERA - points[..., 2])
     center_x = (0.5 + f.x[:, None]) * size - 0.5
     center_y = (0.5 + f.y[:, None]) * size - 0.5
@@ -148,7 +148,7 @@ def _project(points: Tensor, f: Factors, size: int) -> Tensor:
 def _march(
     t: Tensor, origin: Tensor, ray: Tensor, s: Shape, steps: int, measure: DistanceFunction
 ) -> tuple[Tensor, Tensor]:
-    """Advance t (B, R) along rays (B, 3, R) from origins (B, 3, 1): (t, last distance)."""
+    """Advance t (B, R) along rays (B, 3, R) from origins (B, 3, 1). Returns (t, last distance)."""
     gap = t
     for _ in range(steps):
         x, y, z = (origin + ray * t[:, None]).unbind(1)
@@ -158,16 +158,16 @@ def _march(
 
 
 def _arrive(t: Tensor, origin: Tensor, ray: Tensor, s: Shape, measure: DistanceFunction) -> Tensor:
-    """March rays until each arrives or leaves: t (B, R).
+    """March rays until each hits the surface or leaves the scene. Returns t (B, R).
 
-    Most rays arrive within one or two rounds. Only the others, which graze an edge, are marched further.
+    Most rays finish within two rounds. Only the remaining rays, which graze an edge, are marched further.
     """
     active = torch.ones_like(t, dtype=torch.bool)
     for steps in _ROUNDS:
         index = _pack(active)
         start = _take(t, index)
         end, last = _march(start, origin, _take(ray, index), s, steps, measure)
-        # Rows are padded with rays that have stopped; these keep their place, so the chunk does not matter.
+        # Rows are padded with stopped rays, whose t does not change, so the result does not depend on the chunk.
         moving = _take(active, index)
         t = t.scatter(1, index, torch.where(moving, end, start))
         active = active.scatter(1, index, moving & (last.abs() > _ARRIVED) & (end < _FAR))
@@ -177,14 +177,14 @@ def _arrive(t: Tensor, origin: Tensor, ray: Tensor, s: Shape, measure: DistanceF
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """Lengths (B, 1, R) of vectors (B, 3, R); several times faster on the CPU than Tensor.norm."""
+    """Lengths (B, 1, R) of vectors (B, 3, R). On a CPU this is several times faster than Tensor.norm."""
     x, y, z = vectors.unbind(1)
     return torch.sqrt(x * x + y * y + z * z)[:, None]
 
 
 def _visible(anchors: Tensor, pixels: Tensor, turn: Tensor, s: Shape, size: int) -> Tensor:
-    """Which anchors the camera sees: a ray towards them is not stopped before."""
-    origin = turn[:, 2, :, None] * _CAMERA  # the camera in the head's frame, (B, 3, 1)
+    """Visibility of the anchors: True if no surface blocks the ray from the camera, and the pixel is in the image."""
+    origin = turn[:, 2, :, None] * _CAMERA  # the camera in head coordinates, (B, 3, 1)
     ray = anchors.transpose(1, 2) - origin
     reach = ray.norm(dim=1)
     t, _ = _march(reach - 3.0, origin, ray / reach[:, None], s, 28, distance)
@@ -193,7 +193,7 @@ def _visible(anchors: Tensor, pixels: Tensor, turn: Tensor, s: Shape, size: int)
 
 
 def _pack(keep: Tensor) -> Tensor:
-    """Indices (B, K) that list each row's True entries first, K the largest count of a row (at least 1)."""
+    """Indices (B, K) that list the True entries of each row first. K is the largest count of a row (at least 1)."""
     before, count = keep.cumsum(1), keep.sum(1, keepdim=True)
     position = torch.arange(keep.shape[1], device=keep.device).expand_as(before)
     rank = torch.where(keep, before - 1, count + position - before)
@@ -201,14 +201,14 @@ def _pack(keep: Tensor) -> Tensor:
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:
-    """Entries (B, [3,] K) of values (B, [3,] R) at an index (B, K)."""
+    """Gather entries (B, [3,] K) of values (B, [3,] R) at an index (B, K)."""
     if values.dim() == 3:
         index = index[:, None].expand(-1, values.shape[1], -1)
     return values.gather(-1, index)
 
 
 def _rays(column: Tensor, row: Tensor, f: Factors, side: int) -> Tensor:
-    """World directions (B, 3, R) of the rays through positions in a grid of side x side, in cells."""
+    """World directions (B, 3, R) of the rays through positions, in cells of a grid of side x side."""
     x = (column / side - 0.5 - f.x[:, None]) * (2 / f.scale[:, None])
     y = (0.5 + f.y[:, None] - row / side) * (2 / f.scale[:, None])
     ray = torch.stack((x, y, torch.full_like(x, -_CAMERA)), dim=1)
@@ -218,7 +218,7 @@ def _rays(column: Tensor, row: Tensor, f: Factors, side: int) -> Tensor:
 def _head_rays(
     f: Factors, s: Shape, turn: Tensor, side: int, measure: DistanceFunction
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """March all rays: flat pixel index (B, R) of the samples hit, their world rays (B, 3, R), depth (B, R).
+    """March all rays. Returns the flat pixel index (B, R), world ray (B, 3, R) and depth (B, R) of samples on the head.
 
     Rows are padded to equal length with samples of infinite depth.
     """
@@ -244,7 +244,7 @@ def _head_rays(
     index = _pack((t < _FAR) & (gap < 0.35))
     pixel, world_ray, t = _take(pixel, index), _take(world_ray, index), _take(t, index)
     t = _arrive(t, origin, turn.transpose(1, 2) @ world_ray, s, measure)
-    hit = t < _FAR  # a ray that has not left by now is in a narrow fold
+    hit = t < _FAR  # rays that have neither hit nor left are in a narrow fold, and count as hits
     index = _pack(hit)
     depth = torch.where(_take(hit, index), _take(t, index), torch.inf)
     return _take(pixel, index), _take(world_ray, index), depth
@@ -253,7 +253,7 @@ def _head_rays(
 def _shade_head(
     depth: Tensor, world_ray: Tensor, f: Factors, s: Shape, turn: Tensor, measure: DistanceFunction
 ) -> tuple[Tensor, Tensor]:
-    """Linear colour (B, 3, R) and part id (B, R) at the given depths (B, R)."""
+    """Linear colour (B, 3, R) and part id (B, R) of the head at the given depths (B, R)."""
     back = turn.transpose(1, 2)
     origin, ray = turn[:, 2, :, None] * _CAMERA, back @ world_ray
     point = origin + ray * torch.where(depth < _FAR, depth, _NEAR)[:, None]
@@ -278,7 +278,7 @@ def _shade_head(
 
 
 def _body(f: Factors, side: int) -> tuple[Tensor, Tensor, int]:
-    """Depth (B, R) and linear colour (B, 3, R) of the shoulders in the rows from the returned one down."""
+    """Depth (B, R) and linear colour (B, 3, R) of the shoulders, and the first image row that they cover."""
     device = f.yaw.device
     first = int(side * 0.55)
     cells = torch.arange(first * side, side * side, device=device)[None]
@@ -292,10 +292,10 @@ def _body(f: Factors, side: int) -> tuple[Tensor, Tensor, int]:
     point = origin + ray * torch.where(root > 0, depth, _CAMERA)[:, None]
     normal = point / radii**2
     normal = normal / _length(normal)
-    # The head, about a unit ball, shades the neck.
+    # The head, approximated by a unit sphere, shades the neck.
     to_head = -(point + torch.tensor(_BODY_CENTER, device=device)[:, None])
-    apart = _length(to_head)[:, 0]
-    shade = ((normal * to_head).sum(1) / apart).clamp(0, 1) / (apart * apart).clamp_min(0.9)
+    gap = _length(to_head)[:, 0]
+    shade = ((normal * to_head).sum(1) / gap).clamp(0, 1) / (gap * gap).clamp_min(0.9)
     open_sky = (1.05 - 1.3 * shade).clamp(0.2, 1)
     gloss = torch.full_like(open_sky, 0.03)
     return depth, illuminate(body_albedo(normal, f), normal, -ray, open_sky, open_sky, gloss, f), first
@@ -319,10 +319,10 @@ def _draw(
 
     pixel, world_ray, head_depth = _head_rays(f, s, turn, side, measure)
     head_color, head_part = _shade_head(head_depth, world_ray, f, s, turn, measure)
-    wins = head_depth < _take(depth, pixel)
-    part.scatter_(1, pixel, torch.where(wins, head_part.to(torch.uint8), _take(part, pixel)))
-    everywhere = pixel[:, None].expand(-1, 3, -1)
-    color.scatter_(2, everywhere, torch.where(wins[:, None], develop(head_color), _take(color, pixel)))
+    in_front = head_depth < _take(depth, pixel)
+    part.scatter_(1, pixel, torch.where(in_front, head_part.to(torch.uint8), _take(part, pixel)))
+    channels = pixel[:, None].expand(-1, 3, -1)
+    color.scatter_(2, channels, torch.where(in_front[:, None], develop(head_color), _take(color, pixel)))
     images = color.view(count, 3, size, supersample, size, supersample).mean(dim=(3, 5))
     return images, part.view(count, side, side)[:, ::supersample, ::supersample]
 
@@ -335,21 +335,21 @@ def _locate(f: Factors, s: Shape, turn: Tensor, size: int) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def locate(factors: Factors, *, size: int) -> tuple[Float[Tensor, "B N 2"], Bool[Tensor, "B N"]]:
-    """Landmarks (px) and their visibility, as in Render, of pictures of size x size px that are not drawn."""
+    """Landmarks (px) and visibility, as in Render, for images of size x size px, without rendering."""
     return _locate(factors, shape_of(factors), rotation(factors), size)
 
 
 def compiled_distance(device: torch.device | str = "cpu") -> DistanceFunction:
-    """`distance` as one fused kernel: twice the renders per second, the same pictures, 10 to 60 s of compilation.
+    """Compile `distance` to one fused kernel. Rendering is twice as fast; compilation takes 10 to 60 s.
 
-    Returns the plain function, with a warning, where torch finds no compiler.
+    Returns the plain function, with a warning, if torch finds no compiler.
     """
     compiled = torch.compile(distance, dynamic=True)
     try:
         render(sample_factors(1, torch.Generator().manual_seed(0)), size=8, device=device, measure=compiled)
-    except Exception as problem:  # whatever a missing or broken compiler raises
+    except Exception as problem:  # a missing or broken compiler raises many types
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        warnings.warn(f"no compiled renderer ({reason}); rendering takes twice as long", stacklevel=2)
+        warnings.warn(f"the renderer cannot be compiled ({reason}); rendering takes twice as long", stacklevel=2)
         return distance
     return compiled
 
@@ -364,12 +364,18 @@ def render(
     chunk: int | None = None,
     measure: DistanceFunction = distance,
 ) -> Render:
-    """Draw critters of size x size px with supersample x supersample rays per pixel, on `device`.
+    """Render critters.
 
-    `chunk` critters are drawn at a time (None: chosen for the device); it does not change the picture.
-    `measure` may be `compiled_distance()`, which pays off from a few hundred pictures on.
+    Args:
+        factors: the critters.
+        size: side of the square images, px.
+        supersample: number of rays per pixel and axis.
+        device: device of the computation; None uses the device of `factors`.
+        chunk: number of critters rendered at a time; None chooses it for the device. It does not change the images.
+        measure: the distance function. `compiled_distance()` is worthwhile for more than a few hundred images.
 
-    Raises AutodragError unless size * supersample is a positive multiple of 4.
+    Raises:
+        AutodragError: size * supersample is not a positive multiple of 4.
     """
     side = size * supersample
     if size < 4 or supersample < 1 or side % _BLOCK:
@@ -381,12 +387,12 @@ def render(
     s, turn = shape_of(f), rotation(f)
     landmarks, visible = _locate(f, s, turn, size)
     if chunk is None:
-        # On the CPU a chunk should stay in the cache; on a GPU it should fill it.
+        # On a CPU a chunk should fit into the cache; on a GPU it should occupy all cores.
         chunk = max(1, (8 if f.yaw.device.type == "cpu" else 512) * 128 * 128 // (side * side))
     images, parts = [], []
     for start in range(0, len(f), chunk):
-        here = slice(start, start + chunk)
-        image, part = _draw(f[here], s[here], turn[here], size, supersample, measure)
+        rows = slice(start, start + chunk)
+        image, part = _draw(f[rows], s[rows], turn[rows], size, supersample, measure)
         images.append(image)
         parts.append(part)
     return Render(torch.cat(images), landmarks, visible, torch.cat(parts))

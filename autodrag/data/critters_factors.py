@@ -1,4 +1,4 @@
-"""The independent factors of a critter: what is drawn, how it is turned, lit and coloured."""
+"""The independent factors of a critter: shape, pose, light and colour."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from autodrag.errors import AutodragError
 
 BOKEH_DISCS = 7
 
-# (low, high) of the uniform draws; units as in Factors. Mane, stripes, ear_dark and mouth_open are then bent
-# towards zero, see sample_factors.
+# (low, high) of the uniform distributions; units as in Factors. sample_factors then transforms mane, stripes, ear_dark
+# and mouth_open so that they are often zero.
 RANGES: dict[str, tuple[float, float]] = {
     "yaw": (-40, 40), "pitch": (-16, 20), "roll": (-14, 14),
     "x": (-0.08, 0.08), "y": (-0.02, 0.12), "scale": (0.50, 0.62),
@@ -31,7 +31,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "eye_ring": (-0.7, 0.8), "fur": (0.4, 1), "light_azimuth": (-60, 60), "light_elevation": (18, 62),
 }  # fmt: skip
 
-# sRGB anchors; a fur colour lies between two of them, with jitter.
+# sRGB palettes. A colour is interpolated between two entries, with jitter.
 _FUR = (
     (0.46, 0.28, 0.17), (0.86, 0.46, 0.17), (0.86, 0.64, 0.33), (0.90, 0.80, 0.62), (0.56, 0.53, 0.50),
     (0.33, 0.26, 0.23), (0.92, 0.89, 0.85), (0.62, 0.31, 0.17), (0.50, 0.54, 0.60), (0.70, 0.55, 0.40),
@@ -52,17 +52,17 @@ class Factors:
     """A batch of critters, one tensor per factor, first dimension B. Lengths are in skull radii."""
 
     yaw: Float[Tensor, " B"]
-    """Turn of the head, degrees, positive towards image right (the critter's own left)."""
+    """Rotation about the vertical axis, degrees, positive toward image right (the critter's left)."""
     pitch: Float[Tensor, " B"]
     """Nod, degrees, positive looks down."""
     roll: Float[Tensor, " B"]
-    """Tilt in the image plane, degrees, positive counter-clockwise as seen."""
+    """Rotation in the image plane, degrees, positive counter-clockwise in the image."""
     x: Float[Tensor, " B"]
-    """Head centre right of the image centre, share of the image size."""
+    """Offset of the head centre to the right of the image centre, as a fraction of the image size."""
     y: Float[Tensor, " B"]
-    """Head centre below the image centre, share of the image size."""
+    """Offset of the head centre below the image centre, as a fraction of the image size."""
     scale: Float[Tensor, " B"]
-    """Skull diameter, share of the image size."""
+    """Skull diameter as a fraction of the image size."""
     head_width: Float[Tensor, " B"]
     """Half-width of the skull."""
     head_height: Float[Tensor, " B"]
@@ -70,29 +70,29 @@ class Factors:
     cheek: Float[Tensor, " B"]
     """Radius of the cheeks."""
     snout_length: Float[Tensor, " B"]
-    """Reach of the snout in front of its root."""
+    """Length of the snout."""
     snout_width: Float[Tensor, " B"]
     """Half-width of the snout."""
     snout_y: Float[Tensor, " B"]
-    """Height of the snout's axis over the head centre."""
+    """Height of the snout's axis above the head centre."""
     mouth_open: Float[Tensor, " B"]
-    """Opening of the jaw, 0 closed .. 1 wide (30 degrees)."""
+    """Opening of the jaw: 0 closed, 1 open by 30 degrees."""
     mouth_width: Float[Tensor, " B"]
-    """Half-width of the mouth over that of the snout."""
+    """Half-width of the mouth, relative to the half-width of the snout."""
     smile: Float[Tensor, " B"]
-    """How far the corners of the mouth are pulled up, 0..1."""
+    """Lift of the corners of the mouth, 0..1."""
     jaw: Float[Tensor, " B"]
-    """Length of the jaw over its usual one."""
+    """Length of the jaw, relative to its default."""
     ear_length: Float[Tensor, " B"]
     """Half-length of an ear."""
     ear_width: Float[Tensor, " B"]
     """Half-width of an ear."""
     ear_spread: Float[Tensor, " B"]
-    """Where the ears sit: degrees from the crown down the side."""
+    """Position of the ears: angle from the crown, degrees."""
     ear_tilt: Float[Tensor, " B"]
-    """Lean of the ears outwards, degrees beyond a third of the spread."""
+    """Outward tilt of the ears, degrees, in addition to a third of the spread."""
     ear_point: Float[Tensor, " B"]
-    """0 round .. 1 pointed ears."""
+    """Shape of the ears: 0 round, 1 pointed."""
     eye_size: Float[Tensor, " B"]
     """Radius of an eyeball."""
     eye_open: Float[Tensor, " B"]
@@ -100,57 +100,57 @@ class Factors:
     eye_spacing: Float[Tensor, " B"]
     """Distance of an eye from the plane of symmetry."""
     eye_y: Float[Tensor, " B"]
-    """Height of the eyes over the head centre."""
+    """Height of the eyes above the head centre."""
     gaze_x: Float[Tensor, " B"]
-    """Gaze, degrees towards image right relative to the head."""
+    """Gaze relative to the head, degrees toward image right."""
     gaze_y: Float[Tensor, " B"]
-    """Gaze, degrees upwards relative to the head."""
+    """Gaze relative to the head, degrees upward."""
     iris_size: Float[Tensor, " B"]
     """Angular radius of the iris on the eyeball, degrees."""
     pupil_size: Float[Tensor, " B"]
-    """Pupil over iris, 0..1."""
+    """Radius of the pupil relative to the iris, 0..1."""
     nose_size: Float[Tensor, " B"]
     """Half-width of the nose."""
     mane: Float[Tensor, " B"]
-    """Size of the mane, 0 none .. 1 full. Drawn as 0 for seven heads in ten and uniformly from 0.5..1 otherwise."""
+    """Size of the mane: 0 none, 1 full. Sampled as 0 with probability 0.7 and otherwise uniformly from 0.5..1."""
     muzzle_light: Float[Tensor, " B"]
-    """How much lighter muzzle, cheeks and chest are, 0..1."""
+    """Lightening of muzzle, cheeks and chest, 0..1."""
     stripes: Float[Tensor, " B"]
-    """Strength of the dark stripes, 0 none .. 1."""
+    """Strength of the dark stripes, 0..1."""
     stripe_count: Float[Tensor, " B"]
     """Stripes per unit length (radians per skull radius)."""
     ear_dark: Float[Tensor, " B"]
     """Darkness of the tips of the ears, 0..1."""
     eye_ring: Float[Tensor, " B"]
-    """Ring of fur around the eyes: -1 black .. 1 white."""
+    """Ring of fur around the eyes, from -1 (black) to 1 (white)."""
     fur: Float[Tensor, " B"]
-    """Strength of the fur's texture, 0..1."""
+    """Strength of the fur texture, 0..1."""
     light_azimuth: Float[Tensor, " B"]
-    """Direction of the key light, degrees, positive from image right."""
+    """Azimuth of the key light, degrees, positive from image right."""
     light_elevation: Float[Tensor, " B"]
-    """Height of the key light, degrees over the horizon."""
+    """Elevation of the key light above the horizon, degrees."""
     fur_color: Float[Tensor, "B 3"]
     """sRGB in [0, 1]."""
     mark_color: Float[Tensor, "B 3"]
-    """sRGB in [0, 1] of mane and ear backs."""
+    """Colour of the mane and the backs of the ears, sRGB in [0, 1]."""
     iris_color: Float[Tensor, "B 3"]
     """sRGB in [0, 1]."""
     top_color: Float[Tensor, "B 3"]
-    """sRGB in [0, 1] of the background's upper edge."""
+    """Colour of the background's upper edge, sRGB in [0, 1]."""
     bottom_color: Float[Tensor, "B 3"]
-    """sRGB in [0, 1] of the background's lower edge."""
+    """Colour of the background's lower edge, sRGB in [0, 1]."""
     bokeh: Float[Tensor, "B 7 4"]
-    """Out-of-focus discs: x, y from the image centre and radius (shares of the image), signed brightness."""
+    """Out-of-focus discs: offset x, y from the image centre and radius (fractions of the image), signed brightness."""
 
     def __len__(self) -> int:
         return self.yaw.shape[0]
 
     def __getitem__(self, index: slice | Tensor) -> Factors:
-        """The chosen critters; an index is a slice or a (K,) tensor, so that the batch dimension stays."""
+        """Select critters with a slice or a (K,) tensor; the batch dimension is kept."""
         return Factors(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def to(self, device: torch.device | str) -> Factors:
-        """The same factors on another device."""
+        """Move all factors to a device."""
         return Factors(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
@@ -166,18 +166,18 @@ def _palette(
 
 
 def sample_factors(count: int, generator: torch.Generator) -> Factors:
-    """Independent factors of `count` critters, drawn on the CPU (so the same on any device).
+    """Sample independent factors of `count` critters on the CPU, so that they are the same on any device.
 
-    A mane is present with probability 0.3. Its rim then stands out by at least 0.16 skull radii; there are no slivers.
+    A mane is present with probability 0.3. Its rim then extends at least 0.16 skull radii beyond the head.
 
-    Raises AutodragError unless count is positive.
+    Raises AutodragError if `count` is not positive.
     """
     if count < 1:
         raise AutodragError(f"cannot draw {count} critters: pass a count of at least 1")
     values: dict[str, Tensor] = {}
     for name, (low, high) in RANGES.items():
         values[name] = low + (high - low) * torch.rand(count, generator=generator)
-    # Most critters have neither mane nor stripes and half of them keep the mouth shut.
+    # Many critters have no mane, no stripes, no dark ears or a closed mouth.
     with_mane = values["mane"] > 0.7
     values["mane"] = torch.where(with_mane, 0.5 + (values["mane"] - 0.7) * (0.5 / 0.3), 0.0)
     values["stripes"] = (values["stripes"] * 2 - 1).clamp_min(0)
@@ -195,10 +195,10 @@ def sample_factors(count: int, generator: torch.Generator) -> Factors:
 
 
 def mirror(factors: Factors) -> Factors:
-    """The critters seen in a mirror: the image flips left to right, left and right landmarks swap.
+    """Factors of the mirrored critters: the image is flipped horizontally, left and right landmarks are swapped.
 
-    Landmarks and shapes are exact. Shading is, but for creases (about 3 % of the pixels; 0.002 on average over
-    all pixels, of 2): normals are measured on a tetrahedron, which is not mirror-symmetric in x.
+    Landmarks and shapes are exact. Shading differs at creases (about 3 % of the pixels; mean difference over all pixels
+    0.002, in a value range of 2), because normals are sampled on a tetrahedron, which is not symmetric in x.
     """
     signed = {"yaw", "roll", "x", "gaze_x", "light_azimuth"}
     values = {f.name: getattr(factors, f.name) for f in fields(factors)}
@@ -208,7 +208,7 @@ def mirror(factors: Factors) -> Factors:
 
 
 def rotation(factors: Factors) -> Float[Tensor, "B 3 3"]:
-    """Matrices from the head's frame to the world's (x image right, y up, z to the viewer)."""
+    """Matrices from head coordinates to world coordinates (x image right, y up, z toward the viewer)."""
     yaw, pitch, roll = (v * (math.pi / 180) for v in (factors.yaw, factors.pitch, factors.roll))
     zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
 

@@ -1,10 +1,10 @@
-"""Signed distances of a critter's head, and the shape numbers that they need.
+"""Signed distance functions of a critter's head, and their shape parameters.
 
-Primitives and the polynomial smooth minimum: Inigo Quilez, "distance functions" and "smooth minimum";
-ray marching by distance: J. C. Hart, "Sphere tracing", The Visual Computer 1996.
+Primitives and the polynomial smooth minimum: Inigo Quilez, "distance functions" and "smooth minimum". Ray marching with
+distance functions: J. C. Hart, "Sphere tracing", The Visual Computer 1996.
 
-The head's own frame: x to the critter's left (image right when it faces us), y up, z out of its face, the
-unit is the radius of the skull. The head is mirror-symmetric, so everything paired is evaluated once, at |x|.
+Head coordinates: x to the critter's left (image right when it faces the camera), y up, z out of the face. The unit is
+the radius of the skull. The head is symmetric, so paired parts are evaluated once, at |x|.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Shape:
-    """Lengths and angles of a batch of heads; every field is (B, 1), in skull radii, radians or cosines."""
+    """Shape parameters of a batch of heads. Fields are (B, 1): lengths in skull radii, cosines and sines of angles."""
 
     head_rx: Tensor
     head_ry: Tensor
@@ -90,7 +90,7 @@ class Shape:
 
 
 class Distances(NamedTuple):
-    """Distances (B, R) to parts with a material of their own; `skin` is the fur of the head, joined."""
+    """Distances (B, R) to the parts of the head. `skin` is the union of the fur-covered parts without the mouth."""
 
     skin: Tensor
     ear: Tensor
@@ -106,7 +106,7 @@ class Distances(NamedTuple):
 
 
 def smooth_min(a: Tensor, b: Tensor, k: float) -> Tensor:
-    """Minimum whose crease is rounded over a band of width k."""
+    """Smooth minimum: the crease is rounded over a band of width k."""
     h = (k - (a - b).abs()).clamp_min(0)
     return torch.minimum(a, b) - h * h * (0.25 / k)
 
@@ -128,14 +128,14 @@ def _length(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def mouth_frame(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> tuple[Tensor, Tensor]:
-    """Height above the (curved) mouth plane and depth along it: (B, R) each."""
+    """Height above the curved mouth plane, and depth along the plane: (B, R) each."""
     dy, dz = y - s.mouth_y, z - s.hinge_z
     height = dy * s.cavity_cos + dz * s.cavity_sin - s.smile * x * x
     return height, dz * s.cavity_cos - dy * s.cavity_sin + s.hinge_z - s.cavity_z
 
 
 def jaw_frame(y: Tensor, z: Tensor, s: Shape) -> tuple[Tensor, Tensor]:
-    """(y, z) of a point with the jaw's turn about its hinge undone, relative to the jaw's centre."""
+    """(y, z) of a point relative to the jaw's centre, after undoing the jaw's rotation about its hinge."""
     dy, dz = y - s.mouth_y, z - s.hinge_z
     return dy * s.jaw_cos + dz * s.jaw_sin + (s.mouth_y - s.jaw_y), dz * s.jaw_cos - dy * s.jaw_sin + (
         s.hinge_z - s.jaw_z
@@ -143,13 +143,13 @@ def jaw_frame(y: Tensor, z: Tensor, s: Shape) -> tuple[Tensor, Tensor]:
 
 
 def ear_frame(x: Tensor, y: Tensor, s: Shape) -> tuple[Tensor, Tensor]:
-    """Across and along the ear, relative to its centre, for x >= 0."""
+    """Coordinates across and along the ear, relative to its centre, for x >= 0."""
     dx, dy = x - s.ear_x, y - s.ear_y
     return dx * s.ear_cos - dy * s.ear_sin, dx * s.ear_sin + dy * s.ear_cos
 
 
 def flesh(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Head without mouth, eyes, ears: (union, skull, snout, jaw); x is |x|."""
+    """Distances to the head without mouth, eyes and ears: (union, skull, snout, jaw). `x` is |x|."""
     skull = _ellipsoid(x, y, z, s.head_rx, s.head_ry, s.head_rz)
     cheek = _length(x - s.cheek_x, y - s.cheek_y, z - s.cheek_z) - s.cheek_r
     snout = _ellipsoid(x, y - s.snout_y, z - s.snout_z, s.snout_rx, s.snout_ry, s.snout_rz)
@@ -162,7 +162,7 @@ def flesh(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> tuple[Tensor, Tensor, Te
 
 
 def part_distances(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> Distances:
-    """Distances of points (B, R) of the head's frame to its parts."""
+    """Distances of points (B, R), in head coordinates, to the parts."""
     x = x.abs()
     union, skull, snout, jaw = flesh(x, y, z, s)
     mouth_v, mouth_w = mouth_frame(x, y, z, s)
@@ -190,13 +190,13 @@ def part_distances(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> Distances:
 
 
 def _mane(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> Tensor:
-    """Distance (B, R) to the mane, infinite for heads without a mane."""
+    """Distance (B, R) to the mane; infinite for heads without a mane."""
     present = s.mane_rx > 0.5
-    # The branch saves the CPU about an eighth of the arithmetic; a GPU would have to wait for its answer.
+    # On a CPU this shortcut saves about an eighth of the arithmetic. On a GPU the branch would force a synchronisation.
     if x.device.type == "cpu" and not torch.compiler.is_compiling() and not present.any():
         return torch.full_like(x, torch.inf)
     v = y - s.mane_y
-    # Tufts: the rim waves with the angle about z.
+    # Tufts: the radius of the rim oscillates with the angle about z.
     r = s.mane_rx * (1 + 0.045 * torch.sin(13 * torch.atan2(v, x + 1e-6)))
     return torch.where(present, _ellipsoid(x, v, z - s.mane_z, r, r, s.mane_rz), torch.inf)
 
@@ -209,12 +209,12 @@ def join(d: Distances) -> Tensor:
 
 
 def distance(x: Tensor, y: Tensor, z: Tensor, s: Shape) -> Tensor:
-    """Signed distance (B, R) of points of the head's frame to the head, negative inside."""
+    """Signed distance (B, R) of points, in head coordinates, to the head; negative inside."""
     return join(part_distances(x, y, z, s))
 
 
 def settle(start: Tensor, direction: Tensor, s: Shape, *, flesh_only: bool = False, steps: int = 24) -> Tensor:
-    """Move points (B, N, 3) along directions (B, N, 3) until they lie on the surface; start outside of it."""
+    """Move points (B, N, 3) along directions (B, N, 3) to the surface. The points must start outside the head."""
     t = torch.zeros_like(start[..., 0])
     for _ in range(steps):
         x, y, z = (start + t[..., None] * direction).unbind(-1)
@@ -223,7 +223,7 @@ def settle(start: Tensor, direction: Tensor, s: Shape, *, flesh_only: bool = Fal
 
 
 def mouth_corner(s: Shape, *, steps: int = 22) -> Tensor:
-    """Where the rim of the mouth meets the surface, on the side x > 0: (B, 3), by bisection along the rim."""
+    """Corner of the mouth on the side x > 0, (B, 3): the rim's intersection with the surface, found by bisection."""
     low, high = torch.zeros_like(s.mouth_y), torch.full_like(s.mouth_y, math.pi / 2)
 
     def rim(angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,7 +241,7 @@ def mouth_corner(s: Shape, *, steps: int = 22) -> Tensor:
 
 
 def shape_of(factors: Factors) -> Shape:
-    """The shape numbers of a batch of critters."""
+    """Compute the shape parameters of a batch of critters."""
     f = {name: getattr(factors, name)[:, None] for name in RANGES}
     one = torch.ones_like(f["yaw"])
     deg = math.pi / 180
@@ -282,7 +282,7 @@ def shape_of(factors: Factors) -> Shape:
         mane_y=-0.12 * one, mane_z=-0.35 * one, mane_rx=0.3 + 1.3 * f["mane"] ** 0.4,
         mane_rz=0.25 + 0.25 * f["mane"],
     )  # fmt: skip
-    # Seat the eyeballs: two fifths of the radius below the flesh in front of which they lie.
+    # Place the centres of the eyeballs 0.42 radii below the surface of the head.
     start = torch.stack((shape.eye_x, shape.eye_y, 2.2 * one), dim=-1)
     forward = torch.tensor([0.0, 0.0, -1.0], device=start.device).expand_as(start)
     surface = settle(start, forward, shape, flesh_only=True)[..., 2]

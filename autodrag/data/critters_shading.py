@@ -1,7 +1,7 @@
 """Colours of a critter: materials at the hit points, light, and the out-of-focus background.
 
-Colours are computed in linear light (sRGB squared) and returned to display values by `develop`.
-The paired materials are functions of |x|, so that a mirrored critter is exactly the mirrored picture.
+Colours are computed in linear light (sRGB squared). `develop` converts them to display values. Materials of paired
+parts are functions of |x|, so that a mirrored critter gives the mirrored image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PART = {name: index for index, name in enumerate(PARTS)}
 
 
 def develop(color: Tensor) -> Tensor:
-    """Linear light to display values in [-1, 1], with soft highlights."""
+    """Convert linear light to display values in [-1, 1], with soft highlights."""
     return torch.sqrt(1 - torch.exp(-1.35 * color.clamp_min(0))) * 2 - 1
 
 
@@ -33,7 +33,7 @@ def _smoothstep(low: float, high: float, value: Tensor) -> Tensor:
 
 
 def _mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """Colours (B, 3, R) or (B, 3, 1) mixed by a share (B, R)."""
+    """Interpolate colours (B, 3, R) or (B, 3, 1) with weights `share` (B, R)."""
     return a + (b - a) * share[:, None]
 
 
@@ -42,7 +42,7 @@ def _column(color: Tensor) -> Tensor:
 
 
 def light_direction(f: Factors) -> Float[Tensor, "B 3"]:
-    """Unit vector of the world's frame towards the key light."""
+    """Unit vector toward the key light, in world coordinates."""
     azimuth, elevation = f.light_azimuth * (math.pi / 180), f.light_elevation * (math.pi / 180)
     return torch.stack((azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()), dim=1)
 
@@ -50,9 +50,9 @@ def light_direction(f: Factors) -> Float[Tensor, "B 3"]:
 def materials(
     x: Tensor, y: Tensor, z: Tensor, normal_z: Tensor, d: Distances, s: Shape, f: Factors, light: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Albedo (B, 3, R), gloss (B, R) in [0, 1] and part id (B, R) of hit points of the head's frame.
+    """Albedo (B, 3, R), gloss (B, R) in [0, 1] and part id (B, R) of hit points in head coordinates.
 
-    `light` is the direction (B, 3) of the key light in the head's frame, for the sparkle in the eyes.
+    `light` is the direction (B, 3) of the key light in head coordinates, for the highlights in the eyes.
     """
     side, x = torch.sign(x), x.abs()
     fur, mark = _column(f.fur_color), _column(f.mark_color)
@@ -72,7 +72,7 @@ def materials(
     ring = _smoothstep(0.14, 0.03, d.eye) * f.eye_ring[:, None]
     skin = skin * (1 - 0.8 * (-ring).clamp_min(0))[:, None]
     skin = _mix(skin, pale, ring.clamp_min(0))
-    # A dark line around the eyes keeps them crisp on any fur.
+    # A dark outline keeps the eyes visible on any fur.
     skin = skin * (1 - 0.75 * _smoothstep(0.035, 0.01, d.eye))[:, None]
 
     ear_u, ear_v = ear_frame(x, y, s)
@@ -84,7 +84,7 @@ def materials(
     inner = _mix(0.35 * fur, torch.tensor([0.62, 0.27, 0.22], device=x.device)[:, None], 0.72 + 0 * x)
     inner = inner * (0.45 + 0.55 * inside_ear.clamp(0, 1))[:, None]
 
-    # Eye: the gaze is a direction, so it is undone for the mirrored side.
+    # Eyes: x is |x|, but the gaze is not mirrored, so the sign of x is restored.
     ex, ey, ez = (x - s.eye_x) / s.eye_r, (y - s.eye_y) / s.eye_r, (z - s.eye_z) / s.eye_r
     gaze_x, gaze_y = f.gaze_x[:, None] * (math.pi / 180), f.gaze_y[:, None] * (math.pi / 180)
     ex = ex * torch.where(side < 0, -1.0, 1.0)
@@ -96,7 +96,7 @@ def materials(
         _smoothstep(0.08, -0.08, angle - f.pupil_size[:, None]), 0.85 * _smoothstep(0.82, 0.98, angle)
     ))  # fmt: skip
     eye = _mix(eye, 0 * eye + 0.84, _smoothstep(0.98, 1.08, angle))
-    # The catchlight lies between the gaze and the light, so that it always touches the pupil.
+    # The highlight lies between the gaze and the light, so that it always touches the pupil.
     spark = 1.2 * gaze + light
     spark = (spark / spark.norm(dim=1, keepdim=True))[:, :, None]
     sparkle = _smoothstep(0.95, 0.975, ex * spark[:, 0] + ey * spark[:, 1] + ez * spark[:, 2])
@@ -144,13 +144,13 @@ def materials(
 def illuminate(
     albedo: Tensor, normal: Tensor, view: Tensor, open_sky: Tensor, lit: Tensor, gloss: Tensor, f: Factors
 ) -> Tensor:
-    """Linear radiance (B, 3, R) towards `view` (B, 3, R): key light, sky and ground, gloss, rim.
+    """Linear radiance (B, 3, R) toward `view` (B, 3, R): key light, sky and ground, gloss, rim light.
 
-    `open_sky` (B, R) is the ambient share that is not occluded, `lit` (B, R) that of the key light.
+    `open_sky` and `lit` (B, R) are the unoccluded fractions of the ambient light and of the key light.
     """
     light = light_direction(f)[:, :, None]
     facing = (normal * light).sum(1)
-    wrap = ((facing + 0.25) / 1.25).clamp_min(0)  # fur scatters: the terminator is soft
+    wrap = ((facing + 0.25) / 1.25).clamp_min(0)  # fur scatters light, so the shadow boundary is soft
     sky = 0.35 + 0.65 * _column(f.top_color)
     ground = 0.10 + 0.5 * _column(f.bottom_color)
     up = normal[:, 1] * 0.5 + 0.5
@@ -165,7 +165,7 @@ def illuminate(
 
 
 def body_albedo(normal: Tensor, f: Factors) -> Tensor:
-    """Fur of the shoulders, with a lighter chest: (B, 3, R)."""
+    """Albedo of the shoulders, with a lighter chest: (B, 3, R)."""
     fur = _column(f.fur_color)
     chest = _smoothstep(0.75, 0.98, normal[:, 2] + 0.15 * normal[:, 1]) * f.muzzle_light[:, None]
     strand = torch.sin(34 * normal[:, 0].abs() + 3 * torch.sin(9 * normal[:, 1])) * torch.sin(17 * normal[:, 1])
@@ -173,12 +173,12 @@ def body_albedo(normal: Tensor, f: Factors) -> Tensor:
 
 
 def background(f: Factors, size: int) -> Tensor:
-    """Linear colours (B, 3, size, size): a vertical gradient with out-of-focus discs of light and shade."""
+    """Linear colours (B, 3, size, size): a vertical gradient with bright and dark out-of-focus discs."""
     axis = (torch.arange(size, device=f.yaw.device) + 0.5) / size - 0.5
     down = _smoothstep(-0.55, 0.55, axis)[None, :, None]  # (1, H, 1)
     top, bottom = _column(f.top_color)[..., None], _column(f.bottom_color)[..., None]
     color = top + (bottom - top) * down[:, None]  # (B, 3, H, 1)
     x, y, radius, glow = (v[..., None, None] for v in f.bokeh.unbind(-1))  # (B, K, 1, 1)
-    away = torch.sqrt((axis[None, None, None, :] - x) ** 2 + (axis[None, None, :, None] - y) ** 2) / radius
-    discs = (_smoothstep(1.15, 0.75, away) * glow).sum(1)  # (B, H, W)
+    distance = torch.sqrt((axis[None, None, None, :] - x) ** 2 + (axis[None, None, :, None] - y) ** 2) / radius
+    discs = (_smoothstep(1.15, 0.75, distance) * glow).sum(1)  # (B, H, W)
     return color * (1 + discs[:, None]).clamp_min(0.3) + 0.05 * discs[:, None].clamp_min(0)

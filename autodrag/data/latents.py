@@ -1,6 +1,6 @@
-"""Latent codes to learn from, drawn on the fly: plausible codes, noised codes, motion sequences.
+"""Latent codes for training, drawn on the fly: mapped codes, mixed codes, noised codes and motion sequences.
 
-Every draw takes a `torch.Generator` on the CPU. A sample therefore depends on its seed alone, not on the device or on
+All functions draw from a `torch.Generator` on the CPU. Samples therefore depend only on the seed, not on the device or
 the number of processes that share a batch.
 """
 
@@ -17,13 +17,13 @@ Rng = torch.Generator
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, rng: Rng) -> Tensor:
-    """Numbers between `low` and `high`."""
+    """Uniform random numbers between `low` and `high`."""
     return low + (high - low) * torch.rand(shape, generator=rng)
 
 
 @torch.no_grad()
 def map_codes(generator: Generator, count: int, psi: Float[Tensor, " B"], rng: Rng) -> Float[Tensor, "B D"]:
-    """Codes of random z (and classes), truncated by `psi` each."""
+    """Codes of random z (and random classes), each truncated with its own `psi`."""
     config = generator.config
     device = generator.mapping.w_avg.device
     z = torch.randn(count, config.z_dim, generator=rng).to(device)
@@ -37,10 +37,10 @@ def map_codes(generator: Generator, count: int, psi: Float[Tensor, " B"], rng: R
 
 @torch.no_grad()
 def mixed_codes(generator: Generator, count: int, *, psi: tuple[float, float], rng: Rng) -> Float[Tensor, "B L D"]:
-    """W+ codes whose layers differ: style mixing at a random layer, then every layer moved toward a third code.
+    """W+ codes whose layers differ: style mixing at a random layer, then every layer is moved toward a third code.
 
-    The mapping network gives all layers the same vector. From such codes, the first layers can be read off the others,
-    and a regularizer trained on them would undo every edit.
+    The mapping network gives all layers the same vector, so the first layers can be copied from the others. A
+    regularizer trained on such codes would undo every edit.
     """
     layers = generator.config.latent_layers
     strength = uniform((count,), *psi, rng)
@@ -55,11 +55,11 @@ def mixed_codes(generator: Generator, count: int, *, psi: tuple[float, float], r
 def noised_codes(
     latent: Float[Tensor, "B L D"], frame: LatentFrame, *, edit_layers: int, zeroed_share: float, sigma: float, rng: Rng
 ) -> Float[Tensor, "B L D"]:
-    """Eq. 1 of Auto DragGAN: vectors of the first layers set to zero with probability `zeroed_share`, then Gaussian
+    """Eq. 1 of Auto DragGAN: set vectors of the first layers to zero with probability `zeroed_share`, then add Gaussian
     noise.
 
-    Both happen in standard coordinates, where zero is the mean of the mapped codes and one their standard deviation.
-    The deviation of each code's noise is drawn between 0 and `sigma`. The paper gives no sigma.
+    Both operations use standard coordinates, in which mapped codes have zero mean and unit variance. The standard
+    deviation of a code's noise is drawn between 0 and `sigma`. The paper does not give sigma.
     """
     count, _, w_dim = latent.shape
     nonzero = (torch.rand(count, edit_layers, 1, generator=rng) >= zeroed_share).to(latent.device)
@@ -78,8 +78,8 @@ def motion_sequence(
 ) -> Float[Tensor, "B T L D"]:
     """Eq. 7 of Auto DragGAN: w_0 ... w_n (T = `steps` + 1), w_i = w_(i-1) + rate * (w* - w_(i-1)) in the first layers.
 
-    The paper prints a minus sign, which moves away from w*. UserControllableLT, which the paper follows, moves toward
-    it, and so does this function.
+    The paper prints a minus sign, which would move away from w*. This function moves toward w*, as UserControllableLT,
+    on which the paper is based, does.
     """
     codes = [start]
     for _ in range(steps):

@@ -1,7 +1,8 @@
-"""Synthesised motion to learn from: sequences of codes, and points matched between their first and last images.
+"""Synthetic motion for training: sequences of codes, and points matched between their first and last images.
 
-Auto DragGAN (2024, section 3.2): a code w_0 moves toward another code in small steps. The images of the first and the
-last code are matched. Matches that moved far enough are the drags, and the sequence is their answer.
+Auto DragGAN (2024, section 3.2): a code w_0 moves toward another code in small steps. Points are matched between the
+images of the first and the last code. Matches that moved far enough become the drags, and the sequence of codes is the
+ground truth.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from autodrag.nets.stylegan2 import Features, Generator
 from autodrag.tracking import match_features
 
 SINGLE_SHARE = 0.3
-"""Share of the samples with one drag."""
+"""Fraction of the samples with one drag."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,21 @@ class MotionConfig:
 
 
 def check_travel(share: tuple[float, float]) -> None:
-    """Raises ValueError if a range of travel shares is impossible."""
+    """Raise ValueError if a range of travel shares is invalid."""
     if not 0 < share[0] <= share[1] <= 1:
         raise ValueError(f"travel_share {share}: expected low <= high, both in (0, 1].")
 
 
 @dataclass(frozen=True)
 class Motion:
-    """B samples: the input of an editor (first code, its features, drags) and the codes of the whole sequence."""
+    """B samples: inputs of an editor (first code, its features, drags) and the codes of the whole sequence."""
 
     codes: Float[Tensor, "B T L D"]
     """w_0 ... w_n."""
     features: Features
     """Features of w_0, up to the last tracked block."""
     maps: Float[Tensor, "B C h w"]
-    """F of w_0."""
+    """Feature map F of w_0, the input of the predictor."""
     drags: DragBatch
     """Drags, then anchors, then padding."""
     moving: Bool[Tensor, "B N"]
@@ -75,7 +76,7 @@ class Motion:
 
 
 def step_rate(travel_share: Float[Tensor, " B"], steps: int) -> Float[Tensor, " B"]:
-    """The lambda of Eq. 7 by which n steps cover a share of the distance to w*."""
+    """Lambda of Eq. 7 with which `steps` steps cover the fraction `travel_share` of the distance to w*."""
     return 1 - (1 - travel_share) ** (1 / steps)
 
 
@@ -88,10 +89,10 @@ def draw_motion(
     rng: torch.Generator,
     rows: slice = slice(None),
 ) -> Motion:
-    """The samples `rows` of a batch of `count`.
+    """Draw the samples `rows` of a batch of `count`.
 
-    All random numbers are drawn for the whole batch, so that processes that share a batch draw the same numbers and
-    synthesise their own rows alone.
+    Processes that share a batch draw the same random numbers for the whole batch. Each process synthesises only its own
+    rows.
     """
     device = generator.mapping.w_avg.device
     image, layers = net.image, net.layers
@@ -113,7 +114,7 @@ def draw_motion(
     inside = ((found >= -0.5) & (found <= found.new_tensor([image[1], image[0]]) - 0.5)).all(dim=2)
     matched, moved = mutual & inside, (found - points).norm(dim=2)
 
-    # Drags: random ones of the matches that moved far enough, or else the match that moved most.
+    # Drags: a random choice of the matches that moved far enough; if there are none, the match that moved most.
     many = (chance["number"] - SINGLE_SHARE) / (1 - SINGLE_SHARE)
     number = torch.where(many < 0, 1, 2 + (many * (config.max_points - 1)).long()).clamp_max(config.max_points)
     limit = torch.where(number == 1, config.min_drag_px, config.min_drag_px_many) * image[0] / 512

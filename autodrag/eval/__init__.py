@@ -1,1 +1,1 @@
-"""Experiment: the papers' protocols and the baselines they compare with."""
+"""Evaluation: the papers' protocols, and the baselines that they compare with."""

@@ -1,4 +1,4 @@
-"""The generator and the methods of a run, ready for use, and the options that every evaluation shares."""
+"""The generator and methods of an evaluation run, and the options shared by all evaluations."""
 
 from __future__ import annotations
 
@@ -31,61 +31,65 @@ from autodrag.nets.stylegan2 import Features, Generator, seed_z
 
 MAX_PAIRS = 400_000
 SEEDS_APART = 1_000_000
-"""Distance of the first image seeds of two runs with consecutive `--seed`."""
+"""Difference between the first image seeds of two runs with consecutive `--seed`."""
 
 
 def add_options(parser: argparse.ArgumentParser, *, steps: int, psi: float, pairs: int, out: str) -> None:
-    """The options of every evaluation; the arguments are their defaults."""
+    """Add the options of all evaluations, with the given defaults."""
     parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, metavar="FOLDER")
     parser.add_argument(
-        "--methods", help=f"comma-separated, of {','.join(METHODS)} (default: all that the checkpoint can run)"
+        "--methods",
+        help=f"comma-separated methods from {','.join(METHODS)} (default: all that the checkpoint supports)",
     )
     parser.add_argument("--pairs", type=int, default=pairs, help=f"number of image pairs (default: {pairs})")
-    parser.add_argument("--seed", type=int, default=0, help="of the pairs; the same seed gives the same table")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the pairs; the same seed gives the same table")
     parser.add_argument("--psi", type=float, default=psi, help=f"truncation (default: {psi})")
     parser.add_argument("--label", type=int, help="class of a conditional generator")
     parser.add_argument(
-        "--steps", default=str(steps), help=f"step limit of every method, or own (default: {steps}, as published)"
+        "--steps",
+        default=str(steps),
+        help=f"step limit of all methods; own: the limit of each method (default: {steps}, as published)",
     )
     parser.add_argument(
         "--stop",
         default="paper",
-        help="distance in px at which every method stops, or own; paper (default): 1 for up to 5 points, else 2",
+        help="distance in px at which all methods stop; own: the value of each method; paper (default): 1 for up to 5 "
+        "points, 2 for more",
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: cuda if available)")
     parallel.add_options(parser)
-    parser.add_argument("--out", type=Path, default=Path(out), help="folder of the run; an earlier run is continued")
+    parser.add_argument("--out", type=Path, default=Path(out), help="output folder; an earlier run there is resumed")
     results.add_option(parser)
 
 
 @dataclass(frozen=True)
 class Edited:
-    """A drag that was run, with its image."""
+    """Result of a drag, with its image."""
 
     code: Layers
     image: Float[Tensor, "1 3 H W"]
     """In [-1, 1]."""
     picture: UInt8[np.ndarray, "H W 3"]
     seconds: float
-    """Time of the drag, of the image, and of its copy to the CPU as uint8. Loading is excluded."""
+    """Time of the drag, of synthesising the image, and of copying it to the CPU as uint8. Loading is excluded."""
     steps: int
     reason: str
 
     def record(self) -> Record:
-        """The fields that every record has."""
+        """The fields that all records have."""
         return {"seconds": self.seconds, "steps": self.steps, "reason": self.reason}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A frozen generator and methods that are ready to run on it."""
+    """A frozen generator, and methods that are ready to run on it."""
 
     generator: Generator
     fingerprint: str
     folder: Path
-    """The checkpoint."""
+    """The checkpoint folder."""
     net: LandmarkNet | None
-    """The checkpoint's own landmark net."""
+    """The landmark net of the checkpoint."""
     methods: dict[str, Method]
     identities: dict[str, str]
     """Digest of each method; see `methods.identities`."""
@@ -98,12 +102,12 @@ class Bench:
 
     @torch.no_grad()
     def latent(self, seed: int) -> Float[Tensor, "1 L D"]:
-        """W+ of a seed, as NVIDIA's code maps it, at the run's truncation."""
+        """W+ of a seed, mapped as in NVIDIA's code, with the run's truncation."""
         return self.map(seed_z(seed, self.generator.config.z_dim), self.psi)
 
     @torch.no_grad()
     def map(self, z: Float[Tensor, "B Z"], psi: float) -> Float[Tensor, "B L D"]:
-        """z to W+ on the run's device, with the run's class."""
+        """Map z to W+ on the run's device, with the run's class label."""
         labels = None
         if self.label is not None:
             classes = self.generator.config.c_dim
@@ -117,7 +121,7 @@ class Bench:
 
     @property
     def base_seed(self) -> int:
-        """Seed of the first image; runs with different seeds share no images."""
+        """Seed of the first image. Runs with different seeds share no images."""
         return SEEDS_APART * (self.seed + 1)
 
     def run(self, method: str, latent: Float[Tensor, "1 L D"], drag: Drag, trace: Trace | None = None) -> Edited:
@@ -133,10 +137,10 @@ class Bench:
 
 
 def open_bench(args: argparse.Namespace) -> Bench:
-    """Checks the shared options, loads the checkpoint and prepares the methods.
+    """Check the shared options, load the checkpoint and prepare the methods.
 
     Raises:
-        AutodragError: an unknown method, a method that misses something, or an option that cannot be used.
+        AutodragError: a method is unknown or unavailable, or an option is invalid.
     """
     names = None if args.methods is None else args.methods.split(",")
     check_names(names or ())
@@ -176,7 +180,7 @@ def open_bench(args: argparse.Namespace) -> Bench:
 
 
 def read_limits(steps: str, stop: str) -> Limits:
-    """`--steps` (a number or own) and `--stop` (paper, own or px) as limits."""
+    """Parse `--steps` (a number or own) and `--stop` (paper, own or px)."""
     named: Literal["paper", "own"] | None = "paper" if stop == "paper" else "own" if stop == "own" else None
     try:
         return Limits(None if steps == "own" else int(steps), float(stop) if named is None else named)
@@ -187,7 +191,7 @@ def read_limits(steps: str, stop: str) -> Limits:
 
 
 def read_points(text: str, count: int) -> tuple[int, ...]:
-    """`1,5,all` as numbers of points, each once and in this order; `count` is the largest, and `all`."""
+    """Parse numbers of points such as `1,5,all`, without repetitions. `count` is the maximum and the value of `all`."""
     try:
         points: Sequence[int] = tuple(dict.fromkeys(count if part == "all" else int(part) for part in text.split(",")))
     except ValueError:

@@ -1,10 +1,9 @@
-"""There and back, FreeDrag's CCSD (Ling et al. 2024): the similarity of an image and its copy after a drag p -> t and
-a second drag t -> p.
+"""FreeDrag's CCSD (Ling et al. 2024): the similarity of an image and the result of a drag p -> t and a drag t -> p.
 
-The measure is the perceptual distance between the first image and the last. It rewards methods that do nothing, so the
-table also shows the distance that the first drag left. Our choices: MSE (in [-1, 1]) and SSIM beside LPIPS, or instead
-of LPIPS where its weights are missing; the second drag starts at the targets, wherever the first drag ended; drags as
-in `autodrag eval mdd`.
+The metric is the perceptual distance between the first and the last image. It favours methods that do nothing, so the
+table also shows the distance that remains after the first drag. Our choices: MSE (images in [-1, 1]) and SSIM in
+addition to LPIPS, or instead of it if its weights are missing; the second drag starts at the targets, regardless of the
+end of the first drag; the drags are those of `autodrag eval mdd`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from autodrag.eval.tasks import Pair
 
 
 class ThereAndBackExperiment(Experiment):
-    """Drag there and back, and compare the image with the first one."""
+    """Drag to the targets and back, and compare the result with the first image."""
 
     name = "ccsd"
 

@@ -1,11 +1,11 @@
-"""Landmark models of the protocols: the checkpoint's own net, dlib's 68 points, or any TorchScript or ONNX model.
+"""Landmark models for evaluation: the checkpoint's landmark net, dlib's 68 points, or any TorchScript or ONNX model.
 
-Whatever the model, a detection is K points (x, y) in px of the output image, integers at pixel centres; None where it
-finds nothing. A foreign model gets one RGB image (1, 3, H, W) as float32 in [-1, 1] and returns (1, K, 2), points in px
-of its input, or (1, K, 3) with a confidence as third value.
+A detection is K points (x, y) in px of the output image, integers at pixel centres, or None if nothing is found. A
+TorchScript or ONNX model gets one RGB image (1, 3, H, W) as float32 in [-1, 1]. It returns (1, K, 2), points in px of
+its input, or (1, K, 3) with confidences as third values.
 
-TorchScript files are programs: loading one runs code of whoever made it. They are loaded only where a run says that
-they are trusted. ONNX files and dlib's are data.
+Loading a TorchScript file executes its code, so such files are loaded only with `--trust-torchscript`. ONNX and dlib
+files contain only data.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ SUFFIXES = {".dat": "dlib", ".onnx": "ONNX", ".pt": "TorchScript", ".ts": "Torch
 
 @dataclass(frozen=True)
 class Detection:
-    """Where the landmarks of one image are."""
+    """Landmarks of one image."""
 
     points: Float[Tensor, "K 2"]
-    """px of the image; may lie outside of it."""
+    """px of the image; may lie outside the image."""
     confidence: float | None
-    """How sure the model is, on a scale of its own; None where it does not say."""
+    """Confidence, on a model-specific scale; None if the model has none."""
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """A landmark model; `count` is its number of landmarks, `identity` what a run's setup calls it."""
+    """A landmark model; `count` is its number of landmarks, `identity` identifies it in the setup of a run."""
 
     count: int
     identity: str
@@ -56,30 +56,34 @@ class Detector(Protocol):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """`--landmarks`, `--landmarks-size` and `--trust-torchscript`."""
+    """Add the options `--landmarks`, `--landmarks-size` and `--trust-torchscript`."""
     parser.add_argument(
         "--landmarks",
         type=Path,
         metavar="FILE",
-        help="landmark model: dlib's .dat, .onnx, or TorchScript (.pt, .ts); default: the checkpoint's own net",
+        help="landmark model: .dat (dlib), .onnx, or TorchScript (.pt, .ts); default: the checkpoint's landmark net",
     )
-    parser.add_argument("--landmarks-size", type=int, metavar="PX", help="resize images to this side for it")
     parser.add_argument(
-        "--trust-torchscript", action="store_true", help="load a TorchScript model, which runs its maker's code"
+        "--landmarks-size", type=int, metavar="PX", help="side to which images are resized for the landmark model"
+    )
+    parser.add_argument(
+        "--trust-torchscript", action="store_true", help="load a TorchScript model, which executes code in the file"
     )
 
 
 def load_detector(
     args: argparse.Namespace, net: LandmarkNet | None, image: Size, device: torch.device
 ) -> Detector | None:
-    """The landmark model that the options name, tried on a grey image; None where there is none.
+    """Load the landmark model chosen by the options, and test it on a grey image; None if there is no model.
 
     Args:
-        net: the checkpoint's own, used where no file is named.
-        image: (height, width) of the images to come.
+        args: parsed options of `add_options`.
+        net: the checkpoint's landmark net, used if no file is given.
+        image: (height, width) of the images.
+        device: device of the model.
 
     Raises:
-        AutodragError: no such file, a package that is missing, or a model that does not fit the images.
+        AutodragError: the file or a package is missing, or the model does not accept the images.
     """
     path: Path | None = args.landmarks
     if path is None:
@@ -96,7 +100,7 @@ def load_detector(
     else:
         if not args.trust_torchscript:
             raise AutodragError(
-                f"{str(path)!r} is a TorchScript model, and loading it runs code of its maker; "
+                f"{str(path)!r} is a TorchScript model, and loading it executes its code; "
                 "add --trust-torchscript if you trust its source, or export it to ONNX"
             )
         run, side = _open_torchscript(path, device), None
@@ -104,18 +108,18 @@ def load_detector(
     if side is not None and (size or image) not in (side[0] if side[0] == side[1] else side, side):
         raise AutodragError(
             f"landmark model {str(path)!r} takes images of {side[1]}x{side[0]} px, not of "
-            f"{size or image[1]}x{size or image[0]}; give --landmarks-size {side[0]} to have them resized"
+            f"{size or image[1]}x{size or image[0]}; give --landmarks-size {side[0]} to resize them"
         )
     return Foreign(path, run, image if size is None else (size, size), image, device)
 
 
 def require_detector(args: argparse.Namespace, net: LandmarkNet | None, image: Size, device: torch.device) -> Detector:
-    """As `load_detector`, with an AutodragError where there is none."""
+    """As `load_detector`, but raises AutodragError if there is no model."""
     detector = load_detector(args, net, image, device)
     if detector is None:
         raise AutodragError(
-            f"{args.checkpoint} holds no landmarks.safetensors; train one with autodrag train landmarks, "
-            "or name a model with --landmarks FILE"
+            f"{args.checkpoint} has no landmarks.safetensors; train one with autodrag train landmarks, "
+            "or give a model with --landmarks FILE"
         )
     return detector
 
@@ -124,14 +128,14 @@ def _own(net: LandmarkNet, image: Size, size: int | None) -> Detector:
     side = net.config.resolution
     if (size or image) not in (side, (side, side)):
         raise AutodragError(
-            f"the checkpoint's landmark net takes images of {side}x{side} px, and this generator makes "
-            f"{image[1]}x{image[0]}; give --landmarks-size {side} to have them resized"
+            f"the checkpoint's landmark net takes images of {side}x{side} px, but this generator makes "
+            f"{image[1]}x{image[0]}; give --landmarks-size {side} to resize them"
         )
     return Own(net)
 
 
 class Own:
-    """The net of a checkpoint."""
+    """The landmark net of a checkpoint."""
 
     def __init__(self, net: LandmarkNet) -> None:
         self.net, self.count = net, len(net.config.names)
@@ -143,9 +147,9 @@ class Own:
 
 
 class Dlib:
-    """dlib's shape predictor (King 2009) in the face that its detector is surest of, what DragGAN measures with.
+    """dlib's shape predictor (King 2009) for the face with the highest detection score, as used by DragGAN.
 
-    Faces are looked for at twice the size where the image is smaller than 512 px. No face: no detection.
+    Images smaller than 512 px are upsampled by 2 for face detection. Without a face, the result is None.
     """
 
     def __init__(self, path: Path) -> None:
@@ -169,7 +173,7 @@ class Dlib:
 
 
 class Foreign:
-    """A TorchScript or ONNX model, images resized to its side (bilinear, antialiased)."""
+    """A TorchScript or ONNX model. Images are resized to its input size (bilinear, antialiased)."""
 
     def __init__(self, path: Path, run: Callable[[Tensor], Any], side: Size, image: Size, device: torch.device) -> None:
         self._path, self._run, self._side = path, run, side
@@ -188,10 +192,10 @@ class Foreign:
         size = f"{self._side[1]}x{self._side[0]}"
         try:
             found = self._run(image)
-        except Exception as error:  # whatever a foreign program throws
+        except Exception as error:  # external models may raise any exception
             raise AutodragError(
                 f"landmark model {str(self._path)!r} fails on an image of {size} px "
-                f"({str(error).strip().splitlines()[-1]}); give the side that it takes with --landmarks-size"
+                f"({str(error).strip().splitlines()[-1]}); give its input size with --landmarks-size"
             ) from error
         if isinstance(found, np.ndarray):
             found = torch.from_numpy(found)
@@ -205,17 +209,17 @@ class Foreign:
 
 
 def _finite(points: Tensor, confidence: float | None) -> Detection | None:
-    """A detection, or none where a broken image has led to values that are no numbers."""
+    """The detection, or None if the points are not finite, as for a broken image."""
     return Detection(points, confidence) if bool(torch.isfinite(points).all()) else None
 
 
 def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Any], Size | None]:
-    """The model's function, and the (height, width) it is made for; None where it takes any."""
+    """The model as a function, and its input size (height, width); None if it accepts any size."""
     runtime = _package("onnxruntime", f"landmark model {str(path)!r}", "eval")
     try:
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors share no base class
-        raise AutodragError(f"landmark model {str(path)!r} is not an ONNX model that can be run: {error}") from error
+        raise AutodragError(f"landmark model {str(path)!r} cannot be loaded as an ONNX model: {error}") from error
     first, *others = session.get_inputs()
     if others or len(first.shape) != 4:
         raise AutodragError(f"landmark model {str(path)!r} takes {first.shape}; expected one input (1, 3, H, W)")
@@ -226,7 +230,7 @@ def _open_onnx(path: Path) -> tuple[Callable[[Tensor], Any], Size | None]:
 
 def _open_torchscript(path: Path, device: torch.device) -> Callable[[Tensor], Any]:
     try:
-        with warnings.catch_warnings():  # TorchScript is deprecated, and nobody who runs a model can help that
+        with warnings.catch_warnings():  # torch warns that TorchScript is deprecated
             warnings.simplefilter("ignore", DeprecationWarning)
             model = torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError) as error:
@@ -235,8 +239,8 @@ def _open_torchscript(path: Path, device: torch.device) -> Callable[[Tensor], An
     return lambda image: model(image)
 
 
-def _package(name: str, what: str, extra: str) -> ModuleType:
+def _package(name: str, user: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise AutodragError(f"{what} needs the package {name}; install it: pip install 'autodrag[{extra}]'") from error
+        raise AutodragError(f"{user} needs the package {name}; install it: pip install 'autodrag[{extra}]'") from error

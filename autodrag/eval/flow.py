@@ -1,4 +1,4 @@
-"""Optical flow between two images, by OpenCV or by RAFT.
+"""Optical flow between two images, with OpenCV or RAFT.
 
 A flow is (H, W, 2) px, (dx, dy): the content at p in the first image is at p + flow[p] in the second.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from autodrag.errors import AutodragError
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Two HWC uint8 RGB images to the flow between them."""
+"""Computes the flow between two HWC uint8 RGB images."""
 
 RAFT_FILE = "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
 RAFT_URL = f"https://download.pytorch.org/models/{RAFT_FILE}"
@@ -30,10 +30,11 @@ _RAFT_PX = 128
 
 
 def dis_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
-    """Dense inverse search (Kroeger et al. 2016), OpenCV's medium preset, on grey values.
+    """Dense inverse search (Kroeger et al. 2016) on grey values, with OpenCV's medium preset.
 
-    Images smaller than 256 px are first enlarged to 256 px (bicubic), because the method starts at a quarter of the
-    resolution; the flow is scaled back. Both are our choice; the papers do not name their flow.
+    Images smaller than 256 px are enlarged (bicubic) by an integer factor to at least 256 px, because the method starts
+    at a quarter of the resolution; the flow is scaled back. Method and size are our choices; the papers do not name
+    their flow.
     """
     height, width = first.shape[:2]
     factor = max(1, -(-_DIS_PX // min(height, width)))
@@ -45,35 +46,39 @@ def dis_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3
 
 
 def farneback_flow(first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W 2"]:
-    """Polynomial expansion (Farnebäck 2003) on grey values, 3 levels, a window of 15 px."""
+    """Polynomial expansion (Farnebäck 2003) on grey values, with 3 levels and a window of 15 px."""
     start = np.zeros((*first.shape[:2], 2), np.float32)
     return cv2.calcOpticalFlowFarneback(_grey(first), _grey(second), start, 0.5, 3, 15, 3, 5, 1.2, 0)
 
 
 class RaftFlow:
-    """RAFT (Teed and Deng 2020), torchvision's large model. Nothing is downloaded.
+    """RAFT (Teed and Deng 2020), torchvision's large model. Weights are not downloaded.
 
-    Images smaller than 128 px, the least that RAFT takes, are enlarged; sides become multiples of eight.
+    Images smaller than 128 px, the minimum of RAFT, are enlarged. Sides are rounded to multiples of eight.
     """
 
     def __init__(self, device: torch.device, weights: Path | None = None) -> None:
-        """weights: a file of torchvision's weights; None looks for it in PyTorch's hub folder.
+        """Load the network.
+
+        Args:
+            device: device of the network.
+            weights: file of torchvision's weights; None uses the file in PyTorch's hub folder.
 
         Raises:
-            AutodragError: torchvision or the weights are missing, or the file holds something else.
+            AutodragError: torchvision or the weights are missing, or the file does not contain RAFT's weights.
         """
         if importlib.util.find_spec("torchvision") is None:
             raise AutodragError("RAFT needs the package torchvision; install it: pip install torchvision")
         path = weights or Path(torch.hub.get_dir()) / "checkpoints" / RAFT_FILE
         if not path.is_file():
             raise AutodragError(
-                f"RAFT needs its weights at {str(path)!r}, which is not there; get them from {RAFT_URL}"
+                f"RAFT needs its weights at {str(path)!r}, but the file does not exist; get it from {RAFT_URL}"
             )
         try:
             from torchvision.models.optical_flow import raft_large
-        except (ImportError, RuntimeError) as problem:  # one made for another torch
+        except (ImportError, RuntimeError) as problem:  # built for another version of torch
             raise AutodragError(
-                f"torchvision cannot be imported ({problem}); install the one of this torch"
+                f"torchvision cannot be imported ({problem}); install the version that matches torch"
             ) from problem
 
         net = raft_large(weights=None, progress=False)
@@ -81,7 +86,7 @@ class RaftFlow:
             net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as problem:
             raise AutodragError(
-                f"{str(path)!r} does not hold the weights of RAFT; get them from {RAFT_URL}"
+                f"{str(path)!r} does not contain the weights of RAFT; get them from {RAFT_URL}"
             ) from problem
         self._net = net.to(device).eval().requires_grad_(False)
         self._device = device
@@ -106,14 +111,14 @@ class RaftFlow:
 
 
 def log_expansion(flow: Float[np.ndarray, "H W 2"]) -> Float[np.ndarray, "H W"]:
-    """Log-expansion of the surroundings of each pixel: the logarithm of the root of |det(1 + grad flow)|.
+    """Log-expansion around each pixel: log(sqrt(|det(1 + grad flow)|)), clipped to [log 1/4, log 4].
 
-    Zero for a shift or a turn, log s for a growth by s; between log 1/4 and log 4.
+    It is zero for translations and rotations, and log s for a scaling by s.
     """
     dy, dx = np.gradient(flow, axis=(0, 1))  # (H, W, 2) each: derivatives of (u, v)
     area = (1 + dx[..., 0]) * (1 + dy[..., 1]) - dx[..., 1] * dy[..., 0]
-    grown: np.ndarray = (0.5 * np.log(np.clip(np.abs(area), 1 / 16, 16))).astype(np.float32)
-    return grown
+    expansion: np.ndarray = (0.5 * np.log(np.clip(np.abs(area), 1 / 16, 16))).astype(np.float32)
+    return expansion
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

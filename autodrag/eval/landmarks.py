@@ -1,18 +1,18 @@
 """Landmark manipulation, DragGAN's Table 1 (Pan et al. 2023, section 4.2), on any generator with a landmark model.
 
-Two images A and B are sampled, and landmarks are found in both. A drag moves l_A(S) to l_B(S) for a random subset S of
-one, five or all landmarks. Then landmarks are detected again in the result: MD = mean of ||l_result - l_B|| over S, px.
+Two images A and B are sampled, and landmarks are detected in both. A drag moves l_A(S) to l_B(S) for a random subset S
+of one, five or all landmarks. Landmarks are then detected in the result: MD = mean of ||l_result - l_B|| over S, px.
 
-The paper leaves some choices open. Ours: psi 0.7 as in its interface; S is drawn among the landmarks inside the frame
-in both images; every method sees the same pairs, the same step limit (300, published) and the same stop rule; the time
-includes the final synthesis and excludes loading. A result without detected landmarks has no distance.
+The paper leaves some choices open. Our choices: psi is 0.7, as in the paper's interface; S is drawn from the landmarks
+inside both images; all methods get the same pairs, step limit (300, published) and stop rule; the time includes the
+final synthesis and excludes loading. A result without detected landmarks has no distance.
 
-The column "patch" is a second measure of the distance that knows nothing of landmarks: the patch around each handle is
-searched near its target by normalised cross-correlation (`metrics.correlated_points`).
+The column "patch" is a second distance, which does not use landmarks: the patch around each handle is searched near its
+target by normalised cross-correlation (`metrics.correlated_points`).
 
-"Torn" is the share of results without landmarks, or with a constellation of landmarks that is less likely than that of
-95 % of 1000 other unedited images (`metrics.strangeness`). `benchmarks/torn.py` shows on artificially torn images what
-this share detects.
+"Torn" is the fraction of results without detected landmarks, or with landmark positions that are less likely than those
+of 95 % of 1000 other unedited images (`metrics.strangeness`). `benchmarks/torn.py` validates this metric on
+artificially torn images.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from autodrag.progress import track
 GAMMAS = (1, 5, 10, 20)
 """Radii of the patches of DAI, px."""
 USUAL = 1000
-"""Number of unedited images that define the usual constellations."""
+"""Number of unedited images that define the usual landmark positions."""
 
 
 class LandmarkExperiment(Experiment):
-    """Drag landmarks of one image to those of another, and detect them again."""
+    """Drag landmarks of one image to their positions in another image, and detect them again."""
 
     name = "landmarks"
 
@@ -137,17 +137,17 @@ class LandmarkExperiment(Experiment):
         write_sheet(self.bench, out, pairs, records, points)
 
     def usual_shapes(self) -> Float[Tensor, "M K 2"]:
-        """Usual constellations, kept in the folder of the run because they cost 1000 syntheses."""
+        """Usual landmark positions, cached in the run folder because they need 1000 syntheses."""
         if not self.usual_file.exists():
             write_json(self.usual_file, usual_shapes(self.bench, self.detector))
         return torch.tensor(json.loads(self.usual_file.read_text())).view(-1, self.detector.count, 2)
 
 
 def usual_shapes(bench: Bench, detector: Detector) -> list[list[list[float]]]:
-    """Landmarks of `USUAL` unedited images that no pair uses, px, without images in which none are found.
+    """Landmarks (px) of `USUAL` unedited images that no pair uses. Images without detections are skipped.
 
-    The number does not depend on the number of pairs: with fewer images, neither the directions in which landmarks vary
-    nor the limit of the usual would be known.
+    The number does not depend on the number of pairs, because fewer images would not be sufficient to estimate the
+    variation of the landmarks and the 95 % limit.
     """
     shapes = []
     first = bench.base_seed + 2 * MAX_PAIRS
@@ -159,20 +159,20 @@ def usual_shapes(bench: Bench, detector: Detector) -> list[list[list[float]]]:
 
 
 def torn_share(shapes: Sequence[list[list[float]] | None], usual: Float[Tensor, "M K 2"]) -> float | None:
-    """Share of constellations that are less likely than 95 % of the usual ones, or missing.
+    """Fraction of shapes that are missing or less likely than 95 % of the usual shapes.
 
-    None with fewer than two usual constellations.
+    None with fewer than two usual shapes.
     """
     if len(usual) < 2:
         return None
     limit = strangeness(usual, usual).quantile(0.95)
-    known = [shape for shape in shapes if shape is not None]
-    strange = int((strangeness(torch.tensor(known), usual) > limit).sum()) if known else 0
-    return (strange + len(shapes) - len(known)) / len(shapes)
+    detected = [shape for shape in shapes if shape is not None]
+    strange = int((strangeness(torch.tensor(detected), usual) > limit).sum()) if detected else 0
+    return (strange + len(shapes) - len(detected)) / len(shapes)
 
 
 def _frechet(drags: Sequence[Record], unedited: Sequence[Record]) -> float | None:
-    """Fréchet distance of the results to the images before the drags, where features and enough images exist."""
+    """Fréchet distance between results and unedited images; None without features or with fewer than two images."""
     if min(len(drags), len(unedited)) < 2 or not all("features" in r for r in (*drags, *unedited)):
         return None
     edited, before = (torch.tensor([r["features"] for r in records]) for records in (drags, unedited))
@@ -180,7 +180,7 @@ def _frechet(drags: Sequence[Record], unedited: Sequence[Record]) -> float | Non
 
 
 def _rounded(points: Tensor) -> list[list[float]]:
-    """Positions in thousandths of a px."""
+    """Positions rounded to 0.001 px."""
     return [[round(value, 3) for value in point] for point in points.tolist()]
 
 

@@ -1,8 +1,8 @@
-"""The folder of a run: `setup.json` names its settings, `drags.jsonl` holds one JSON object per measured drag.
+"""The folder of a run: `setup.json` contains its settings, and `drags.jsonl` one JSON object per measured drag.
 
-A line is written as soon as its drag is measured. An interrupted run continues where it ended, and further methods,
-points and pairs join the lines that are there. A run with other settings is refused, and so is a method whose networks
-or settings have changed since its drags were measured.
+A line is written as soon as its drag is measured. An interrupted run can be resumed, and further methods, points and
+pairs can be added. A run with other settings is refused. A method is refused if its networks or settings have changed
+since its drags were measured.
 """
 
 from __future__ import annotations
@@ -22,54 +22,55 @@ LOG = "drags.jsonl"
 
 
 def claim(out: Path, setup: Record, identities: Mapping[str, str] | None = None, methods: Iterable[str] = ()) -> None:
-    """Makes `out` the folder of a run, or continues the run that is there.
+    """Create the folder of a run, or check that an existing run can be resumed.
 
     Args:
-        setup: the settings that both runs must share, as JSON values.
-        identities: the present digest of each method; those that the folder knows must be the same.
-        methods: names of the methods that join.
+        out: the folder.
+        setup: settings that both runs must share, as JSON values.
+        identities: current digest of each method, which must equal the digest stored in the folder.
+        methods: names of the methods of this run.
 
     Raises:
-        AutodragError: the run there has other settings, or one of its methods has changed.
+        AutodragError: the existing run has other settings, or one of its methods has changed.
     """
     marker = out / "setup.json"
-    setup = json.loads(json.dumps(setup))  # as it will be read
-    identities, known = identities or {}, {}
+    setup = json.loads(json.dumps(setup))  # convert to the types that reading returns
+    identities, old_methods = identities or {}, {}
     if marker.exists():
         try:
-            there = json.loads(marker.read_text(encoding="utf-8"))
+            old = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
-            there = None
-        if not isinstance(there, dict) or not isinstance(there.get("methods"), dict):
+            old = None
+        if not isinstance(old, dict) or not isinstance(old.get("methods"), dict):
             raise AutodragError(f"{str(marker)!r} is not the setup of a run; choose another --out or delete the folder")
-        known = there["methods"]
+        old_methods = old["methods"]
         for name, value in setup.items():
-            if there.get(name) != value:
+            if old.get(name) != value:
                 raise AutodragError(
-                    f"{str(out)!r} holds a run with {name} {there.get(name)!r}, and this one has {value!r}; "
-                    "choose another --out or delete it"
+                    f"{str(out)!r} holds a run with {name} {old.get(name)!r}, but this run has {value!r}; "
+                    "choose another --out or delete the folder"
                 )
-        for name, identity in known.items():
+        for name, identity in old_methods.items():
             if identities.get(name, identity) != identity:
                 raise AutodragError(
-                    f"{str(out)!r} holds drags of the method {name!r} from before its networks or settings changed; "
-                    "choose another --out or delete it"
+                    f"the networks or settings of method {name!r} have changed since its drags in {str(out)!r} were "
+                    "measured; choose another --out or delete the folder"
                 )
-    write_json(marker, setup | {"methods": known | {name: identities[name] for name in methods}})
+    write_json(marker, setup | {"methods": old_methods | {name: identities[name] for name in methods}})
 
 
 def read_log(out: Path) -> list[Record]:
-    """The lines of a run. A last line that was cut off is removed from the file."""
+    """Read the lines of a run. An incomplete last line is removed from the file."""
     log = out / LOG
     if not log.exists():
         return []
     data = log.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    complete = data[: data.rfind(b"\n") + 1]
+    if len(complete) < len(data):
         with log.open("r+b") as stream:
-            stream.truncate(len(whole))
+            stream.truncate(len(complete))
     records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(complete.splitlines(), start=1):
         try:
             record = json.loads(line)
         except ValueError:
@@ -96,7 +97,7 @@ def append(out: Path, record: Record) -> None:
 
 
 def find_records(out: Path, tasks: Sequence[Record]) -> list[Record | None]:
-    """The line of each task, None where it is missing. A task is a dict of the fields that identify it."""
+    """The record of each task, or None if it is missing. A task is a dict of the fields that identify it."""
     if not tasks:
         return []
     fields = tuple(tasks[0])

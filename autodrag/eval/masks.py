@@ -145,7 +145,7 @@ def ellipse(
     """True inside an ellipse around all points (px), with a margin of `margin` image heights."""
     points = torch.cat([handles, targets])
     low, high = points.amin(dim=0), points.amax(dim=0)
-    # The ellipse through the corners of a rectangle is larger than the rectangle by the square root of two.
+    # An ellipse through the corners of a rectangle is larger than the rectangle by a factor of sqrt(2).
     axes = (high - low) / 2 * 2**0.5 + margin * image[0]
     y, x = torch.meshgrid(torch.arange(image[0]), torch.arange(image[1]), indexing="ij")
     offset = (torch.stack([x, y], dim=2).to(points) - (low + high) / 2) / axes

@@ -1,9 +1,10 @@
-"""Mean distance decay (Auto DragGAN, section 4.3.4): MDD(t) = MD(t) / MD(0) against wall time, one point by default.
+"""Mean distance decay (Auto DragGAN, section 4.3.4): MDD(t) = MD(t) / MD(0) over wall time, with one point by default.
 
-The paper measures with each method's own tracker. Ours measures afterwards, off the clock, with the landmark model of
-the run, or in generator features where there is none (see `ruler`). The time of a code is when the method had it; the
-time of the last code includes its image. Drags are those of `autodrag eval landmarks`; without a landmark model, pixels
-of the flow to a perturbed image that move by at least 5 % of the image. The table shows medians over drags.
+The paper uses each method's own tracker. This evaluation measures distances afterwards, outside the measured time, with
+the landmark model of the run, or with generator features if there is no model (see `ruler`). The time of a code is the
+time at which the method had computed it; the time of the last code includes its image. The drags are those of
+`autodrag eval landmarks`. Without a landmark model, they are pixels of the optical flow to a perturbed image that move
+by at least 5 % of the image height. The table shows medians over drags.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from autodrag.eval.tasks import Pair
 from autodrag.nets.layers import Layers
 
 TIMES = tuple(float(f"{10 ** (step / 8):.6g}") for step in range(-24, 17))
-"""Seconds at which curves are drawn: 1 ms to 100 s, eight per power of ten."""
+"""Times of the curves in seconds: 1 ms to 100 s, eight per decade."""
 SHOWN = (0.01, 0.1, 1.0, 10.0)
-"""Seconds at which the table shows the decay; each is one of TIMES."""
+"""Times of the table in seconds; a subset of TIMES."""
 
 
 class DecayExperiment(Experiment):
-    """Measure how fast the distance to the target falls."""
+    """Measure how fast the distance to the target decreases."""
 
     name = "mdd"
 
@@ -78,14 +79,14 @@ def _median_at(index: int, row: Record) -> str:
 
 
 def thin(moments: Sequence[tuple[float, Layers]]) -> list[tuple[float, Layers]]:
-    """The moments that a curve at TIMES shows, and the last: measuring all of them would take longer than the drag."""
+    """Select the moments that a curve at TIMES shows, and the last. Measuring all would take longer than the drag."""
     seconds = [moment[0] for moment in moments]
     shown = {bisect_right(seconds, time) - 1 for time in TIMES} | {len(moments) - 1}
     return [moments[index] for index in sorted(shown - {-1})]
 
 
 def curves(records: Sequence[Record]) -> list[list[float]]:
-    """MDD at TIMES of every drag with a positive length."""
+    """MDD at TIMES of all drags with a positive length."""
     return [decay(r["times"], r["distances"], r["initial"], TIMES) for r in records if r["initial"] > 0]
 
 

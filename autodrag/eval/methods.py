@@ -1,7 +1,7 @@
-"""The methods that the evaluations compare, and the limits that all of them share.
+"""The methods that evaluations compare, and the limits that they share.
 
-A method gets a code and a drag, and returns a result. Its factory does everything that is needed once per run, and
-raises an AutodragError where something is missing, so that a run ends before its long work starts.
+A method takes a code and a drag, and returns a result. Its factory does the work that is needed once per run. It raises
+AutodragError if something is missing, so that errors occur before the long part of a run.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from autodrag.points import Size
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits that every method keeps to."""
+    """Limits for all methods."""
 
     steps: int | None = 300
-    """Largest number of optimisation steps; None keeps each method's own limit. DragGAN: 300, in paired
-    reconstruction 100."""
+    """Maximum number of optimisation steps; None uses each method's own limit. DragGAN uses 300, and 100 in paired
+    reconstruction."""
     stop: float | Literal["paper", "own"] = "paper"
     """Distance at which a point has arrived, px; `paper`: 1 for up to five points and 2 for more (DragGAN, section
-    3.2); `own`: each method's."""
+    3.2); `own`: the value of each method."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 0:
@@ -52,7 +52,7 @@ class Limits:
             raise ValueError(f"stop {self.stop!r}: expected paper, own or a positive number of px.")
 
     def stop_px(self, points: int) -> float | None:
-        """The stop distance for a number of points; None: the method's own."""
+        """The stop distance for a number of points; None for the method's own value."""
         if self.stop == "own":
             return None
         if self.stop == "paper":
@@ -60,9 +60,9 @@ class Limits:
         return float(self.stop)
 
     def overrides(self, points: int) -> dict[str, Any]:
-        """Fields `steps` and `stop_px` of a method's config, where they are given."""
-        given = {"steps": self.steps, "stop_px": self.stop_px(points)}
-        return {name: value for name, value in given.items() if value is not None}
+        """The fields `steps` and `stop_px` of a method's config that these limits replace."""
+        limits = {"steps": self.steps, "stop_px": self.stop_px(points)}
+        return {name: value for name, value in limits.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Method(Protocol):
 
 
 Factory = Callable[[Generator, Path, Limits], Method]
-"""(generator, its checkpoint folder, limits) to a method; raises AutodragError where something is missing."""
+"""Builds a method from (generator, its checkpoint folder, limits). Raises AutodragError if something is missing."""
 
 
 def _none(generator: Generator, folder: Path, limits: Limits) -> Method:
@@ -108,7 +108,7 @@ def _refine(generator: Generator, folder: Path, limits: Limits) -> Method:
 
 
 def refiner_method(generator: Generator, config: RefinerConfig, limits: Limits) -> Method:
-    """A refiner with a config of its own."""
+    """A method that runs a refiner with the given config."""
     return _ours(generator, None, DragSettings("refine", config, PredictConfig()), limits)
 
 
@@ -131,7 +131,7 @@ def _learned(generator: Generator, folder: Path, limits: Limits, name: Literal["
 
 
 def _ours(generator: Generator, editor: LearnedEditor | None, settings: DragSettings, limits: Limits) -> Method:
-    """Our own methods, held to the limits. Every drag opens its image anew, so that times include that."""
+    """A method of this package with the limits applied. Each drag opens its image again, so times include this work."""
     basis = LatentBasis.of(generator)
 
     def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> MethodResult:
@@ -153,13 +153,13 @@ def _freedrag(generator: Generator, folder: Path, limits: Limits) -> Method:
     config = FreeDragConfig.fitted(generator)
 
     def run(latent: Tensor, drag: Drag, trace: Trace | None = None) -> MethodResult:
-        held = replace(config, **limits.overrides(len(drag.handles)))
+        limited = replace(config, **limits.overrides(len(drag.handles)))
         result = freedrag(
             generator,
             latent,
             drag.handles,
             drag.targets,
-            config=held,
+            config=limited,
             mask=drag.mask,
             callback=_callback(trace),
         )
@@ -191,15 +191,15 @@ METHODS: dict[str, Factory] = {
     "freedrag": _freedrag,
     "userlt": _userlt,
 }
-"""All methods by name. A variant of a method, such as `draggan` with a tuned learning rate, is one more entry here and
-in `identities`."""
+"""All methods by name. To add a variant, such as `draggan` with another learning rate, add an entry here and in
+`identities`."""
 
 
 def make_methods(names: Sequence[str] | None, generator: Generator, folder: Path, limits: Limits) -> dict[str, Method]:
-    """The named methods, ready to run; None: all that this checkpoint can run.
+    """Build the named methods; None: all methods that the checkpoint supports.
 
     Raises:
-        AutodragError: an unknown name, or a method that misses something.
+        AutodragError: a name is unknown, or a named method is not available.
     """
     if names is not None:
         check_names(names)
@@ -214,19 +214,20 @@ def make_methods(names: Sequence[str] | None, generator: Generator, folder: Path
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises AutodragError for an unknown name, or one given twice."""
+    """Raise AutodragError for unknown or repeated names."""
     for index, name in enumerate(names):
         if name not in METHODS:
             raise AutodragError(f"method {name!r} is unknown; expected some of {', '.join(METHODS)}")
         if name in names[:index]:
-            raise AutodragError(f"method {name!r} is named twice; name each method once")
+            raise AutodragError(f"method {name!r} is given twice; give each method once")
 
 
 def identities(folder: Path, image_size: Size) -> dict[str, str]:
-    """A digest of the networks and settings of each method, for a checkpoint whose images have (H, W) px.
+    """Digests of the networks and settings of all methods, for a checkpoint with images of (H, W) px.
 
-    Rows with different digests of a method do not belong in one table. The generator, the step limit and the
-    stop rule belong to the run (`run.evaluate`). A change in the code alone is not detected.
+    Results with different digests of a method must not be combined in one table. The digest does not include the
+    generator, the step limit and the stop rule, which are settings of the run (`run.evaluate`). Code changes are not
+    detected.
     """
     refiner = LocateConfig.for_image(image_size)
     learned = (PredictConfig(), folder / PREDICTOR_FILE, folder / REGULARIZER_FILE)
@@ -236,13 +237,13 @@ def identities(folder: Path, image_size: Size) -> dict[str, str]:
         "refine": digest(refiner),
         "predict": digest(*learned),
         "both": digest(*learned, refiner),
-        "freedrag": digest(FreeDragConfig.preset(image_size)),  # the fitted value depends on the generator alone
+        "freedrag": digest(FreeDragConfig.preset(image_size)),  # the fitted value depends only on the generator
         "userlt": digest(folder / USERLT_FILE),
     }
 
 
 def digest(*parts: Any) -> str:
-    """16 hex digits of configs and of the contents of files; a missing file counts as empty."""
+    """16 hex digits: SHA-256 of configs and of the contents of files. A missing file counts as empty."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):

@@ -1,6 +1,6 @@
-"""Measures shared by the protocols: plain functions of images, points and features.
+"""Metrics of the evaluations, as functions of images, points and features.
 
-Images are BCHW float in [-1, 1]; where a formula needs another range, its docstring names it.
+Images are BCHW float in [-1, 1]. If a formula uses another range, its docstring says so.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ def mean_distance(points: Float[Tensor, "N 2"], targets: Float[Tensor, "N 2"]) -
 def squared_error(a: Float[Tensor, "B 3 H W"], b: Float[Tensor, "B 3 H W"]) -> float:
     """MSE = mean((a - b)^2) over pixels and channels.
 
-    Endo 2022 and Pan et al. 2023 print it times 100 and do not state the range of the images. Ours is [-1, 1], the
-    range of a generator; in [0, 1] the value would be a quarter.
+    Endo 2022 and Pan et al. 2023 multiply it by 100 and do not state the range of the images. Here the range is
+    [-1, 1], as in the generator's output. In [0, 1] the value would be a quarter.
     """
     return float((a - b).square().mean())
 
 
 def structural_similarity(a: Float[Tensor, "B 3 H W"], b: Float[Tensor, "B 3 H W"]) -> float:
-    """SSIM (Wang et al. 2004), the mean of kornia's map with an 11 x 11 Gaussian window; 1 for equal images.
+    """SSIM (Wang et al. 2004): the mean of kornia's SSIM map with an 11 x 11 Gaussian window; 1 for equal images.
 
-    Computed in [0, 1] (`max_val` 1). kornia's window is the published one; the mean over channels is our choice.
+    Computed in [0, 1] (`max_val` 1). The window is the published window; averaging over channels is our choice.
     """
     return float(ssim((a.clamp(-1, 1) + 1) / 2, (b.clamp(-1, 1) + 1) / 2, SSIM_WINDOW, max_val=1.0).mean())
 
 
 PATCH = 1 / 12
-"""Half width of the patch of `correlated_points`, as a share of the image's height; at least 3 px."""
+"""Half width of the patch of `correlated_points`, as a fraction of the image height; at least 3 px."""
 SEARCH = 1 / 8
-"""Smallest half width of its search window, as a share of the image's height."""
+"""Minimum half width of the search window of `correlated_points`, as a fraction of the image height."""
 
 
 def correlated_points(
@@ -54,22 +54,22 @@ def correlated_points(
     handles: Float[Tensor, "N 2"],
     targets: Float[Tensor, "N 2"],
 ) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
-    """Positions (px) of the content of the handles after a drag, by normalised cross-correlation, and the correlations.
+    """Locate the content of the handles after a drag by normalised cross-correlation. Returns points and correlations.
 
-    A measure that uses neither the generator's features nor a landmark net. The patch around each handle is searched in
-    a square window around its target with a half width of 1.25 times the length of the drag, at least `SEARCH`; the
-    handle itself is therefore always in the window. The maximum is refined by a paraboloid through its neighbours.
-    Correlations are in [-1, 1] (OpenCV's TM_CCOEFF_NORMED, over the three channels). Outside the image its border is
-    repeated.
+    This method uses neither the generator's features nor a landmark net. The patch around each handle is searched in a
+    square window around its target. The half width of the window is 1.25 times the length of the drag, at least
+    `SEARCH`, so the window always contains the handle. The position of the maximum is refined by a paraboloid through
+    its neighbours. Points are in px; correlations are in [-1, 1] (OpenCV's TM_CCOEFF_NORMED, over three channels). The
+    border is replicated outside the image.
 
-    The measure assumes that a patch is neither turned nor scaled by much, so that it compares methods and does not
+    The method assumes that patches are not rotated or scaled much. It is suitable for comparing methods, but does not
     replace landmarks.
     """
     height = before.shape[0]
     radius = max(3, round(PATCH * height))
     found, scores = [], []
     for handle, target in zip(handles.double().numpy(), targets.double().numpy(), strict=True):
-        # One more px on each side, so that a maximum within the window has neighbours.
+        # The additional px ensures that every maximum within the window has neighbours.
         reach = math.ceil(max(SEARCH * height, 1.25 * float(np.hypot(*(target - handle))))) + 1
         pixel, center = np.rint(handle).astype(int), np.rint(target).astype(int)
         correlation = cv2.matchTemplate(
@@ -84,7 +84,7 @@ def correlated_points(
 
 
 def _crop(image: np.ndarray, center: np.ndarray, radius: int) -> np.ndarray:
-    """(2 radius + 1)^2 pixels around a pixel (x, y)."""
+    """Crop (2 radius + 1)^2 pixels around a pixel (x, y), with replicated borders."""
     x, y = (
         np.arange(c - radius, c + radius + 1).clip(0, side - 1)
         for c, side in zip(center, image.shape[1::-1], strict=True)
@@ -93,14 +93,14 @@ def _crop(image: np.ndarray, center: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _vertex(values: np.ndarray, x: int, y: int) -> np.ndarray:
-    """Offset (x, y) of the maximum of a paraboloid through the 3 x 3 values around a maximal value; 0 at the border."""
+    """Offset (x, y) of the maximum of a paraboloid fitted to the 3 x 3 values around (x, y); zero at the border."""
     v = values[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].astype(np.float64)
     if v.shape != (3, 3):
         return np.zeros(2)
     gradient = np.array([v[1, 2] - v[1, 0], v[2, 1] - v[0, 1]]) / 2
     mixed = (v[2, 2] - v[2, 0] - v[0, 2] + v[0, 0]) / 4
     hessian = np.array([[v[1, 2] - 2 * v[1, 1] + v[1, 0], mixed], [mixed, v[2, 1] - 2 * v[1, 1] + v[0, 1]]])
-    if hessian[0, 0] >= 0 or np.linalg.det(hessian) <= 0:  # no maximum
+    if hessian[0, 0] >= 0 or np.linalg.det(hessian) <= 0:  # the paraboloid has no maximum
         return np.zeros(2)
     return np.clip(-np.linalg.solve(hessian, gradient), -1, 1)
 
@@ -112,11 +112,11 @@ def drag_accuracy(
     targets: Float[Tensor, "N 2"],
     gamma: int,
 ) -> float:
-    """DAI(gamma) of GoodDrag (Zhang et al. 2024): did the content of a handle reach its target? Lower is better.
+    """DAI(gamma) of GoodDrag (Zhang et al. 2024): whether the content of a handle reached its target. Lower is better.
 
-    Mean over points of ||before(patch at handle) - after(patch at target)||^2 / (1 + 2 gamma)^2, the patch having
-    (1 + 2 gamma)^2 pixels. Our choices: images in [-1, 1]; squares are summed over the three channels; points between
-    pixels are read bilinearly; outside the image its border is repeated.
+    Mean over points of ||before(patch at handle) - after(patch at target)||^2 / (1 + 2 gamma)^2, for patches of
+    (1 + 2 gamma)^2 pixels. Our choices: images in [-1, 1]; squares are summed over the three channels; sampling is
+    bilinear; the border is replicated outside the image.
     """
     image = (before.shape[2], before.shape[3])
     window = square(gamma).to(before)
@@ -126,22 +126,22 @@ def drag_accuracy(
 
 
 def strangeness(points: Float[Tensor, "N K 2"], usual: Float[Tensor, "M K 2"]) -> Float[Tensor, " N"]:
-    """Squared Mahalanobis distances (fp64) of N constellations of K landmarks from the usual constellations.
+    """Squared Mahalanobis distances (fp64) of N landmark shapes (K points) from the distribution of usual shapes.
 
-    The point distribution model of Cootes et al. 1995 with all of its modes: a torn face differs by few px, but in
-    directions in which faces hardly vary. Variances are at least 1/1000 of the mean variance, so that the distance is
-    defined for few constellations as well.
+    The point distribution model of Cootes et al. 1995 with all modes. A torn face differs by only a few px, but in
+    directions in which faces hardly vary. Variances are clamped to at least 1/1000 of the mean variance, so that the
+    distance is also defined for few usual shapes.
     """
-    all_points, known = points.flatten(1).double(), usual.flatten(1).double()
-    variance, modes = torch.linalg.eigh(torch.cov(known.t()))
+    shapes, reference = points.flatten(1).double(), usual.flatten(1).double()
+    variance, modes = torch.linalg.eigh(torch.cov(reference.t()))
     variance = variance.clamp_min(1e-3 * float(variance.mean()))
-    return ((all_points - known.mean(dim=0)) @ modes).square().div(variance).sum(dim=1)
+    return ((shapes - reference.mean(dim=0)) @ modes).square().div(variance).sum(dim=1)
 
 
 def frechet_distance(a: Float[Tensor, "N C"], b: Float[Tensor, "M C"]) -> float:
     """Fréchet distance between Gaussians fitted to two sets of features: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    With Inception's features this is FID (Heusel et al. 2017); with other features it must not be called FID.
+    With Inception features this is FID (Heusel et al. 2017); with other features it must not be called FID.
     """
     a, b = a.double(), b.double()
     mean = (a.mean(dim=0) - b.mean(dim=0)).square().sum()
@@ -156,24 +156,26 @@ def frechet_distance(a: Float[Tensor, "N C"], b: Float[Tensor, "M C"]) -> float:
 def matched_points(
     before: Float[Tensor, "1 C h w"], after: Float[Tensor, "1 C h w"], handles: Float[Tensor, "N 2"], image: Size
 ) -> Float[Tensor, "N 2"]:
-    """Positions of the content of the handles after a drag, by nearest neighbour in generator features over the map.
+    """Locate the content of the handles after a drag by nearest-neighbour search in generator features.
 
-    DragBench (Shi et al. 2024) does this in features of a diffusion model. It is used where no landmark model is
-    available: it is independent of a method's tracker, but not of the generator. Returns centres of cells, px.
+    DragBench (Shi et al. 2024) does this with features of a diffusion model. The function is used if no landmark model
+    is available. It is independent of a method's tracker, but not of the generator. Returns centres of cells, px.
     """
     height, width = after.shape[2:]
-    wanted = sample(before, handles[None], image)[0].t()  # (N, C)
-    index = torch.cdist(wanted, after[0].flatten(1).t()).argmin(dim=1)  # (N,)
+    features = sample(before, handles[None], image)[0].t()  # (N, C)
+    index = torch.cdist(features, after[0].flatten(1).t()).argmin(dim=1)  # (N,)
     cells = torch.stack([index % width, index // width], dim=1).float()
     return rescale(cells, (height, width), image)
 
 
 def decay(seconds: Sequence[float], distances: Sequence[float], initial: float, at: Sequence[float]) -> list[float]:
-    """MDD(t) = MD(t) / MD(0) at the times `at` (Auto DragGAN, Eq. 15): the last known value, and 1 before the first.
+    """MDD(t) = MD(t) / MD(0) at the times `at` (Auto DragGAN, Eq. 15): the latest value, and 1 before the first.
 
     Args:
-        seconds, distances: ascending times of images, and their mean distances (px).
+        seconds: ascending times of images.
+        distances: mean distances of these images, px.
         initial: MD(0), px, positive.
+        at: ascending times of the result, seconds.
     """
     values, reached, index = [], 1.0, 0
     for time in at:

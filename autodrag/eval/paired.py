@@ -1,11 +1,11 @@
 """Paired reconstruction, DragGAN's Table 2 (Pan et al. 2023, section 4.2, after Endo 2022), on any generator.
 
-A code w1 is perturbed to w2. The drags are 32 random pixels of the optical flow from image I1 to image I2, and the
-result I' should be equal to I2: 100 * mean((I' - I2)^2) and 10 * LPIPS, with at most 100 steps.
+A code w1 is perturbed to w2. The drags are 32 random pixels of the optical flow from image I1 to image I2. The result
+I' should equal I2; the metrics are 100 * mean((I' - I2)^2) and 10 * LPIPS after at most 100 steps.
 
-Published: 32 points, 100 steps, 1000 pairs. Our choices: the perturbation is the formula of UserControllableLT's
-training, with its psi of 0.3 for w1 (see `Perturbation`); the flow is OpenCV's DIS; images are in [-1, 1]; SSIM is an
-addition.
+Published settings: 32 points, 100 steps, 1000 pairs. Our choices: the perturbation is the formula of the training of
+UserControllableLT, with its psi of 0.3 for w1 (see `Perturbation`); the flow is OpenCV's DIS; images are in [-1, 1];
+SSIM is added.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from autodrag.eval.tasks import FlowSource, Pair, Source
 
 
 class PairedExperiment(Experiment):
-    """Rebuild a perturbed image from the flow between the two."""
+    """Reconstruct a perturbed image from the optical flow between the two images."""
 
     name = "paired"
     steps = 100

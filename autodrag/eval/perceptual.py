@@ -1,6 +1,6 @@
-"""Similarity of two images and of two sets of images: published metrics where they are available, else our own.
+"""Similarity of two images and of two sets of images, with published metrics if they are available.
 
-`torchmetrics`: LPIPS and FID, by the package of that name, with the weights that `autodrag.eval.weights` finds.
+`torchmetrics`: LPIPS and FID of the package torchmetrics, with local weights (see `autodrag.eval.weights`).
 `own`: MSE and SSIM, and the Fréchet distance in features of the checkpoint's landmark net. Tables name the metric.
 """
 
@@ -27,27 +27,27 @@ MEASURES = {
     "lpips": Measure("LPIPS × 10", 3, factor=10.0),
     "ssim": Measure("SSIM", 3),
 }
-"""How tables show each measure; the factors are those of the papers."""
+"""Table formats of the metrics, with the factors used in the papers."""
 
 Similarity = Callable[[Tensor, Tensor], float]
-"""Two images (1, 3, H, W) in [-1, 1] to a number."""
+"""Compares two images (1, 3, H, W) in [-1, 1]."""
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
-    """`--metrics`."""
+    """Add the option `--metrics`."""
     parser.add_argument(
         "--metrics",
         choices=CHOICES,
         default="auto",
-        help="torchmetrics: LPIPS or FID, from weights on this machine; own: MSE and SSIM, or the Fréchet distance in "
-        "features of the checkpoint's landmark net; auto (default): torchmetrics where its weights are available",
+        help="torchmetrics: LPIPS or FID, with weights on this machine; own: MSE and SSIM, or the Fréchet distance in "
+        "features of the checkpoint's landmark net; auto (default): torchmetrics if its weights are available",
     )
 
 
 def load_lpips(device: torch.device) -> Similarity:
-    """LPIPS (Zhang et al. 2018) with AlexNet, by torchmetrics, on images in [-1, 1]; the papers print it times 10.
+    """LPIPS (Zhang et al. 2018) with AlexNet, from torchmetrics, on images in [-1, 1]. The papers multiply it by 10.
 
-    The backbone is our choice: the papers do not name theirs, and AlexNet is its authors' recommendation.
+    The papers do not name their backbone. AlexNet is recommended by the authors of LPIPS.
     """
     require(LPIPS)
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
@@ -64,7 +64,7 @@ def load_lpips(device: torch.device) -> Similarity:
 
 
 def similarities(choice: str, device: torch.device) -> dict[str, Similarity]:
-    """The measures of two images by name: `mse` and `ssim`, and `lpips` where it is chosen or available."""
+    """Metrics of two images by name: `mse`, `ssim`, and also `lpips` if it is chosen or available."""
     own: dict[str, Similarity] = {"mse": squared_error, "ssim": structural_similarity}
     if choice == "own" or (choice == "auto" and missing(LPIPS)):
         return own
@@ -73,16 +73,16 @@ def similarities(choice: str, device: torch.device) -> dict[str, Similarity]:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """A description of an image, for the Fréchet distance between sets of them."""
+    """Image features for the Fréchet distance between sets of images."""
 
     title: str
     """Name of the distance in these features."""
     of: Callable[[Tensor], Float[Tensor, " C"]]
-    """(1, 3, H, W) in [-1, 1] to features."""
+    """Computes the features of an image (1, 3, H, W) in [-1, 1]."""
 
 
 def load_features(choice: str, net: LandmarkNet | None, device: torch.device) -> ImageFeatures | None:
-    """Inception's features (FID) where they are chosen or available, else the landmark net's; None without a net."""
+    """Inception features (FID) if they are chosen or available, otherwise landmark-net features; None without a net."""
     if choice == "torchmetrics" or (choice == "auto" and not missing(FID)):
         return _inception(device)
     if net is None:
@@ -92,7 +92,7 @@ def load_features(choice: str, net: LandmarkNet | None, device: torch.device) ->
 
 
 def _inception(device: torch.device) -> ImageFeatures:
-    """ImageFeatures of FID (Heusel et al. 2017) on uint8 images, as torchmetrics computes them."""
+    """Features of FID (Heusel et al. 2017) on uint8 images, from torchmetrics."""
     require(FID)
     from torchmetrics.image.fid import FrechetInceptionDistance
 

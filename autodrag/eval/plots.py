@@ -1,6 +1,6 @@
-"""Pictures of a run: distance against time, decay of the distance, and a contact sheet of edits.
+"""Figures of a run: distance over time, decay of the distance, and a contact sheet of edits.
 
-matplotlib is imported on use; without it a run ends with its tables and names the plots that are missing.
+matplotlib is imported on use. Without it, a run writes its tables and reports the missing plots.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHEET_PAIRS = 32
-"""Number of pairs that a contact sheet shows."""
+"""Number of pairs on a contact sheet."""
 CELL_PX = 192
 HEADER_PX = 24
 GAP_PX = 2
 
 
 def plot_distances(records: Sequence[Record], path: Path, title: str) -> None:
-    """Distance left against time on a log axis: every drag a dot, and each method's medians with its quartiles."""
+    """Plot remaining distance over time (log axis): a dot per drag, and medians with quartiles per method."""
     opened = _open(path)
     if opened is None:
         return
@@ -59,7 +59,7 @@ def plot_distances(records: Sequence[Record], path: Path, title: str) -> None:
 
 
 def plot_decay(curves: dict[str, list[list[float]]], times: Sequence[float], path: Path, title: str) -> None:
-    """MDD against time on a log axis: the median of each method's curves, and the band between their quartiles."""
+    """Plot MDD over time (log axis): the median curve of each method, and the band between its quartiles."""
     opened = _open(path)
     if opened is None:
         return
@@ -68,22 +68,22 @@ def plot_decay(curves: dict[str, list[list[float]]], times: Sequence[float], pat
         low, middle, high = zip(*(quartiles(column) for column in zip(*values, strict=True)), strict=True)
         (line,) = axis.plot(times, middle, label=name)
         axis.fill_between(times, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
-    axis.set(xscale="log", xlabel="seconds", ylabel="share of the distance left", title=title)
+    axis.set(xscale="log", xlabel="seconds", ylabel="fraction of the distance left", title=title)
     axis.set_ylim(bottom=0)
     axis.legend()
     _save(figure, path)
 
 
 def picture_path(out: Path, record: Record) -> Path:
-    """File of the image of a drag, kept for the contact sheet."""
+    """File of a drag's image, for the contact sheet."""
     return out / "images" / f"{record['method']}-{record['points']}-{record['pair']:02d}.png"
 
 
 def write_sheet(bench: Bench, out: Path, pairs: Sequence[Pair], records: Sequence[Record], points: int) -> None:
-    """A contact sheet of the first pairs: the image before with its drags, then each method's result.
+    """Write a contact sheet of the first pairs: the image before with its drags, followed by the result of each method.
 
-    `records` are those of one number of points. On a result, red is where a point was found and blue its target; where
-    nothing was searched or found, the picture has no marks.
+    `records` belong to one number of points. Results show detected points in red and targets in blue. Results without
+    detected points have no marks.
     """
     names = list(dict.fromkeys(r["method"] for r in records if r["method"] != "none"))
     by_task = {(r["method"], r["pair"]): r for r in records}
@@ -109,7 +109,7 @@ def write_sheet(bench: Bench, out: Path, pairs: Sequence[Pair], records: Sequenc
 
 
 def _labels(names: Sequence[str], cell: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A white strip with a name over each column."""
+    """A white strip with a name above each column."""
     strip = np.full((HEADER_PX, width, 3), 255, dtype=np.uint8)
     for index, name in enumerate(names):
         place = (index * (cell + GAP_PX) + 4, HEADER_PX - 7)
@@ -118,9 +118,9 @@ def _labels(names: Sequence[str], cell: int, width: int) -> UInt8[np.ndarray, "h
 
 
 def _open(path: Path) -> tuple[Figure, Axes] | None:
-    """A figure of its own, which touches no global state of matplotlib; None where that is not installed."""
+    """Create a figure without changing the global state of matplotlib; None if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        print(f"{path.name} is left out: it needs matplotlib (pip install 'autodrag[eval]')", file=sys.stderr)
+        print(f"{path.name} is skipped: it needs matplotlib (pip install 'autodrag[eval]')", file=sys.stderr)
         return None
     logger = logging.getLogger("matplotlib")
     level = logger.level

@@ -29,26 +29,26 @@ class Table:
     """A measured table."""
 
     kind: str
-    """What was measured, such as `landmarks`; it decides the section of docs/results.md."""
+    """Kind of measurement, such as `landmarks`, which selects the section of docs/results.md."""
     command: str
     """The command that measured the table."""
     titles: list[str]
     lines: list[list[str]]
-    """The cells, row by row."""
+    """Cells, row by row."""
     rows: list[Record] = field(default_factory=list)
-    """The figures behind the cells."""
+    """The values from which the cells are formatted."""
     machine: str = ""
     commit: str = ""
     date: str = ""
 
     @property
     def markdown(self) -> str:
-        """The table alone."""
+        """The table in Markdown."""
         return markdown(self.titles, self.lines)
 
 
 def make_table(kind: str, command: Sequence[str], columns: Columns, rows: Sequence[Record]) -> Table:
-    """A table that was measured just now by this machine and this code.
+    """Create a table measured on this machine with the current code.
 
     command: the words of the command line.
     """
@@ -58,12 +58,12 @@ def make_table(kind: str, command: Sequence[str], columns: Columns, rows: Sequen
 
 
 def write_table(path: Path, table: Table) -> None:
-    """Writes a table as JSON."""
+    """Write a table as JSON."""
     write_json(path, asdict(table))
 
 
 def read_table(path: Path) -> Table:
-    """Reads a table that `write_table` wrote."""
+    """Read a table written by `write_table`."""
     try:
         table = Table(**json.loads(path.read_text(encoding="utf-8")))
         if any(len(line) != len(table.titles) for line in table.lines):
@@ -88,7 +88,7 @@ def report(table: Table, path: Path | None) -> None:
 
 
 def machine() -> str:
-    """Processor, graphics card and torch, as their systems name them."""
+    """Names of the processor and the GPU, and the version of torch."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -103,7 +103,7 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The commit of this code, `+` where files differ from it; empty outside a clone."""
+    """The commit of this code, with the suffix `+` if files are modified; empty outside a clone."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return ""

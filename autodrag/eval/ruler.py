@@ -1,7 +1,7 @@
-"""Distances from points to their targets in a result, measured independently of every method's tracker.
+"""Distances between points and their targets in a result, measured independently of the methods' trackers.
 
-The landmark model of a run where there is one. Otherwise generator features: the content of each handle is searched in
-the whole image.
+The landmark model of a run is used if there is one. Otherwise, the content of each handle is searched in the whole
+image with generator features.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ruler = Callable[[Layers], float | None]
 
 
 def make_ruler(bench: Bench, detector: Detector | None, pair: Pair, points: int) -> Ruler:
-    """Measures results of the drag of a pair's first `points` points."""
+    """Create the function that measures results of the drag with a pair's first `points` points."""
     chosen, drag = pair.chosen(points), pair.drag(points, bench.device)
     if detector is not None:
         model = detector  # for the type checker

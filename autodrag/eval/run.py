@@ -1,8 +1,8 @@
-"""The steps of every experiment: read the options, measure what is missing, write the rows, the table and the plots.
+"""Running an experiment: read the options, measure the missing drags, write the rows, the table and the plots.
 
-An `Experiment` defines where its drags come from, what is measured of each, and the columns of its table. `evaluate`
-does the rest. Drags are independent tasks, which `autodrag.parallel` runs on many processes; the process of the
-command writes each record as it arrives.
+An `Experiment` defines the source of its drags, the measurements of a drag, and the columns of its table; `evaluate`
+runs it. Drags are independent tasks that `autodrag.parallel` distributes to processes. The main process writes each
+record when it arrives.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from autodrag.progress import track
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Measured = tuple[Record, "np.ndarray | None"]
-"""The record of a drag, and its image where the contact sheet shows it."""
+"""The record of a drag, and its image or None."""
 Task = tuple[Record, Pair]
-"""Method, number of points and index of the pair, and the pair itself."""
+"""A dict with method, number of points and index of the pair, and the pair itself."""
 
 
 class Experiment(ABC):
-    """One table of `autodrag eval`. The class docstring is the description that `--help` shows."""
+    """An experiment of `autodrag eval`. The class docstring is the description shown by `--help`."""
 
     name: ClassVar[str]
     steps: ClassVar[int] = 300
@@ -54,33 +54,33 @@ class Experiment(ABC):
     bench: Bench
     source: Source
     measures: dict[str, Measure]
-    """Fields of the records that the table summarises, in the order of the columns."""
+    """Record fields that the table summarises, in the order of the columns."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """Reads the options and loads everything; raises AutodragError where something is missing.
+        """Read the options and load everything. Raises AutodragError if something is missing.
 
-        Subclasses set `measures`, and `source` where they do not use the default one.
+        Subclasses set `measures`.
         """
         self.bench = open_bench(args)
         self.source = self.read_source(args)
 
     @classmethod
     def add_options(cls, parser: argparse.ArgumentParser) -> None:
-        """Options of this experiment alone."""
+        """Add the options of this experiment."""
         add_source_options(parser)
 
     def read_source(self, args: argparse.Namespace) -> Source:
-        """Where the drags come from: landmarks where there is a model, else an optical flow."""
+        """The source of the drags: landmarks if there is a model, otherwise optical flow."""
         return read_source(args, self.bench)
 
     @property
     def setup(self) -> Record:
-        """Further settings that a continued run must share."""
+        """Further settings that a resumed run must share."""
         return {}
 
     @abstractmethod
     def measure(self, method: str, pair: Pair, points: int) -> Measured:
-        """Runs a drag and measures it."""
+        """Run a drag and measure its result."""
 
     def extras(self, drags: list[Record], unedited: list[Record]) -> Record:
         """Further fields of a row; `unedited` are the records of the method `none` for the same number of points."""
@@ -88,11 +88,11 @@ class Experiment(ABC):
 
     @property
     def extra_columns(self) -> Columns:
-        """Columns of those fields."""
+        """Columns of the fields of `extras`."""
         return {}
 
     def draw(self, out: Path, pairs: Sequence[Pair], records: Sequence[Record], points: int) -> None:
-        """Draws the records of one number of points; by default a contact sheet."""
+        """Draw the records of one number of points; by default a contact sheet."""
         write_sheet(self.bench, out, pairs, records, points)
 
     @property
@@ -104,7 +104,7 @@ class Experiment(ABC):
         return columns | self.extra_columns
 
     def rows(self, records: Sequence[Record]) -> list[Record]:
-        """One row for each number of points and method."""
+        """One row per number of points and method."""
         groups: dict[tuple[int, str], list[Record]] = {}
         for record in records:
             groups.setdefault((record["points"], record["method"]), []).append(record)
@@ -118,7 +118,7 @@ class Experiment(ABC):
 
 
 def parse(kind: type[Experiment], argv: Sequence[str]) -> argparse.Namespace:
-    """The options of an experiment."""
+    """Parse the options of an experiment."""
     description = " ".join((kind.__doc__ or "").split())
     parser = ArgumentParser(prog=f"autodrag eval {kind.name}", description=description)
     out = f"out/eval-{kind.name}"
@@ -132,7 +132,7 @@ def parse(kind: type[Experiment], argv: Sequence[str]) -> argparse.Namespace:
 
 def evaluate(kind: type[Experiment], argv: list[str]) -> int:
     """`autodrag eval NAME`."""
-    torch.set_num_threads(1)  # as in every other process of the run
+    torch.set_num_threads(1)  # as in the worker processes
     args = parse(kind, argv)
     experiment = kind(args)
     bench = experiment.bench
@@ -157,9 +157,9 @@ def evaluate(kind: type[Experiment], argv: list[str]) -> int:
 
 
 def measure_missing(experiment: Experiment, pairs: Sequence[Pair], args: argparse.Namespace) -> None:
-    """Runs the drags that the log lacks and adds a line for each as it arrives."""
+    """Run the drags that are missing in the log, and append their records in order of completion."""
     bench = experiment.bench
-    # Pair by pair and method by method, so that a slow minute of the machine affects all methods alike.
+    # Methods alternate for each pair, so that a temporary load on the machine affects all methods equally.
     tasks: list[Record] = [
         {"method": method, "points": points, "pair": index}
         for points in experiment.source.points
@@ -177,13 +177,13 @@ def measure_missing(experiment: Experiment, pairs: Sequence[Pair], args: argpars
         make_worker = lambda: partial(run_task, experiment)  # noqa: E731
     measured = parallel.run_tasks(make_worker, missing, jobs=jobs, engine=args.engine, gpu=gpu)
     for record, picture in track(measured, f"eval {experiment.name}", total=len(missing), unit="drag"):
-        if picture is not None:  # first, so that a line has its picture
+        if picture is not None:  # before the record, so that every record has its image
             write_png(picture_path(args.out, record), picture)
         log.append(args.out, record)
 
 
 def absolute(args: argparse.Namespace, bench: Bench) -> argparse.Namespace:
-    """Options with which another process, in whatever folder it runs, opens the same experiment."""
+    """Options with absolute paths, with which a process in another folder opens the same experiment."""
     values = {name: value.resolve() if isinstance(value, Path) else value for name, value in vars(args).items()}
     return argparse.Namespace(
         **values | {"checkpoint": str(bench.folder.resolve()), "methods": ",".join(bench.methods)}
@@ -191,12 +191,12 @@ def absolute(args: argparse.Namespace, bench: Bench) -> argparse.Namespace:
 
 
 def open_worker(kind: type[Experiment], args: argparse.Namespace) -> Callable[[Task], Measured]:
-    """Loads an experiment in a process of its own."""
+    """Load an experiment in a worker process."""
     return partial(run_task, kind(args))
 
 
 def run_task(experiment: Experiment, task: Task) -> Measured:
-    """Measures one drag."""
+    """Measure one drag."""
     key, pair = task
     record, picture = experiment.measure(key["method"], pair, key["points"])
     return key | {"seed": pair.seed} | record, picture if key["pair"] < SHEET_PAIRS else None
@@ -221,7 +221,7 @@ def complete_records(out: Path, pairs: int) -> list[Record]:
 
 
 def finish(args: argparse.Namespace, table: Table) -> None:
-    """Writes a table as JSON and as Markdown, and prints it."""
+    """Write a table as JSON and Markdown, and print it."""
     write_json(args.out / "table.json", table.rows)
     write_text(args.out / "table.md", table.markdown)
     results.report(table, args.results)

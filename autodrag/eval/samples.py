@@ -1,8 +1,8 @@
-"""How near a generator's images come to the critters it was trained on, in features of a net of our own.
+"""Image quality of a critters generator: the Fréchet distance between its samples and renders.
 
-The Fréchet distance (Heusel et al. 2017) between samples at psi 1 and fresh renders, in the mean features of the
-landmark net's coarsest map. It is not FID, whose features are Inception's, and compares only with figures of the same
-landmark net. Two disjoint sets of renders give the floor that a perfect generator would reach at this number of images.
+The Fréchet distance (Heusel et al. 2017) between samples at psi 1 and new renders, in the mean features of the landmark
+net's coarsest map. It is not FID, which uses Inception features, and is comparable only for the same landmark net. The
+distance between two disjoint sets of renders is the value of a perfect generator for this number of images.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BATCH = 32
 
 @torch.no_grad()
 def sample_features(generator: Generator, net: LandmarkNet, count: int, seed: int) -> Float[Tensor, "N C"]:
-    """Features of `count` images at psi 1 with const noise."""
+    """Features of `count` generated images at psi 1 with constant noise."""
     rng = torch.Generator().manual_seed(seed)
     features = []
     for start in track(range(0, count, _BATCH), "samples", unit="batch"):
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     """`autodrag eval samples`."""
     parser = ArgumentParser(prog="autodrag eval samples", description="Samples beside renders, in our features.")
     parser.add_argument("--checkpoint", default="checkpoints/critters")
-    parser.add_argument("--count", type=int, default=2000, help="images in each set")
+    parser.add_argument("--count", type=int, default=2000, help="number of images per set (default: 2000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/eval-samples.json"))
     args = parser.parse_args(argv)
@@ -62,10 +62,10 @@ def main(argv: list[str]) -> int:
     generator, identity = load_generator(args.checkpoint)
     net = load_landmarks(args.checkpoint)
     if net is None:
-        raise AutodragError(f"{args.checkpoint} holds no landmarks.safetensors; train one: autodrag train landmarks.")
+        raise AutodragError(f"{args.checkpoint} has no landmarks.safetensors; train one: autodrag train landmarks.")
     net.eval()
-    # Training renders have seeds from data.seed * 1,000,003 on; these lie far off.
-    # A torch seed counts modulo 2^32.
+    # Seeds of training renders start at data.seed * 1,000,003. These seeds do not overlap them.
+    # Torch uses seeds modulo 2^32.
     real = render_features(net, args.count, 3_000_000_000 + args.seed)
     other = render_features(net, args.count, 3_500_000_000 + args.seed)
     fake = sample_features(generator.freeze(), net, args.count, args.seed)

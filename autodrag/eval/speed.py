@@ -1,10 +1,10 @@
-"""Time and memory of plain synthesis, of a refiner step, and of a whole edit by methods that take no steps.
+"""Time and memory of a synthesis, of a refiner step, and of a whole edit with methods without steps.
 
-Without a checkpoint, random weights are measured: the time does not depend on what a network has learned. Within a row,
-syntheses and steps alternate in one process, so that a slow minute of the machine affects both; quote the ratio of
-their medians. Every row has a process of its own, whose peak is the memory: the resident size on the CPU (weights and
-libraries included), the memory that torch has allocated on a GPU. Loading and the first call of everything are excluded
-from the times.
+Without a checkpoint, networks with random weights are measured, because the time does not depend on the weights. Within
+a row, syntheses and steps alternate in one process, so that a temporary load on the machine affects both; compare rows
+by the ratio of their medians. Each row runs in a separate process, whose peak memory is reported: the resident size on
+a CPU (including weights and libraries), or the memory allocated by torch on a GPU. Times exclude loading and the first
+calls.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from autodrag.progress import track
 from autodrag.train.editor import fit_predictor
 
 STEPWISE = ("draggan", "refine")
-"""Methods that are measured by the step."""
+"""Methods measured per step."""
 ONE_SHOT = ("userlt", "predict")
-"""Methods that are measured by the edit; the predictor also with random weights."""
+"""Methods measured per edit; `predict` can use random weights."""
 SIZES = (128, 256, 512, 1024)
 DTYPES = ("float32", "bfloat16")
 _SYNTHESES = 3
@@ -57,7 +57,7 @@ _SYNTHESES = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement, in a process of its own."""
+    """One measurement."""
 
     px: int
     method: str
@@ -68,21 +68,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured, and on which weights."""
+    """Weights and number of repetitions."""
 
     checkpoint: str | None
-    """None: random weights."""
+    """Checkpoint folder; None: random weights."""
     channel_base: int
-    """Width of random weights."""
+    """Channel base of random weights."""
     rounds: int
-    """Repetitions of three syntheses and a drag."""
+    """Number of repetitions of three syntheses and a drag."""
     max_steps: int
-    """Steps of each drag."""
+    """Number of steps per drag."""
     threads: int
-    """CPU threads of torch."""
+    """Number of CPU threads of torch."""
 
     def open_generator(self, px: int) -> Generator:
-        """The generator of the checkpoint, or random weights in StyleGAN2's published shape."""
+        """The generator of the checkpoint, or a StyleGAN2 generator with random weights."""
         if self.checkpoint is not None:
             return load_generator(self.checkpoint)[0]
         with torch.random.fork_rng():
@@ -91,12 +91,12 @@ class Extent:
 
 
 def measure(row: Row, extent: Extent) -> Record:
-    """Quartiles of the seconds of plain synthesis and of one step, or one edit, and peak memory in MB."""
+    """Quartiles of the seconds of a synthesis and of a step or edit, and peak memory in MB."""
     torch.set_num_threads(extent.threads)
     device = check_device(row.device)
     generator = extent.open_generator(row.px).to(device).freeze()
     if row.compiled:
-        # Whole functions: blocks on their own would share one code object, and dynamo's limit of graphs for it.
+        # Whole functions are compiled, because separate blocks would share one code object and its recompile limit.
         generator.features = torch.compile(generator.features)  # type: ignore[method-assign]
         generator.image = torch.compile(generator.image)  # type: ignore[method-assign]
     latent = generator.map(torch.randn(1, generator.config.z_dim, generator=_rng()).to(device))
@@ -121,7 +121,7 @@ def measure(row: Row, extent: Extent) -> Record:
         for turn in range(extent.rounds + 1):
             plain = [_seconds(lambda: _synthesise(generator, latent), wait) for _ in range(_SYNTHESES)]
             done = work(latent, Drag(handle, target))
-            if turn:  # the first turn warms up
+            if turn:  # the first round is a warm-up
                 synthesis += plain
                 seconds.append(done)
     plain_s, work_s = quartiles(synthesis), quartiles(seconds)
@@ -138,13 +138,13 @@ def measure(row: Row, extent: Extent) -> Record:
 
 
 Work = Callable[[Tensor, Drag], float]
-"""A latent and a drag to the seconds of a step or an edit."""
+"""Runs a drag and returns the seconds of a step or an edit."""
 
 
 def _steps(method: str, generator: Generator, steps: int, wait: Callable[[], object]) -> Work:
-    """Mean seconds of a step of a refiner; the mean, because not every step computes gradients.
+    """Mean seconds of a refiner step. The mean is used because not every step computes gradients.
 
-    The first step is left out, because it includes the references.
+    The first step is excluded, because it includes the computation of the references.
     """
     size, basis = generator.config.image_size, LatentBasis.of(generator, samples=1024)
     published = replace(DragganConfig.for_image(size), steps=steps, stop_px=1e-3)
@@ -159,29 +159,29 @@ def _steps(method: str, generator: Generator, steps: int, wait: Callable[[], obj
         image = OpenImage.of(generator, latent)
         if method == "draggan":
             draggan(image, drag, published, Control(callback=mark))
-        else:  # without the stop rules, which random weights would trigger at once
+        else:  # without stop rules, which random weights would trigger immediately
             problem = LocateProblem(image, drag, LocateConfig.for_image(size), basis, None)
             state = problem.first_state()
             for _ in range(steps + 1):
                 mark(state)
                 state = take_step(problem, state)
         if len(marks) < 3:
-            raise AutodragError(f"{method} ended after {len(marks) - 1} steps; two are needed to measure one")
+            raise AutodragError(f"{method} ended after {len(marks) - 1} steps; at least two are needed")
         return (marks[-1] - marks[1]) / (len(marks) - 2)
 
     return work
 
 
 def _edit(name: str, generator: Generator, folder: Path, wait: Callable[[], object]) -> Work:
-    """Seconds of a whole edit with its image."""
+    """Seconds of a whole edit, including its image."""
     method = make_methods([name], generator, folder, Limits())[name]
     return lambda latent, drag: _seconds(lambda: _synthesise(generator, method(latent, drag).latent), wait)
 
 
 def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], object]) -> Work:
-    """Seconds of a closed loop that makes all its rounds, and of the image from its last features.
+    """Seconds of a closed loop with all rounds, including its image.
 
-    As in an open editor, the features of the present image are available, and nothing else of the image.
+    As in an editor, the features of the current image are already computed, but the networks' memory is not.
     """
     editor = None if folder is None else load_editor(folder, fingerprint(generator.state_dict()))
     if editor is None:
@@ -204,7 +204,7 @@ def _prediction(generator: Generator, folder: Path | None, wait: Callable[[], ob
 
 
 def random_editor(generator: Generator) -> LearnedEditor:
-    """A learned editor with random weights, of the paper's depth and width 512."""
+    """A learned editor with random weights, with the paper's depth and width 512."""
     g = generator.config
     net = fit_predictor(PredictorConfig(), generator)
     return LearnedEditor(Predictor(net), Regularizer(RegularizerConfig(layers=g.latent_layers, w_dim=g.w_dim)))
@@ -228,30 +228,30 @@ def _rng() -> torch.Generator:
 
 
 def _peak_mb(device: torch.device) -> int | None:
-    """Peak memory of this process, MB; None where the system does not report it."""
+    """Peak memory of this process in MB; None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     try:
         import resource
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows has no module `resource`
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure_in_process(row: Row, extent: Extent) -> Record:
-    """`measure` in a new process.
+    """Run `measure` in a new process.
 
     Raises:
-        AutodragError: what the measurement raised, with the row that failed.
+        AutodragError: the measurement failed; the message names the row.
     """
     name = f"{row.method} at {row.px} px on {row.device}"
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure, row, extent).result()
-        except (AutodragError, RuntimeError) as error:  # RuntimeError: out of memory, or a process that was stopped
-            said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise AutodragError(f"{name} failed: {said}") from error
+        except (AutodragError, RuntimeError) as error:  # RuntimeError: out of memory, or the process was killed
+            message = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise AutodragError(f"{name} failed: {message}") from error
 
 
 COLUMNS: Columns = {
@@ -270,29 +270,33 @@ COLUMNS: Columns = {
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="autodrag eval speed", description="Time and memory of edits.")
     names = ",".join((*STEPWISE, *ONE_SHOT))
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: random weights of every size of --sizes")
-    parser.add_argument("--methods", default="draggan,refine,predict", help=f"comma-separated, of {names}")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="px, of random weights")
-    parser.add_argument("--devices", help="such as cpu,cuda (default: cpu, and cuda if available)")
-    parser.add_argument("--dtypes", default="float32", help=f"of {','.join(DTYPES)} (default: float32)")
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: random weights, for all sizes of --sizes")
+    parser.add_argument("--methods", default="draggan,refine,predict", help=f"comma-separated methods from {names}")
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="image sizes for random weights, px")
+    parser.add_argument("--devices", help="devices, such as cpu,cuda (default: cpu, and cuda if available)")
+    parser.add_argument("--dtypes", default="float32", help=f"dtypes from {','.join(DTYPES)} (default: float32)")
     parser.add_argument("--compile", action="store_true", help="also measure compiled synthesis (torch.compile)")
-    parser.add_argument("--channel-base", type=int, default=32768, help="of random weights (default: 32768)")
+    parser.add_argument(
+        "--channel-base", type=int, default=32768, help="channel base of random weights (default: 32768)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of three syntheses and a drag (default: 3)")
-    parser.add_argument("--max-steps", type=int, default=7, help="steps of each drag (default: 7)")
+    parser.add_argument("--max-steps", type=int, default=7, help="steps per drag (default: 7)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: one per core)")
-    parser.add_argument("--out", type=Path, default=Path("out/eval-speed"), help="an earlier run there is continued")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/eval-speed"), help="output folder; an earlier run there is resumed"
+    )
     results.add_option(parser)
     return parser
 
 
 def _rows(args: argparse.Namespace) -> list[Row]:
-    """Every row that the options describe; an AutodragError where one cannot be measured."""
+    """The rows described by the options. Raises AutodragError if a row cannot be measured."""
     methods, dtypes = args.methods.split(","), args.dtypes.split(",")
     for name in methods:
         if name not in (*STEPWISE, *ONE_SHOT):
             raise AutodragError(f"method {name!r} is unknown; expected some of {', '.join((*STEPWISE, *ONE_SHOT))}")
         if name == "userlt" and args.checkpoint is None:
-            raise AutodragError(f"method {name!r} needs a checkpoint that has it; give --checkpoint")
+            raise AutodragError(f"method {name!r} needs a trained checkpoint; give --checkpoint")
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise AutodragError(f"--dtypes {dtype}: expected some of {', '.join(DTYPES)}")

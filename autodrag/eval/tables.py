@@ -1,4 +1,4 @@
-"""Rows of figures, and the tables that show them."""
+"""Summaries of records, and Markdown tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from autodrag.eval.log import Record
 
 Columns = dict[str, Callable[[Record], str]]
-"""Title of each column to the function that makes its cell from a row."""
+"""Maps column titles to functions that format a cell from a row."""
 
 MISSING = "–"
 
@@ -24,7 +24,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def summary(values: Sequence[float]) -> Record | None:
-    """Count, mean, standard error of the mean (0 for one value) and quartiles of values; None without values."""
+    """Count, mean, standard error of the mean (0 for one value) and quartiles; None without values."""
     if not values:
         return None
     count, mean = len(values), math.fsum(values) / len(values)
@@ -35,18 +35,18 @@ def summary(values: Sequence[float]) -> Record | None:
 
 @dataclass(frozen=True)
 class Measure:
-    """A field of the records that a table summarises."""
+    """A record field that a table summarises."""
 
     title: str
     digits: int
-    """Digits after the point."""
+    """Number of decimals."""
     factor: float = 1.0
-    """The published tables print some measures times 10 or 100."""
+    """Factor of the printed values; published tables multiply some metrics by 10 or 100."""
     spread: bool = True
-    """Whether median and quartiles have a column."""
+    """Whether the table has a column with median and quartiles."""
 
     def columns(self, field: str) -> Columns:
-        """Mean with standard error, and median with quartiles, of `row[field]`, a `summary`."""
+        """Columns with mean and standard error, and with median and quartiles, of the `summary` in `row[field]`."""
         columns: Columns = {f"{self.title}, mean ± SE": lambda row: self._mean(row[field])}
         if self.spread:
             columns[f"{self.title}, median (quartiles)"] = lambda row: self._quartiles(row[field])
@@ -67,23 +67,23 @@ class Measure:
 
 
 def cells(columns: Columns, rows: Sequence[Record]) -> list[list[str]]:
-    """The text of a table, row by row."""
+    """The cells of a table, row by row."""
     return [[cell(row) for cell in columns.values()] for row in rows]
 
 
 def markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     rows = [" | ".join(line) for line in (titles, *lines)]
     rule = "|" + "---|" * len(titles)
     return "\n".join([f"| {rows[0]} |", rule, *(f"| {row} |" for row in rows[1:])]) + "\n"
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """(25 %, median, 75 %) as `median (low–high)`."""
+    """Format (25 %, median, 75 %) as `median (low–high)`."""
     low, middle, high = values
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def optional(value: float | None, form: str) -> str:
-    """A number by a format such as `.2f`; a dash for None."""
+    """Format a number with a format such as `.2f`; a dash for None."""
     return MISSING if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""The drags of the evaluations: between landmarks of two images, or along the optical flow between them."""
+"""Drags of the evaluations, between landmarks of two images or along the optical flow between them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from autodrag.infer.task import Drag
 from autodrag.progress import track
 
 MOVING = 0.05
-"""Smallest flow of a pixel that is dragged, as a share of the image's height."""
+"""Minimum flow of a dragged pixel, as a fraction of the image height."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Image A, points in it, and where image B has the same content. All tensors are on the CPU."""
+    """Image A, points in A, and their positions in image B. All tensors are on the CPU."""
 
     seed: int
     latent: Float[Tensor, "1 L D"]
@@ -35,12 +35,12 @@ class Pair:
     source: Float[Tensor, "K 2"]
     target: Float[Tensor, "K 2"]
     order: tuple[int, ...]
-    """Usable points, shuffled; a subset of n points is the first n."""
+    """Indices of usable points in random order. The first n indices are the subset of n points."""
     goal: Float[Tensor, "1 L D"]
     """Code of B."""
 
     def chosen(self, count: int) -> list[int]:
-        """Indices of the first `count` points, or of all where there are fewer."""
+        """Indices of the first `count` points, or of all points if there are fewer."""
         return list(self.order[:count])
 
     def drag(self, count: int, device: torch.device, mask: Bool[Tensor, "H W"] | None = None) -> Drag:
@@ -50,9 +50,9 @@ class Pair:
 
 
 def landmark_pairs(bench: Bench, detector: Detector) -> list[Pair]:
-    """Pair k has the images of seeds base + 2k and base + 2k + 1. Points are drawn among landmarks inside both frames.
+    """Pairs of the images of seeds base + 2k and base + 2k + 1. Points are landmarks inside both images.
 
-    Pairs in which the model finds nothing in one of the images, or no landmark lies inside both, are left out.
+    Pairs are skipped if the model detects nothing in one of the images, or if no landmark lies inside both.
     """
     height, width = bench.generator.config.image_size
     pairs: list[Pair] = []
@@ -70,24 +70,24 @@ def landmark_pairs(bench: Bench, detector: Detector) -> list[Pair]:
         if order:
             pairs.append(Pair(seed, latents[0].cpu(), a, b, order, latents[1].cpu()))
     if not pairs:
-        raise AutodragError(f"the landmark model finds nothing in {bench.pairs} pairs; is it made for such images?")
+        raise AutodragError(f"the landmark model finds nothing in {bench.pairs} pairs; use a model for such images")
     return pairs
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """Makes the second code of a pair from the first: w2 = w1 + strength * (w* - w1) in the first layers.
+    """Perturbation of a code: w2 = w1 + strength * (w* - w1) in the first layers.
 
-    UserControllableLT makes its training pairs by this formula (Endo 2022), with psi 0.3 for w1 and none for w*. The
-    script of its evaluation, which DragGAN and Auto DragGAN follow, is not public.
+    UserControllableLT (Endo 2022) uses this formula for its training pairs, with psi 0.3 for w1 and no truncation of
+    w*. The script of its evaluation, which DragGAN and Auto DragGAN follow, is not public.
     """
 
     strength: float = 0.1
-    """Distance from w1, as a share of the distance to w*."""
+    """Distance from w1, as a fraction of the distance to w*."""
     layers: int = 6
-    """Number of layers that change, from the first."""
+    """Number of layers that change, counted from the first."""
     star: Literal["mixed", "one"] = "mixed"
-    """w* has an independent z for each layer (published), or one for all."""
+    """`mixed`: w* has an independent z for each layer (published); `one`: the same z for all layers."""
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1 or self.layers < 1 or self.star not in ("mixed", "one"):
@@ -97,7 +97,7 @@ class Perturbation:
 def perturb(
     bench: Bench, latent: Float[Tensor, "1 L D"], perturbation: Perturbation, seed: int
 ) -> Float[Tensor, "1 L D"]:
-    """The second code of a pair."""
+    """Compute the second code of a pair."""
     config = bench.generator.config
     layers = min(perturbation.layers, config.latent_layers)
     rng = np.random.default_rng(seed)
@@ -109,10 +109,10 @@ def perturb(
 
 
 def flow_pairs(bench: Bench, flow: Flow, perturbation: Perturbation, *, points: int, least: float = 0.0) -> list[Pair]:
-    """Pair k has the image of seed base + k and a perturbed one, and `points` random pixels of the flow between them.
+    """Pairs of the image of seed base + k and a perturbed image, with `points` random pixels of the flow between them.
 
-    Pixels whose target lies outside the frame are not drawn, nor those that move less than `least` px. With 0, as
-    published, pixels without flow are drawn as well; their drags ask that nothing moves.
+    Pixels are skipped if their target lies outside the image or if they move less than `least` px. With 0, as
+    published, pixels without motion are included; their drags have length zero.
     """
     height, width = bench.generator.config.image_size
     pairs = []
@@ -140,42 +140,45 @@ class FlowSource:
     """Drags along the flow to a perturbed image."""
 
     points: tuple[int, ...]
-    """Numbers of points that are dragged at once."""
+    """Numbers of points per drag."""
     flow: Flow
     perturbation: Perturbation
     least: float
-    """Smallest flow of a dragged pixel, px."""
+    """Minimum flow of a dragged pixel, px."""
     setup: Record
-    """Settings that a continued run must share."""
+    """Settings that a resumed run must share."""
 
     detector: None = None
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser, strength: float) -> None:
-        """`--perturb`, `--perturb-layers`, `--perturb-z` and `--flow`."""
+        """Add the options `--perturb`, `--perturb-layers`, `--perturb-z` and `--flow`."""
         parser.add_argument(
             "--perturb",
             type=float,
             default=strength,
             metavar="SHARE",
-            help=f"distance to the second code, as a share of that to a random code (default: {strength})",
+            help=f"distance to the second code, as a fraction of the distance to a random code (default: {strength})",
         )
-        parser.add_argument("--perturb-layers", type=int, default=6, help="layers that are perturbed (default: 6)")
+        parser.add_argument("--perturb-layers", type=int, default=6, help="number of perturbed layers (default: 6)")
         parser.add_argument(
-            "--perturb-z", choices=("mixed", "one"), default="mixed", help="an independent z for each layer, or one"
+            "--perturb-z",
+            choices=("mixed", "one"),
+            default="mixed",
+            help="mixed: an independent z for each layer (default); one: the same z for all layers",
         )
         parser.add_argument("--flow", choices=("dis", "raft"), default="dis", help="OpenCV's DIS or torchvision's RAFT")
 
     @staticmethod
     def read(args: argparse.Namespace, bench: Bench, least: float = 0.0) -> FlowSource:
-        """The source that the options describe; an AutodragError where RAFT's weights are missing."""
+        """Create the source from the options. Raises AutodragError if RAFT is chosen and its weights are missing."""
         height, width = bench.generator.config.image_size
         try:
             perturbation = Perturbation(args.perturb, args.perturb_layers, args.perturb_z)
         except ValueError as error:
             raise AutodragError(
                 f"--perturb {args.perturb} --perturb-layers {args.perturb_layers}: "
-                "expected a share in (0, 1] and at least one layer"
+                "expected a fraction in (0, 1] and at least one layer"
             ) from error
         flow = dis_flow if args.flow == "dis" else RaftFlow(bench.device)
         names = ("perturb", "perturb_layers", "perturb_z", "flow")
@@ -183,7 +186,7 @@ class FlowSource:
         return FlowSource(read_points(args.points, height * width), flow, perturbation, least, setup)
 
     def pairs(self, bench: Bench) -> list[Pair]:
-        """Makes the pairs."""
+        """Create the pairs."""
         return flow_pairs(bench, self.flow, self.perturbation, points=max(self.points), least=self.least)
 
 
@@ -197,11 +200,11 @@ class LandmarkSource:
 
     @staticmethod
     def of(args: argparse.Namespace, detector: Detector) -> LandmarkSource:
-        """The source with a landmark model."""
+        """Create the source for a landmark model."""
         return LandmarkSource(read_points(args.points, detector.count), detector, {"landmarks": detector.identity})
 
     def pairs(self, bench: Bench) -> list[Pair]:
-        """Makes the pairs."""
+        """Create the pairs."""
         return landmark_pairs(bench, self.detector)
 
 
@@ -209,13 +212,13 @@ Source = LandmarkSource | FlowSource
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """The landmark model, and how pairs are made without one."""
+    """Add the options of the landmark model, and of the optical flow that is used without a model."""
     detectors.add_options(parser)
     FlowSource.add_options(parser, 0.5)
 
 
 def read_source(args: argparse.Namespace, bench: Bench) -> Source:
-    """Landmarks where there is a model, else pixels that move by at least 5 % of the image."""
+    """A landmark source if there is a model, otherwise a flow source with pixels that move by at least 5 %."""
     image = bench.generator.config.image_size
     detector = detectors.load_detector(args, bench.net, image, bench.device)
     if detector is not None:

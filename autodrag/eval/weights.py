@@ -1,8 +1,8 @@
-"""Published networks that some metrics need: looked for on this machine, never downloaded.
+"""Local weight files of published networks that some metrics need. Nothing is downloaded.
 
-Their libraries would fetch a missing file by themselves, and unpickle whatever is there; so the file is looked for
-first, in PyTorch's hub folder (`torch.hub.get_dir()`/checkpoints), its content is compared with the hash in its name,
-and it must hold tensors and nothing else.
+The metrics' libraries would download missing files and unpickle any existing file. Therefore the file is checked first:
+it must exist in PyTorch's hub folder (`torch.hub.get_dir()`/checkpoints), its content must match the hash in its name,
+and it must contain only tensors.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from autodrag.errors import AutodragError
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights that a library knows by name."""
+    """A weight file."""
 
-    what: str
-    """What it is for."""
+    metric: str
+    """Name of the metric."""
     file: str
-    """Its name in the hub folder; the eight digits before the suffix begin its SHA-256."""
+    """File name in the hub folder. The eight digits before the suffix are the start of the SHA-256."""
     url: str
-    """Where its publisher has it."""
+    """URL of the publisher."""
     packages: tuple[str, ...]
-    """What must be installed to use it."""
+    """Packages that are needed to use the file."""
 
 
 LPIPS = Weights(
@@ -47,35 +47,37 @@ FID = Weights(
 
 
 def path_of(weights: Weights) -> Path:
-    """Where the file is expected."""
+    """Expected path of the file."""
     return Path(torch.hub.get_dir()) / "checkpoints" / weights.file
 
 
 def missing(weights: Weights) -> str | None:
-    """What is missing to use the weights, as one sentence; None where all is at hand."""
-    path = path_of(weights)
+    """Check that the weights can be used. Returns an error message, or None if nothing is missing."""
+    path, metric = path_of(weights), weights.metric
     if not path.is_file():
-        return f"{weights.what} needs its weights at {str(path)!r}, which is not there; get them from {weights.url}"
+        return f"{metric} needs its weights at {str(path)!r}, but the file does not exist; get it from {weights.url}"
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         for part in iter(lambda: stream.read(2**20), b""):
             digest.update(part)
     if not digest.hexdigest().startswith(path.stem[-8:]):
-        return f"{str(path)!r} is not the file that {weights.what} needs (its hash differs); get it from {weights.url}"
-    try:  # the libraries below unpickle it as it is; whoever passes here carries tensors and no code
+        return (
+            f"{str(path)!r} is not the file that {weights.metric} needs (its hash differs); get it from {weights.url}"
+        )
+    try:  # the libraries below unpickle the file without checks, so it must contain only tensors and no code
         torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        return f"{str(path)!r} is not a plain file of weights ({str(error).splitlines()[0]}); get it from {weights.url}"
+        return f"{str(path)!r} is not a plain weight file ({str(error).splitlines()[0]}); get it from {weights.url}"
     for package in weights.packages:
         try:
             importlib.import_module(package)
-        except (ImportError, OSError, RuntimeError) as error:  # not there, or built for another torch
-            return f"{weights.what} needs the package {package} ({error}); install it: pip install 'autodrag[eval]'"
+        except (ImportError, OSError, RuntimeError) as error:  # missing, or built for another version of torch
+            return f"{metric} needs the package {package} ({error}); install it: pip install 'autodrag[eval]'"
     return None
 
 
 def require(weights: Weights) -> None:
-    """Raises AutodragError with what is missing to use the weights."""
-    sentence = missing(weights)
-    if sentence is not None:
-        raise AutodragError(sentence)
+    """Raise AutodragError if the weights cannot be used."""
+    message = missing(weights)
+    if message is not None:
+        raise AutodragError(message)

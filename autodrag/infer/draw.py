@@ -1,7 +1,7 @@
-"""Pictures for people: annotated edits and contact sheets.
+"""Drawing of annotated edits and contact sheets.
 
-The colours are those of the DragGAN paper (Pan et al., SIGGRAPH 2023): handles red, targets blue, an arrow
-between them, and what may not move dimmed. Small images are enlarged first, so that marks stay legible.
+The colours follow the DragGAN paper (Pan et al., SIGGRAPH 2023): red handles, blue targets, arrows between them, and a
+dimmed region outside the mask. Small images are enlarged first, so that the marks are legible.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DISPLAY_PX = 512
 
 
 def enlarge(image: UInt8[np.ndarray, "H W 3"], least: int = DISPLAY_PX) -> UInt8[np.ndarray, "h w 3"]:
-    """Enlarge by a whole factor until the shorter side has at least `least` px; larger images stay."""
+    """Enlarge an image by an integer factor, so that its shorter side has at least `least` px."""
     factor = -(-least // min(image.shape[:2]))
     if factor <= 1:
         return image
@@ -45,11 +45,11 @@ def annotate(
 
     Args:
         image: HWC uint8 RGB.
-        handles, targets: (N, 2) px of `image`; red and blue, with an arrow from one to the other.
-        points: (N, 2) where the handles are now, as small white dots with a red rim; None leaves them out.
-        anchors: (M, 2) points that stay, green.
-        mask: True = may move; the rest is dimmed. None and all True dim nothing.
-        least: the picture is enlarged by a whole factor to at least this many px.
+        handles, targets: (N, 2) px of `image`; red and blue, with an arrow from handle to target.
+        points: (N, 2) current positions of the handles, drawn as small white dots with a red rim.
+        anchors: (M, 2) points that must not move, green.
+        mask: True = may move; other pixels are dimmed.
+        least: minimum length of the shorter side in px; the image is enlarged by an integer factor.
     """
     height, width = image.shape[:2]
     if mask is not None and not mask.all():
@@ -81,23 +81,25 @@ def annotate(
 def contact_sheet(
     images: Sequence[UInt8[np.ndarray, "H W 3"]], columns: int, *, gap: int = 2
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Images of one size in rows of `columns`, white between them."""
+    """Arrange images of equal size in a grid with `columns` columns and white gaps of `gap` px."""
     if not images or columns < 1:
-        raise AutodragError(f"a contact sheet of {len(images)} images in {columns} columns; both must be at least 1")
+        raise AutodragError(f"contact sheet of {len(images)} images in {columns} columns: both must be at least 1")
     height, width = images[0].shape[:2]
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
     for index, image in enumerate(images):
         if image.shape != images[0].shape:
-            raise AutodragError(f"image {index} is {image.shape}, the first is {images[0].shape}; sizes must agree")
+            raise AutodragError(
+                f"image {index} has shape {image.shape}, but the first has {images[0].shape}; all sizes must be equal"
+            )
         row, column = divmod(index, columns)
         top, left = row * (height + gap), column * (width + gap)
         sheet[top : top + height, left : left + width] = image
     return sheet
 
 
-# OpenCV draws at integer positions; the last `_SHIFT` bits of a coordinate are its fraction.
+# OpenCV takes fixed-point coordinates; the last `_SHIFT` bits are the fraction.
 _SHIFT = 4
 
 
@@ -118,7 +120,7 @@ def _dot(
 
 
 def _arrow(canvas: np.ndarray, start: tuple[float, float], end: tuple[float, float], radius: int) -> None:
-    """An arrow that ends at the rim of the target's dot; none where the dots touch."""
+    """Draw an arrow that ends at the rim of the target's dot, unless the dots touch."""
     vector = np.subtract(end, start)
     length = float(np.hypot(*vector))
     if length <= 2 * radius + 2:

@@ -32,11 +32,11 @@ class State:
     mask: Bool[np.ndarray, "H W"] | None = None
     """The edit's mask, True = may move."""
     references: References | None = None
-    """What the edit's handles looked like, for an edit that goes on with them."""
+    """Reference features of the edit's handles, for a following edit with `keep_references`."""
 
 
 class History:
-    """States from the opened image on, with undo and redo; before the first `open` there are none."""
+    """A list of states with undo and redo, starting with the opened image. It is empty before the first `open`."""
 
     def __init__(self) -> None:
         self._states: list[State] = []
@@ -49,7 +49,7 @@ class History:
 
     @property
     def present(self) -> State:
-        """The state that the next edit starts from; AutodragError where no image is open."""
+        """The current state, from which the next edit starts. Raises AutodragError if no image is open."""
         if not self._states:
             raise AutodragError("no image is open; call open(seed=7) first")
         return self._states[self._cursor]
@@ -66,11 +66,11 @@ class History:
 
     @property
     def undone(self) -> int:
-        """How many edits `redo` can still bring back."""
+        """Number of edits that can be redone."""
         return max(0, len(self._states) - 1 - self._cursor)
 
     def open(self, layers: Layers, source: Source) -> None:
-        """Forget everything and begin with the image that `source` names."""
+        """Clear the history and start with a new image."""
         self._states, self._cursor, self._source = [State(layers)], 0, source
 
     def copy(self) -> History:
@@ -80,17 +80,17 @@ class History:
         return other
 
     def push(self, state: State) -> None:
-        """What an edit led to is the present image; what was undone before is forgotten."""
+        """Append the result of an edit and make it the current state. Undone states are deleted."""
         del self._states[self._cursor + 1 :]
         self._states.append(state)
         self._cursor += 1
 
     def undo(self) -> None:
-        """Go back to the state before the last edit."""
+        """Return to the state before the last edit."""
         self._move(-1, "undo")
 
     def redo(self) -> None:
-        """Take back the last undo."""
+        """Revert the last undo."""
         self._move(+1, "redo")
 
     def go_to(self, position: int) -> None:
@@ -104,10 +104,16 @@ class History:
         return [state.edit for state in self._up_to_present() if state.edit is not None]
 
     def forget(self, keep: int, references: int) -> int:
-        """Bound the memory of a long history; returns how many edits were dropped from its beginning.
+        """Limit the memory of a long history by dropping its oldest edits.
 
-        The last `keep` edits up to the present image stay, and references for the last `references` of them. The image
-        before the first that stays becomes the opened one, which no seed names any more.
+        The state before the first remaining edit becomes the opened image. It has no seed.
+
+        Args:
+            keep: number of edits to keep, up to the current image.
+            references: number of these edits that keep their references.
+
+        Returns:
+            Number of dropped edits.
         """
         surplus = max(0, self._cursor - keep)
         if surplus:
@@ -134,10 +140,14 @@ class History:
         self._states, self._cursor, self._source = states, len(edits), source
 
     def save(self, path: Path, *, checkpoint: str, fingerprint: str) -> None:
-        """Write the edits that led to the present image as a session; masks and an opened latent go beside the file.
+        """Write the edits up to the current image as a session file. Masks and the latent are written to its folder.
+
+        The latent of the opened image is written only if the image has no seed.
 
         Args:
-            checkpoint, fingerprint: what the edits call the generator.
+            path: the session file.
+            checkpoint: checkpoint folder to store in the edits.
+            fingerprint: fingerprint of the generator.
         """
         first, *states = self._up_to_present()
         edits = []

@@ -1,4 +1,4 @@
-"""Distances left by a drag as a landmark net sees them, which knows nothing of the tracker."""
+"""Remaining distances after a drag, measured by a landmark net, independently of the tracker."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from autodrag.nets.landmarks import LandmarkNet, Landmarks
 from autodrag.points import rescale
 
 NEAR = 0.05
-"""A handle this close to a landmark is measured by it; a share of the image's height."""
+"""Maximum distance of a handle from its landmark, as a fraction of the image height."""
 
 
 def detect_landmarks(net: LandmarkNet, image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "K 2"]:
-    """Landmarks (x, y) in px of `image`, which is resized where the net was made for another size."""
+    """Landmarks (x, y) in px of `image`. The image is resized if the net has another resolution."""
     device = next(net.parameters()).device
     points = find_landmarks(net, to_tensor(image).to(device)).points[0]
     found: np.ndarray = points.double().cpu().numpy()
@@ -28,7 +28,7 @@ def detect_landmarks(net: LandmarkNet, image: UInt8[np.ndarray, "H W 3"]) -> Flo
 
 @torch.no_grad()
 def find_landmarks(net: LandmarkNet, images: Float[Tensor, "B 3 H W"]) -> Landmarks:
-    """What the net sees in `images` ([-1, 1]), points in their px; they are resized where it takes another size."""
+    """Detect landmarks in `images` ([-1, 1]), in px of these images. They are resized if the net has another size."""
     size, side = (images.shape[2], images.shape[3]), net.config.resolution
     if size == (side, side):
         return net(images)
@@ -44,7 +44,7 @@ def measure_drag(
     handles: Float[np.ndarray, "N 2"],
     targets: Float[np.ndarray, "N 2"],
 ) -> tuple[float | None, ...] | None:
-    """`landmark_distances` from the two images of a drag; None without a net."""
+    """`landmark_distances` between the images before and after a drag; None without a net."""
     if net is None:
         return None
     old, new = detect_landmarks(net, before), detect_landmarks(net, after)
@@ -58,10 +58,10 @@ def landmark_distances(
     targets: Float[np.ndarray, "N 2"],
     near: float,
 ) -> tuple[float | None, ...]:
-    """How far each handle's nearest landmark ended from where the drag should have taken it, px.
+    """Distance of each handle's nearest landmark from its expected position after the drag, px.
 
-    A handle rarely lies on its landmark exactly, so the offset between them is carried to the target. None
-    where no landmark lies within `near` px of the handle.
+    A handle rarely lies exactly on its landmark, so the offset between them is added to the target. The distance is
+    None if no landmark lies within `near` px of the handle.
     """
     distances: list[float | None] = []
     for handle, target in zip(handles, targets, strict=True):

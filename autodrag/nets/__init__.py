@@ -1,1 +1,1 @@
-"""Networks: one network, one file; they know no loss, optimiser, file or device."""
+"""Networks, one per file, independent of losses, optimisers, files and devices."""

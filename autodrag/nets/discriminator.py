@@ -1,6 +1,6 @@
 """StyleGAN2 discriminator with residual blocks (Karras et al., CVPR 2020), used only to train a generator.
 
-Equalised learning rates throughout: without them the training of small networks on small budgets does not converge.
+All layers use equalised learning rates. Without them, small networks do not converge in short trainings.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ _GAIN = math.sqrt(2.0)
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Shape of a discriminator."""
+    """Sizes of a discriminator."""
 
     resolution: int = 64
-    """Height of the image in pixels: a power of two of at least 8."""
+    """Height of the image in pixels: a power of two, at least 8."""
     base_width: int = 4
-    """Width of the map at 4 pixels of height; 4 for square images, 2 for images half as wide as high."""
+    """Width of the map whose height is 4: 4 for square images, 2 for images half as wide as high."""
     channel_base: int = 32768
     """A map of resolution r has min(channel_base // r, channel_max) channels."""
     channel_max: int = 512
-    """Largest number of channels."""
+    """Maximum number of channels."""
     group_size: int = 4
-    """Samples over which the minibatch standard deviation is taken; lowered to a divisor of the batch."""
+    """Group size of the minibatch standard deviation; reduced to a divisor of the batch size."""
 
     def channels(self, resolution: int) -> int:
-        """Channels of the map of a resolution."""
+        """Number of channels of the map at `resolution`."""
         return min(self.channel_base // resolution, self.channel_max)
 
 
 class EqualisedConv(nn.Module):
-    """Convolution whose weights are stored as N(0, 1); `down` low-pass filters and halves the size."""
+    """Convolution with an equalised learning rate: weights are stored as N(0, 1). `down` halves the size."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool = True, down: bool = False) -> None:
         super().__init__()
@@ -71,12 +71,12 @@ class _ResidualBlock(nn.Module):
         self.skip = EqualisedConv(inputs, outputs, 1, bias=False, down=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        half = math.sqrt(0.5)  # a sum of two keeps its variance
-        return self.conv1(self.conv0(x), gain=half) + self.skip(x, gain=half, activate=False)
+        gain = math.sqrt(0.5)  # the sum of the two branches keeps the variance
+        return self.conv1(self.conv0(x), gain=gain) + self.skip(x, gain=gain, activate=False)
 
 
 def minibatch_deviation(x: Float[Tensor, "B C H W"], group_size: int) -> Float[Tensor, "B C+1 H W"]:
-    """Appends a channel with the mean standard deviation over groups of samples (Karras et al. 2018)."""
+    """Append a channel with the mean standard deviation over groups of samples (Karras et al. 2018)."""
     batch, _, height, width = x.shape
     group = math.gcd(batch, group_size)
     y = x.float().reshape(group, batch // group, *x.shape[1:])
@@ -86,7 +86,7 @@ def minibatch_deviation(x: Float[Tensor, "B C H W"], group_size: int) -> Float[T
 
 
 class Discriminator(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] to logits (B, 1): large for images taken for real."""
+    """Maps images (B, 3, H, W) in [-1, 1] to logits (B, 1); high values mean real."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Landmark detector: images to (x, y) of named points. It does for critters what dlib does for faces.
+"""Landmark detector: predicts (x, y) of named points, as dlib does for faces.
 
-A small U-Net predicts one heat map per landmark. The coordinate is the expectation over its softmax (DSNT, Nibali et
-al. 2018; "soft-argmax"), which is differentiable and finer than a cell. Heat maps reach beyond the frame by a margin,
-so that landmarks outside of the image can be placed too.
+A small U-Net predicts one heat map per landmark. The coordinate is the expectation over the softmax of the map (DSNT,
+Nibali et al. 2018; "soft-argmax"), which is differentiable and has sub-cell precision. Heat maps extend beyond the
+image by a margin, so that landmarks outside the image can be located too.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from autodrag.points import rescale
 
 @dataclass(frozen=True)
 class LandmarkConfig:
-    """Shape of a landmark net."""
+    """Sizes of a landmark net."""
 
     resolution: int = 64
     """Side of the square input in pixels."""
     width: int = 24
-    """Channels at full resolution. They double at each of the first two halvings."""
+    """Number of channels at full resolution; doubled at the first two downsampling steps."""
     depth: int = 4
-    """Halvings from the input to the coarsest map."""
+    """Number of downsampling steps (by 2) from the input to the coarsest map."""
     margin: int = 4
-    """Cells that heat maps reach beyond the frame on each side; a cell is two pixels."""
+    """Number of heat-map cells beyond the image on each side; a cell is two pixels."""
     names: tuple[str, ...] = ()
     """Names of the landmarks, in the order of the output."""
 
@@ -40,22 +40,22 @@ class LandmarkConfig:
             raise ValueError(f"resolution {self.resolution} cannot be halved {self.depth} times.")
 
     def channels(self, level: int) -> int:
-        """Channels after `level` halvings."""
+        """Number of channels after `level` downsampling steps."""
         return self.width * 2 ** min(level, 2)
 
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Positions of the landmarks, with confidences."""
+    """Detected landmarks."""
 
     points: Float[Tensor, "B N 2"]
-    """(x, y) px of the input image; may lie outside of it."""
+    """(x, y) px of the input image; may lie outside the image."""
     confidence: Float[Tensor, "B N"]
-    """Mass of the heat map within two cells of the point, in [0, 1]."""
+    """Sum of the heat map within two cells of the point, in [0, 1]."""
     heat: Float[Tensor, "B N h w"]
     """Normalised heat maps; each sums to one."""
     features: Float[Tensor, "B C"]
-    """Mean of the coarsest map: a description of the whole image, for distances between sets of images."""
+    """Spatial mean of the coarsest map: an image descriptor, for distances between sets of images."""
 
 
 class _Stage(nn.Module):
@@ -74,7 +74,7 @@ class _Stage(nn.Module):
 
 
 class LandmarkNet(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] of the configured side to `Landmarks`."""
+    """Detects landmarks in images (B, 3, H, W) in [-1, 1] of the configured resolution."""
 
     def __init__(self, config: LandmarkConfig) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Standard coordinates of a generator's latent codes: the principal components of W, each with unit variance.
+"""Standard coordinates of a generator's latent codes: the principal components of W, scaled to unit variance.
 
-A principal component analysis of mapped codes (GANSpace, Härkönen et al. 2020; Stable-DragGAN keeps drags plausible
-with it). A step of a given length in these coordinates is equally likely in every direction. In plain W it is not, and
-an optimiser leaves the distribution as easily as it follows it.
+The basis is a principal component analysis of mapped codes (GANSpace, Härkönen et al. 2020; Stable-DragGAN uses it to
+keep drags plausible). In standard coordinates, steps of equal length have equal likelihood in all directions. In W they
+do not, so an optimiser easily leaves the distribution of codes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class LatentBasis:
     mean: Float[Tensor, " D"]
     """Mean of the mapped codes."""
     directions: Float[Tensor, "D D"]
-    """Column k is the k-th principal direction times its standard deviation, floored at 1 % of the largest."""
+    """Column k is the k-th principal direction times its standard deviation (at least 1 % of the largest deviation)."""
 
     @staticmethod
     @torch.no_grad()
     def of(generator: Generator, *, samples: int = 4096, seed: int = 0) -> LatentBasis:
-        """The basis of a generator, from `samples` random codes (with random labels if it is conditional)."""
+        """Compute the basis of a generator from `samples` random codes (with random labels if it is conditional)."""
         config = generator.config
         device = generator.mapping.w_avg.device
         rng = torch.Generator().manual_seed(seed)
@@ -46,21 +46,21 @@ class LatentBasis:
         return LatentBasis(mean, (vectors * deviation).flip(1))
 
     def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """A displacement in standard coordinates, converted to W."""
+        """Convert a displacement in standard coordinates to W."""
         return F.linear(coordinates, self.directions)
 
     def coordinates(self, offset: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """A displacement in W, converted to standard coordinates: the inverse of `offset`."""
+        """Convert a displacement in W to standard coordinates; the inverse of `offset`."""
         return F.linear(offset, _inverse(self.directions))
 
 
 def _inverse(directions: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
-    """The inverse of a matrix whose columns are orthogonal."""
+    """Inverse of a matrix with orthogonal columns."""
     return (directions / directions.square().sum(dim=0)).t()
 
 
 class LatentFrame(nn.Module):
-    """A basis as part of a network. It is stored with the weights, because the signs of directions are arbitrary."""
+    """A basis as a module. It is stored with a network's weights, because the signs of principal directions vary."""
 
     mean: Tensor
     directions: Tensor
@@ -75,20 +75,20 @@ class LatentFrame(nn.Module):
         self.register_load_state_dict_post_hook(lambda module, _: module.renew())
 
     def take(self, basis: LatentBasis) -> None:
-        """Copies a basis."""
+        """Copy a basis into the buffers."""
         self.mean.copy_(basis.mean)
         self.directions.copy_(basis.directions)
         self.renew()
 
     @torch.no_grad()
     def renew(self) -> None:
-        """Computes the inverse of the directions; call it after writing to them."""
+        """Recompute the inverse. Call this method after writing to `directions`."""
         self.inverse = _inverse(self.directions)
 
     def coordinates(self, w: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """Codes of W in standard coordinates: zero mean and unit variance in every direction."""
+        """Convert codes of W to standard coordinates, with zero mean and unit variance in every direction."""
         return F.linear(w - self.mean, self.inverse)
 
     def offset(self, coordinates: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """A displacement in standard coordinates, converted to W."""
+        """Convert a displacement in standard coordinates to W."""
         return F.linear(coordinates, self.directions)

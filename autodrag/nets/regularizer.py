@@ -1,10 +1,10 @@
 """The Latent Regularizer of Auto DragGAN (2024, section 3.1): moves an outlying W+ code back into the distribution.
 
-The clean layers, which an edit does not change, pass encoder layers and become keys and values. The first layers, which
-an edit changes, are the queries of decoder layers, with a position embedding (Eq. 2-5).
+An edit changes only the first layers of a code. The remaining clean layers pass through encoder layers and provide keys
+and values. The edited layers, with a position embedding, are the queries of the decoder layers (Eq. 2-5).
 
-With the variant `default` the network adds a correction to its input, so that an untrained network changes nothing.
-With `paper` its output replaces the first layers, as Eq. 5 is printed.
+In the variant `default` the network adds a correction to its input, so that an untrained network is the identity. In
+the variant `paper` its output replaces the first layers, as in Eq. 5.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from autodrag.nets.transformer import DecoderLayer, EncoderLayer, KeysValues
 
 @dataclass(frozen=True)
 class RegularizerConfig:
-    """Sizes of the regularizer. The depths are the paper's; width and heads are our choice."""
+    """Sizes of the regularizer. The depths are from the paper, which does not give width and heads."""
 
     layers: int = 16
-    """Latent vectors of the generator's W+."""
+    """Number of latent vectors of the generator's W+."""
     w_dim: int = 512
-    """Their width."""
+    """Length of a latent vector."""
     edit_layers: int = 6
-    """Number of first layers that are restored."""
+    """Number of edited layers, counted from the first. These layers are restored."""
     width: int = 512
     """Width of the tokens."""
     heads: int = 8
-    """Attention heads."""
+    """Number of attention heads."""
     encoder_layers: int = 6
-    """Self-attention layers on the clean vectors."""
+    """Number of encoder layers, for the clean vectors."""
     decoder_layers: int = 6
-    """Cross-attention layers on the vectors to restore."""
+    """Number of decoder layers, for the edited vectors."""
     mlp_ratio: float = 4.0
     """Width of the feed-forward nets relative to `width`."""
     variant: Literal["default", "paper"] = "default"
@@ -53,7 +53,7 @@ class RegularizerConfig:
 
 
 class Regularizer(nn.Module):
-    """Restores the first layers of W+ codes from those layers and the clean ones."""
+    """Restores the edited layers of W+ codes from the edited and the clean layers."""
 
     def __init__(self, config: RegularizerConfig) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Regularizer(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def read(self, latent: Float[Tensor, "B L D"]) -> list[KeysValues]:
-        """Keys and values of the clean layers. They are the same for every edit of one image."""
+        """Compute keys and values of the clean layers. They are the same for all edits of an image."""
         edited = self.config.edit_layers
         clean = self.embed_clean(self.frame.coordinates(latent[:, edited:])) + self.layer_positions[edited:]
         for encode in self.encoder:
@@ -82,7 +82,7 @@ class Regularizer(nn.Module):
         return [decode.cross.project(clean) for decode in self.decoder]  # type: ignore[union-attr, operator]
 
     def forward(self, latent: Float[Tensor, "B L D"], memory: list[KeysValues] | None = None) -> Float[Tensor, "B L D"]:
-        """The code with its first layers restored. memory: the result of `read`; None computes it."""
+        """Return the code with its first layers restored. memory: result of `read`; None computes it."""
         edited = self.config.edit_layers
         memory = self.read(latent) if memory is None else memory
         x = self.embed_edited(self.frame.coordinates(latent[:, :edited])) + self.layer_positions[:edited]

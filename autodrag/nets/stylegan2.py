@@ -1,17 +1,17 @@
 """StyleGAN2 generator in plain PyTorch.
 
-Follows Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020), in the
-parametrisation of NVIDIA's stylegan2-ada-pytorch: a state dict of theirs loads one to one once its constant
-`resample_filter` buffers are left out. Written from the papers and from the published tensor names.
+Follows Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (CVPR 2020), with the tensor names and
+shapes of NVIDIA's stylegan2-ada-pytorch: its state dicts load after removing the constant `resample_filter` buffers.
+Written from the papers and the published tensor names.
 
-Two things differ in how it computes, not in what:
+The results equal those of NVIDIA's code, but the computation differs in two points:
 
-* Modulation is "scale the input, convolve with shared weights, scale the output", which is the same product as
-  per-sample weights and far faster on a CPU than grouped convolution.
-* Synthesis can stop after a block (`Generator.features`) and go on from there (`Generator.image`), and RGB is made
-  only when an image is asked for: point dragging needs features in its inner loop, and no image.
+* Modulation scales the input, convolves with shared weights and scales the output. This is equivalent to per-sample
+  weights, and much faster on a CPU than grouped convolution.
+* Synthesis can stop after a block (`Generator.features`) and continue from there (`Generator.image`). RGB is computed
+  only in `image`, because the inner loop of point dragging needs features but no image.
 
-Block k works at resolution 4 * 2**k, so "the 6th block" of the DragGAN paper is `block=5`, 128 x 128.
+Block k has resolution 4 * 2**k. The "6th block" of the DragGAN paper is `block=5`, 128 x 128.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ NoiseMode = Literal["const", "random", "none"]
 Blend = Callable[[int, Tensor], Tensor]
 """Called with the index and the output of every block; returns what the next block reads."""
 
-_SLOPE = 0.2  # of every leaky ReLU
-_GAIN = math.sqrt(2.0)  # keeps the variance of an activation after a leaky ReLU
-_REPLAYED = 1024 * 1024  # px of a batch up to which a GPU waits for Python
+_SLOPE = 0.2  # negative slope of all leaky ReLUs
+_GAIN = math.sqrt(2.0)  # preserves the variance of activations after a leaky ReLU
+_REPLAYED = 1024 * 1024  # maximum number of px of a batch for CUDA graphs; larger batches keep a GPU busy without them
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Shape of a StyleGAN2 generator; the numbers are enough to rebuild it from its tensors."""
+    """Architecture of a StyleGAN2 generator. The config is sufficient to rebuild the network from its tensors."""
 
     resolution: int = 64
     """Height of the image in pixels: a power of two from 8 to 1024."""
     base_width: int = 4
-    """Width of the learned 4-pixel-high constant: 4 gives square images, 2 StyleGAN-Human's 1024 x 512."""
+    """Width of the learned constant, whose height is 4: 4 for square images, 2 for StyleGAN-Human (1024 x 512)."""
     z_dim: int = 512
     """Length of the Gaussian input code."""
     w_dim: int = 512
@@ -55,15 +55,15 @@ class GeneratorConfig:
     c_dim: int = 0
     """Length of the class label; 0 for an unconditional network."""
     mapping_layers: int = 8
-    """Fully connected layers from z to w."""
+    """Number of fully connected layers from z to w."""
     channel_base: int = 32768
     """A block of resolution r has min(channel_base // r, channel_max) channels."""
     channel_max: int = 512
-    """Largest number of channels of a block."""
+    """Maximum number of channels of a block."""
     architecture: Literal["skip", "resnet", "orig"] = "skip"
-    """`skip` sums the RGB of all blocks, `resnet` sums features, `orig` does neither."""
+    """`skip` sums the RGB outputs of all blocks; `resnet` adds residual connections; `orig` has neither."""
     conv_clamp: float | None = None
-    """Bound on activations; NVIDIA sets 256 where it mixes precisions, None elsewhere."""
+    """Bound on activations. NVIDIA uses 256 for mixed precision and None otherwise."""
     mapping_lr_multiplier: float = 0.01
     """Learning-rate multiplier of the mapping layers; it scales their stored weights."""
 
@@ -78,7 +78,10 @@ class GeneratorConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least 1.")
         if self.channel_base < self.resolution:
-            raise ValueError(f"channel_base {self.channel_base} leaves no channel at {self.resolution} px.")
+            raise ValueError(
+                f"channel_base {self.channel_base}: expected at least the resolution, {self.resolution}, "
+                "so that every block has a channel."
+            )
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -92,11 +95,11 @@ class GeneratorConfig:
 
     @property
     def latent_layers(self) -> int:
-        """L, the number of latent vectors that synthesis takes (NVIDIA's num_ws)."""
+        """L, the number of latent vectors of the synthesis network (NVIDIA's num_ws)."""
         return 2 * len(self.block_resolutions)
 
     def channels(self, resolution: int) -> int:
-        """Channels of the block that works at `resolution`."""
+        """Number of channels of the block at `resolution`."""
         return min(self.channel_base // resolution, self.channel_max)
 
 
@@ -108,12 +111,12 @@ class Features:
 
     @property
     def last(self) -> Tensor:
-        """Output of the finest block that was run, (B, C, h, w)."""
+        """Output of the finest computed block, (B, C, h, w)."""
         return self.outputs[-1]
 
 
 def seed_z(seed: int, z_dim: int) -> Float[Tensor, "1 Z"]:
-    """The z of a seed, as NVIDIA's and DragGAN's code draw it: `RandomState(seed).randn(1, z_dim)`, as fp32."""
+    """z of a seed, as in the code of NVIDIA and DragGAN: `RandomState(seed).randn(1, z_dim)`, converted to fp32."""
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).to(torch.float32)
 
 
@@ -122,19 +125,19 @@ def seed_z(seed: int, z_dim: int) -> Float[Tensor, "1 Z"]:
 
 @constant
 def _fir_2d(device: torch.device, dtype: torch.dtype, channels: int, gain: float) -> Tensor:
-    """The separable [1, 3, 3, 1] low-pass filter as depthwise weights (channels, 1, 4, 4) of sum `gain`."""
+    """The separable [1, 3, 3, 1] low-pass filter as depthwise weights (channels, 1, 4, 4) that sum to `gain`."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype) / 8.0
     return (torch.outer(taps, taps) * gain).expand(channels, 1, 4, 4)
 
 
 def upsample(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C 2*H 2*W"]:
-    """Twice the size: zero insertion, then the [1, 3, 3, 1] filter (StyleGAN2's upsample2d)."""
+    """Upsample by 2: zero insertion, then the [1, 3, 3, 1] filter (StyleGAN2's upsample2d)."""
     weight = _fir_2d(x.device, x.dtype, x.shape[1], 4.0)
     return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
 def blur(x: Float[Tensor, "B C H W"], padding: int, gain: float, stride: int = 1) -> Tensor:
-    """The [1, 3, 3, 1] low-pass filter, zero-padded by `padding` on each side."""
+    """Apply the [1, 3, 3, 1] low-pass filter with zero padding on each side."""
     return F.conv2d(x, _fir_2d(x.device, x.dtype, x.shape[1], gain), padding=padding, stride=stride, groups=x.shape[1])
 
 
@@ -142,7 +145,7 @@ def blur(x: Float[Tensor, "B C H W"], padding: int, gain: float, stride: int = 1
 
 
 def _in_fp32(device: str) -> contextlib.AbstractContextManager[object]:
-    """Out of autocast; entering that costs as much as a small product, so only where there is one."""
+    """Context without autocast. Entering `torch.autocast` is slow, so it is skipped if autocast is not active."""
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
@@ -160,7 +163,7 @@ class FullyConnected(Precomputing):
         self.register_buffer("frozen_weight", None, persistent=False)
 
     def precompute(self) -> None:
-        """Keeps the scaled weight."""
+        """Compute the scaled weight."""
         self.frozen_weight = self.weight.detach() * self.weight_gain
 
     def forward(self, x: Float[Tensor, "B I"]) -> Float[Tensor, "B O"]:
@@ -174,7 +177,7 @@ def _normalise_2nd_moment(x: Tensor) -> Tensor:
 
 
 class Mapping(nn.Module):
-    """z and an optional class label to one latent vector w; also keeps w_avg, the centre of truncation."""
+    """Mapping network: z and an optional class label to w. Its buffer w_avg is the centre of truncation."""
 
     w_avg: Tensor
 
@@ -207,9 +210,10 @@ class Mapping(nn.Module):
 
 
 class SynthesisLayer(Precomputing):
-    """Modulated and demodulated 3x3 convolution, noise, bias, leaky ReLU; `up` doubles the size.
+    """Modulated and demodulated 3x3 convolution, noise, bias and leaky ReLU. `up` doubles the size.
 
-    A leaky ReLU is positively homogeneous, so its gain, and `gain`, go into the small factors and summands before it.
+    A leaky ReLU is positively homogeneous. Its gain and `gain` are therefore folded into demodulation, noise and bias,
+    which are small tensors.
     """
 
     noise_const: Tensor
@@ -229,13 +233,13 @@ class SynthesisLayer(Precomputing):
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(size))
-        for kept in ("energy", "transposed", "bias", "noise"):
-            self.register_buffer(f"frozen_{kept}", None, persistent=False)
+        for name in ("energy", "transposed", "bias", "noise"):
+            self.register_buffer(f"frozen_{name}", None, persistent=False)
 
     def precompute(self) -> None:
-        """Keeps what depends on the weights alone, on a CPU in the memory order that is a fifth faster there."""
+        """Compute tensors that depend only on the weights. On a CPU, channels-last weights are 20 % faster."""
         order = torch.channels_last if self.weight.device.type == "cpu" else torch.contiguous_format
-        self.frozen_energy, self.frozen_bias, self.frozen_noise = None, None, None  # of the weights before
+        self.frozen_energy, self.frozen_bias, self.frozen_noise = None, None, None  # discard values of old weights
         with torch.no_grad():
             self.frozen_energy, self.frozen_bias = self.energy(), self.summand()
             self.frozen_noise = self.noise(1, "const")
@@ -244,32 +248,32 @@ class SynthesisLayer(Precomputing):
             self.frozen_transposed = self.weight.detach().transpose(0, 1).contiguous(memory_format=order)
 
     def energy(self) -> Tensor:
-        """Squared norm of the weights of each input-output pair, by the squared gain, (O, I), for demodulation."""
+        """Squared weight norm per input-output pair, divided by the squared gain, (O, I); used by demodulation."""
         if self.frozen_energy is not None:
             return self.frozen_energy
         return self.weight.float().square().sum(dim=(2, 3)) / self.gain**2
 
     def summand(self) -> Tensor:
-        """The bias as it is added, (O, 1, 1)."""
+        """The scaled bias, (O, 1, 1)."""
         return (self.bias * self.gain)[:, None, None] if self.frozen_bias is None else self.frozen_bias
 
     def modulation(self, w: Float[Tensor, "B D"]) -> tuple[Tensor, Tensor]:
-        """Input scales (B, I) and output scales (B, O) that make the modulated convolution, of variance `gain`^2."""
+        """Input scales (B, I) and output scales (B, O) of the modulated convolution, for output variance `gain`^2."""
         style = self.affine(w)
-        # rsqrt of a sum of up to 512 * 9 squares: kept in fp32 whatever the convolution runs in.
+        # The sum has up to 512 * 9 squares, so it is computed in fp32 regardless of the convolution's dtype.
         with _in_fp32(w.device.type):
             squares = F.linear(style.float().square(), self.energy())
         return style, (squares + 1e-8 / self.gain**2).rsqrt()
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The plain convolution with shared weights, upsampling where the layer does."""
+        """Convolution with the shared weights, including the upsampling of the layer."""
         if not self.up:
             return F.conv2d(x, self.weight, padding=1)
         weight = self.weight.transpose(0, 1) if self.frozen_transposed is None else self.frozen_transposed
         return blur(F.conv_transpose2d(x, weight, stride=2), padding=1, gain=4.0)
 
     def noise(self, batch: int, mode: NoiseMode) -> Tensor | None:
-        """The noise as it is added, (1 or B, 1, H, W); None where there is none."""
+        """The scaled noise, (1 or B, 1, H, W); None for the mode `none`."""
         if mode == "none":
             return None
         if mode == "const":
@@ -302,7 +306,7 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Float[Tensor, "B D"], clamp: float | None) -> Tensor:
         style = self.affine(w) * self.weight_gain
-        # Per-sample weights are tiny here (3 x I), a scaled copy of x is not.
+        # Per-sample weights are small here (3 x I); a scaled copy of x would be large.
         if len(x) == 1:
             y = F.conv2d(x, (self.weight * style[:, :, None, None]).to(x.dtype))
         else:
@@ -313,7 +317,7 @@ class ToRGB(nn.Module):
 
 
 class _Skip(nn.Module):
-    """1x1 convolution and upsampling beside a block of the `resnet` architecture."""
+    """Residual branch of the `resnet` architecture: 1x1 convolution and upsampling."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -325,7 +329,7 @@ class _Skip(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution: an upsampling and a plain layer (the first block: a constant and one layer), and its RGB."""
+    """Layers of one resolution: conv0 (upsampling), conv1, torgb. The first block has a constant instead of conv0."""
 
     def __init__(self, config: GeneratorConfig, index: int) -> None:
         super().__init__()
@@ -348,7 +352,7 @@ class SynthesisBlock(nn.Module):
             self.torgb = ToRGB(channels, config.w_dim)
 
     def forward(self, x: Tensor | None, ws: Float[Tensor, "B V D"], noise: NoiseMode) -> Tensor:
-        """Features of the block below (None for the first) to features of this one; `ws` starts at its first layer."""
+        """Compute features from those of the previous block (None for the first). `ws` starts at the first layer."""
         clamp = self.config.conv_clamp
         if self.first:
             x = self.const.expand(len(ws), -1, -1, -1)
@@ -358,7 +362,7 @@ class SynthesisBlock(nn.Module):
         return self.skip(x) + y if self.config.architecture == "resnet" else y
 
     def rgb(self, x: Tensor, image: Tensor | None, w: Float[Tensor, "B D"]) -> Tensor | None:
-        """The image so far at this block's size: the coarser one upsampled, plus this block's own RGB in fp32."""
+        """Upsample the image of the coarser blocks, and add the RGB output of this block in fp32."""
         if image is not None:
             image = upsample(image)
         if not self.has_rgb:
@@ -368,7 +372,7 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """W+ to image: blocks b4, b8, ..., each with its slice of the latent vectors."""
+    """Synthesis network: blocks b4, b8, ..., each with its own part of the latent vectors."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -383,12 +387,12 @@ class Synthesis(nn.Module):
 
     @staticmethod
     def first_layer(index: int) -> int:
-        """Index in W+ of a block's first layer; its RGB layer shares the vector of the next block's first layer."""
+        """Index in W+ of a block's first layer. The RGB layer shares its vector with the next block's first layer."""
         return 0 if index == 0 else 2 * index - 1
 
 
 class Generator(Replayable):
-    """Mapping and synthesis. Latents are W+ (B, L, D), images (B, 3, H, W) in about [-1, 1]."""
+    """Mapping and synthesis networks. Latents are W+ (B, L, D); images are (B, 3, H, W), approximately in [-1, 1]."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -397,7 +401,7 @@ class Generator(Replayable):
         self.synthesis = Synthesis(config)
 
     def freeze(self) -> Generator:
-        """Ready for editing: evaluation mode, no parameter gradients, accelerated. Returns itself."""
+        """Prepare for editing (evaluation mode, no parameter gradients, acceleration) and return self."""
         return accelerate(self)
 
     def map(
@@ -408,10 +412,16 @@ class Generator(Replayable):
         psi: float = 1.0,
         cutoff: int | None = None,
     ) -> Float[Tensor, "B L D"]:
-        """z to W+, the same vector for every layer.
+        """Map z to W+, with the same vector in all layers.
 
-        psi: truncation; 1 leaves w alone, 0 gives the average latent. cutoff: truncate only the first that many layers.
-        Raises ValueError where a conditional network gets no labels or labels of another shape.
+        Args:
+            z: Gaussian codes.
+            labels: one-hot class labels, required by conditional networks.
+            psi: truncation; 1 leaves w unchanged, 0 gives the average latent.
+            cutoff: number of first layers to truncate; None truncates all layers.
+
+        Raises:
+            ValueError: a conditional network gets no labels, or labels of the wrong shape.
         """
         ws = self.mapping(z, labels)[:, None].repeat(1, self.config.latent_layers, 1)
         if psi == 1.0:
@@ -457,7 +467,7 @@ class Generator(Replayable):
         return self._synthesise("image", run, latent, *features.outputs, noise=noise)[0]
 
     def forward(self, latent: Float[Tensor, "B L D"], *, noise: NoiseMode = "const") -> Float[Tensor, "B 3 H W"]:
-        """W+ to image. noise: `const` is part of an image's identity, `random` is for training, `none` for tests."""
+        """Synthesise images. noise: `const` uses the stored noise maps, `random` is for training, `none` for tests."""
         return self.image(latent, Features(()), noise=noise)
 
     def _synthesise(

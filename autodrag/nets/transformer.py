@@ -1,6 +1,7 @@
 """Transformer blocks of the learned editor: attention with reusable keys and values, encoder and decoder layers.
 
-Layers as in Vaswani et al. 2017, but with the norms first (Xiong et al. 2020): these train without a long warm-up.
+The layers follow Vaswani et al. 2017, but with pre-layer normalisation (Xiong et al. 2020), which trains without a long
+warm-up.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def fourier_positions(points: Float[Tensor, "*N 2"], bands: int) -> Float[Tensor
 
 
 class Attention(nn.Module):
-    """Multi-head attention. `project` computes keys and values, so that they can be reused."""
+    """Multi-head attention. Keys and values are computed separately by `project`, so that they can be reused."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> T
     """Softmax attention, (B, heads, tokens, D / heads)."""
     if query.is_cuda or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # On a CPU, the backward pass of torch's fused kernel took 12 times as long in bf16 (70 tokens).
+    # On a CPU in bf16, the backward pass of torch's fused kernel took 12 times as long (70 tokens).
     scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -96,7 +97,7 @@ class DecoderLayer(nn.Module):
         memory_mask: Tensor | None = None,
         past: KeysValues | None = None,
     ) -> tuple[Float[Tensor, "B M D"], KeysValues]:
-        """The layer's output, and the keys and values of all tokens so far, which are `past` of the next call.
+        """Return the layer's output, and the self-attention keys and values of all tokens, for `past` of the next call.
 
         Args:
             memory: keys and values of the cross-attention, from `self.cross.project`.

@@ -1,1 +1,1 @@
-"""Training: thin LightningModules, pure losses, export to release files."""
+"""Training: LightningModules, loss functions, and export to release files."""

@@ -1,4 +1,4 @@
-"""What the trainings of the learned editor share: a new predictor, validation on held-out drags, the exported files."""
+"""Shared parts of editor training: creating a predictor, validation on held-out drags, and export."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from autodrag.train.heldout import HeldOut, measure_drags
 
 
 def fit_predictor(config: PredictorConfig, generator: Generator) -> PredictorConfig:
-    """The config with the generator's sizes. Raises AutodragError if they contradict the config."""
+    """Set the generator's sizes in the config. Raises AutodragError if the config does not allow these sizes."""
     g = generator.config
     block = min(config.feature_block, len(g.block_resolutions) - 1)
     try:
@@ -38,12 +38,12 @@ def fit_predictor(config: PredictorConfig, generator: Generator) -> PredictorCon
             feature_height=g.block_resolutions[block],
         )
     except ValueError as problem:
-        raise AutodragError(f"the predictor does not fit the generator: {str(problem).rstrip('.')}") from None
+        raise AutodragError(f"the predictor does not match the generator: {str(problem).rstrip('.')}") from None
 
 
 @torch.no_grad()
 def new_predictor(config: PredictorConfig, generator: Generator, seed: int) -> Predictor:
-    """An untrained predictor with the generator's latent basis and the scale of its features."""
+    """Create an untrained predictor with the generator's latent basis and feature scale."""
     predictor = Predictor(config)
     predictor.frame.take(LatentBasis.of(generator))
     rng = torch.Generator().manual_seed(seed)
@@ -54,10 +54,10 @@ def new_predictor(config: PredictorConfig, generator: Generator, seed: int) -> P
 
 
 class EditorModule(AveragedModule[LearnedEditor]):
-    """A learned editor in training, measured on held-out drags every `validate_steps` steps."""
+    """A learned editor in training. It is evaluated on held-out drags every `validate_steps` steps."""
 
     rounds = 3
-    """Rounds of the closed loop on held-out drags."""
+    """Number of rounds of the closed loop on held-out drags."""
 
     def __init__(
         self,
@@ -73,24 +73,24 @@ class EditorModule(AveragedModule[LearnedEditor]):
         super().__init__(net, steps=steps, lr=lr, average_decay=average_decay, generator=generator)
         self.held_out, self.validate_steps = held_out, validate_steps
         self.shares: dict[str, float] = {}
-        """The last measurement: share of the distance left."""
+        """Result of the last validation: fractions of the distance that remain."""
 
     def batch_mean(self, value: Tensor) -> Tensor:
-        """The mean of a value over the processes that share a batch."""
+        """Mean of a value over the processes that share a batch."""
         return self.trainer.strategy.reduce(value, reduce_op="mean")
 
     def finish_step(self, losses: dict[str, Tensor], weights: dict[str, float]) -> None:
-        """One step on the weighted sum of losses, logged; then a measurement if one is due."""
+        """Optimise the weighted sum of losses, log the losses, and validate every `validate_steps` steps."""
         self.take_step(sum((weights[name] * loss for name, loss in losses.items()), torch.zeros([])))
         self.log_dict({f"loss/{name}": loss.detach() for name, loss in losses.items()}, sync_dist=True)
         if self.step % self.validate_steps == 0:
             self.validate()
 
     def validate(self) -> None:
-        """Measures the average on held-out drags; shares and a sheet of edits go to TensorBoard."""
+        """Evaluate the moving average on held-out drags. Writes the results and a sheet of edits to TensorBoard."""
         if not self.trainer.is_global_zero:
             return
-        self.generator.to(self.device)  # after the last step the module is back on the CPU
+        self.generator.to(self.device)  # Lightning moves the module to the CPU after the last step
         self.shares, sheet = measure_drags(self.held_out, self.generator, self.average.eval(), self.rounds)
         logger = self.logger.experiment  # type: ignore[union-attr]
         for name, share in self.shares.items():
@@ -101,17 +101,17 @@ class EditorModule(AveragedModule[LearnedEditor]):
 
 
 def export_editor(module: EditorModule, identity: str, out: Path, facts: dict[str, Any]) -> None:
-    """Writes the average of predictor and regularizer as release files, fp16.
+    """Write the moving averages of predictor and regularizer as release files (fp16).
 
     Args:
         identity: fingerprint of the generator.
-        out: the predictor's file. The regularizer is written beside it.
-        facts: JSON values to note in the metadata.
+        out: the predictor's file. The regularizer is written to the same folder.
+        facts: further JSON values for the metadata.
     """
     net = module.average
     extra = {"generator": identity, "steps": module.step, "held_out": module.shares, **facts}
-    note = {"regularizer": net.regularizer is not None}  # distinguishes "edits without one" from "its file is missing"
-    for kind, part, more in (("regularizer", net.regularizer, {}), ("predictor", net.predictor, note)):
+    needs = {"regularizer": net.regularizer is not None}  # lets the loader detect a missing regularizer file
+    for kind, part, more in (("regularizer", net.regularizer, {}), ("predictor", net.predictor, needs)):
         if part is not None:
             save_tensors(
                 out.with_name(f"{kind}.safetensors"),

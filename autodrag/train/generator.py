@@ -1,8 +1,8 @@
-"""Adversarial training of a StyleGAN2 generator, on rendered critters or on a folder of pictures.
+"""Adversarial training of a StyleGAN2 generator, on rendered critters or on a folder of images.
 
-Karras et al. (CVPR 2020) with the settings that NVIDIA's stylegan2-ada-pytorch uses for small images: non-saturating
-loss, lazy R1, style mixing, an exponential moving average of the generator, optional path-length regularisation. The
-exported generator is the average.
+Karras et al. (CVPR 2020) with the settings of NVIDIA's stylegan2-ada-pytorch for small images: non-saturating loss,
+lazy R1, style mixing, an exponential moving average of the generator, optional path-length regularisation. The moving
+average is exported.
 """
 
 from __future__ import annotations
@@ -82,41 +82,42 @@ class GeneratorDataConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The optimisation."""
+    """Optimisation settings."""
 
     images: int = 300_000
-    """Real images in all; training ends there."""
+    """Total number of real images seen in training."""
     batch: int = 16
     """Images per step."""
     generator_lr: float = 2.5e-3
-    """Adam's learning rate of the generator (betas 0 and 0.99)."""
+    """Learning rate of the generator (Adam, betas 0 and 0.99)."""
     discriminator_lr: float = 2.5e-3
-    """Adam's learning rate of the discriminator."""
+    """Learning rate of the discriminator (Adam)."""
     warmup_images: int = 20_000
-    """With `start`: images for which the new discriminator trains alone. If the generator grows, the real images are
-    reduced to the old resolution in this time. Otherwise the discriminator would learn to detect blur alone."""
+    """With `start`: number of images for which only the new discriminator is trained. If the generator grows, the real
+    images are downsampled to the old resolution meanwhile, because the discriminator would otherwise learn only to
+    detect blur."""
     fade_images: int = 20_000
-    """With `start`: images after the warm-up over which the generator's learning rate rises from 0 and, where it
-    grows, the real images become sharp. At the full rate from the first step it fooled a warm discriminator within 400
-    images, and the discriminator did not recover."""
+    """With `start`: number of images after the warm-up during which the generator's learning rate increases from 0 and,
+    if it grows, the real images become sharp. With the full rate from the first step, the generator fooled a trained
+    discriminator within 400 images, and the discriminator did not recover."""
     r1_gamma: float = 0.1
-    """Weight of R1; NVIDIA's rule of thumb is 2e-4 * pixels / batch."""
+    """Weight of R1; NVIDIA's heuristic is 2e-4 * pixels / batch."""
     r1_interval: int = 16
-    """Steps between two R1 steps (lazy regularisation)."""
+    """Number of steps between R1 steps (lazy regularisation)."""
     path_length_weight: float = 0.0
-    """Weight of path-length regularisation; 0 leaves it out, NVIDIA's large configs use 2."""
+    """Weight of path-length regularisation; 0 disables it. NVIDIA's large configs use 2."""
     path_length_interval: int = 4
-    """Steps between two path-length steps."""
+    """Number of steps between path-length steps."""
     style_mixing: float = 0.5
-    """Probability that the second half of the layers gets another latent vector."""
+    """Probability that the layers from a random layer on get another latent vector."""
     ema_images: float = 5_000.0
-    """Half-life of the generator's average, in images."""
+    """Half-life of the generator's moving average, in images."""
     ema_rampup: float = 0.05
-    """The half-life is at most this share of the images seen so far."""
+    """Maximum half-life, as a fraction of the images seen so far."""
     w_avg_decay: float = 0.995
     """Decay of the average latent per step."""
     grid_images: int = 10_000
-    """Images between two sample grids."""
+    """Number of images between sample grids."""
 
     def __post_init__(self) -> None:
         if self.batch < 2 or self.images < self.batch:
@@ -138,14 +139,14 @@ class GeneratorTraining:
     run: RunConfig
     """Folder, precision, saving."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    """The network; the discriminator takes its sizes from it."""
+    """The network. The discriminator gets the same sizes."""
     start: Path | None = None
     """A checkpoint folder or `generator.safetensors` to continue from. `generator` may have a higher resolution or more
-    channels: new blocks and channels are added, and the first images are the old ones, upsampled."""
+    channels: new blocks and channels are added, and the first images are the old images, upsampled."""
     data: GeneratorDataConfig = field(default_factory=GeneratorDataConfig)
-    """The real pictures."""
+    """The real images."""
     training: AdversarialConfig = field(default_factory=AdversarialConfig)
-    """The optimisation."""
+    """Optimisation settings."""
 
     @property
     def cache(self) -> Path:
@@ -156,7 +157,7 @@ class GeneratorTraining:
 
 
 class AdversarialModule(TrainingModule):
-    """Generator, its average, and discriminator; one step trains both on one batch of real images."""
+    """Generator, its moving average, and discriminator. A step trains both networks on one batch of real images."""
 
     mean_length: Tensor
 
@@ -176,28 +177,28 @@ class AdversarialModule(TrainingModule):
         self.grid_z = torch.randn(48, net.z_dim, generator=torch.Generator().manual_seed(config.run.seed))
 
     def load_start(self, path: Path) -> Generator:
-        """The generator to continue from, grown to the configured sizes."""
+        """Load the generator to continue from, and grow it to the configured sizes."""
         old, _ = load_generator(path)
         self.start_size = old.config.image_size
         try:
             return grow_generator(old, self.config.generator)
         except ValueError as problem:
-            raise AutodragError(f"{str(path)!r} cannot be the start of this training: {problem}") from None
+            raise AutodragError(f"training cannot start from {str(path)!r}: {problem}") from None
 
     @property
     def warmup_steps(self) -> int:
-        """Steps at the beginning in which the discriminator trains alone."""
+        """Number of first steps that train only the discriminator."""
         return 0 if self.config.start is None else math.ceil(self.hp.warmup_images / self.hp.batch)
 
     @property
     def faded(self) -> float:
-        """Share of the transition after the warm-up that is done, 0 to 1."""
+        """Progress of the transition after the warm-up, 0 to 1."""
         if self.config.start is None or not self.hp.fade_images:
             return 1.0
         return min(1.0, max(0.0, (self.step - self.warmup_steps) * self.hp.batch / self.hp.fade_images))
 
     def fade(self, real: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """Real images as sharp as the grown generator should be at this step."""
+        """Blur real images to the sharpness intended for the grown generator at this step."""
         if self.faded == 1 or self.start_size == self.config.generator.image_size:
             return real
         blurred = F.adaptive_avg_pool2d(real, self.start_size)
@@ -207,7 +208,7 @@ class AdversarialModule(TrainingModule):
         return blurred.lerp(real, self.faded)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Adam for both. Lazy regularisation adds steps, so the lr and betas of that network shrink with it."""
+        """Adam for both networks, with learning rate and betas corrected for the steps of lazy regularisation."""
 
         def adam(parameters: Any, lr: float, ratio: float) -> torch.optim.Adam:
             return torch.optim.Adam(parameters, lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)
@@ -220,11 +221,11 @@ class AdversarialModule(TrainingModule):
 
     @property
     def path_ratio(self) -> float:
-        """Correction of the generator's rate and betas for lazy path-length regularisation."""
+        """Correction of the generator's learning rate and betas for lazy path-length regularisation."""
         return _lazy_ratio(self.hp.path_length_interval, self.hp.path_length_weight)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """The stream of real images from this run's step on."""
+        """Stream of real images, starting at the current step."""
         total = math.ceil(self.hp.images / self.hp.batch)
         stream = ImageStream(
             open_array(self.config.cache),
@@ -237,7 +238,7 @@ class AdversarialModule(TrainingModule):
         return DataLoader(stream, batch_size=None)
 
     def latents(self, batch: int, *, move_average: bool = True) -> Float[Tensor, "B L D"]:
-        """Mapped codes with style mixing; `move_average` also moves the average latent."""
+        """Mapped codes with style mixing. `move_average` also updates the average latent."""
         w = self.generator.mapping(torch.randn(batch, self.config.generator.z_dim, device=self.device))
         if move_average:
             w_avg = self.generator.mapping.w_avg
@@ -258,10 +259,10 @@ class AdversarialModule(TrainingModule):
     def step_both(self, real: Float[Tensor, "B 3 H W"]) -> None:
         """One step of the discriminator, then one of the generator."""
         optimizer_g, optimizer_d = self.optimizers()  # type: ignore[attr-defined]
-        # Codes and noise depend on (seed, step) alone, so that a resumed run repeats an uninterrupted one.
+        # Codes and noise depend only on (seed, step), so that a resumed run equals an uninterrupted run.
         torch.manual_seed(self.config.run.seed * 1_000_003 + self.step)
 
-        # One pass of the generator serves both networks: the discriminator sees the images detached first.
+        # Both networks use the same generated images; the discriminator gets them detached, first.
         moves = self.step >= self.warmup_steps
         with torch.set_grad_enabled(moves):
             latent = self.latents(len(real), move_average=moves)
@@ -298,11 +299,11 @@ class AdversarialModule(TrainingModule):
             )
 
     def judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of real and of fake images, in separate batches: the minibatch statistic must not mix them."""
+        """Logits of real and fake images, computed separately so that minibatch statistics do not mix them."""
         return self.discriminator(real), self.discriminator(fake)
 
     def regularise_discriminator(self, real: Tensor, optimizer: Any) -> None:
-        """Lazy R1, its weight multiplied by its interval. In fp32, because second derivatives are small."""
+        """One step of lazy R1, with the weight multiplied by the interval; in fp32, because its gradients are small."""
         real = real.detach().requires_grad_()
         with torch.autocast(self.device.type, enabled=False):
             penalty = r1_penalty(self.discriminator(real), real)
@@ -312,7 +313,7 @@ class AdversarialModule(TrainingModule):
         self.log("loss/r1", penalty.detach())
 
     def regularise_generator(self, optimizer: Any) -> None:
-        """Lazy path-length regularisation on half a batch."""
+        """One step of lazy path-length regularisation on half a batch."""
         latent = self.latents(max(1, self.hp.batch // 2))
         with torch.autocast(self.device.type, enabled=False):
             images = self.generator(latent, noise="random")
@@ -325,7 +326,7 @@ class AdversarialModule(TrainingModule):
 
     @torch.no_grad()
     def move_average(self, batch: int) -> None:
-        """Moves the average toward the generator; buffers are copied."""
+        """Update the moving average of the weights; buffers are copied."""
         half_life = min(self.hp.ema_images, self.step * batch * self.hp.ema_rampup)
         decay = 0.5 ** (batch / max(half_life, 1e-8))
         average = get_ema_multi_avg_fn(decay)
@@ -341,7 +342,7 @@ class AdversarialModule(TrainingModule):
 
     @torch.no_grad()
     def write_grid(self) -> None:
-        """48 images of the average at psi 0.8, to TensorBoard and to a PNG in the run's folder."""
+        """Write 48 images of the moving average at psi 0.8 to TensorBoard and to a PNG in the run folder."""
         images = self.average(self.average.map(self.grid_z.to(self.device), psi=0.8))
         rows = images.float().clamp(-1, 1).unflatten(0, (6, 8))
         grid = rows.permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)  # (3, 6 H, 8 W)
@@ -351,13 +352,13 @@ class AdversarialModule(TrainingModule):
         write_png(self.config.run.folder / "grids" / f"{self.step * self.hp.batch:08d}.png", pixels)
 
     def export(self, path: Path) -> None:
-        """Writes the average as a release file, fp16, with the images it has seen in its metadata."""
+        """Write the moving average as a release file (fp16), with the number of images seen in its metadata."""
         extra = {"images_seen": self.step * self.hp.batch, "training": asdict(self.hp)}
         save_generator(path, self.average, dtype=torch.float16, extra=extra)
 
 
 def _lazy_ratio(interval: int, weight: float) -> float:
-    """Steps without regularisation as a share of all steps of a network that is regularised every `interval` steps."""
+    """Fraction of steps that are not regularisation steps, with one regularisation step per `interval` steps."""
     return interval / (interval + 1) if weight else 1.0
 
 
@@ -366,7 +367,7 @@ def prepare_data(config: GeneratorTraining) -> None:
     data, cache = config.data, config.cache
     if data.folder is None:
         if config.generator.base_width != 4:
-            raise AutodragError("critters are square; set generator.base_width to 4 or train on a folder of pictures.")
+            raise AutodragError("critters are square; set generator.base_width to 4 or train on a folder of images.")
         critters_array(
             cache,
             count=data.count,
@@ -396,7 +397,7 @@ def prepare_data(config: GeneratorTraining) -> None:
 
 
 def train(config: GeneratorTraining) -> Path:
-    """Runs or resumes the training of `config`; returns the exported generator.safetensors."""
+    """Run or resume the training. Returns the path of the exported generator.safetensors."""
     prepare_torch(config.run)
     prepare_data(config)
     module = AdversarialModule(config)

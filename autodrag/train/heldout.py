@@ -1,10 +1,10 @@
-"""Held-out drags for the curves of predictor training: the distance left after a closed loop.
+"""Validation of predictor training: the distance that remains after a closed loop on held-out drags.
 
-The protocol of the landmark evaluation, small and batched: the landmarks of one image are dragged to their positions in
-another image, and detected again. Without a landmark net, points that match mutually between the two images take the
-place of landmarks, and the tracker looks for them near their handles, so that it does not expect them at the targets.
+A small, batched version of the landmark evaluation: landmarks of one image are dragged to their positions in another
+image, and detected again. Without a landmark net, mutual matches between the two images replace the landmarks. The
+tracker then searches near the handles, so that its results are not biased toward the targets.
 
-Results are shares of the distance that the same detector measures without an edit, so that no edit is 1.
+Results are fractions of the distance measured by the same detector without an edit, so that "no edit" scores 1.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from autodrag.points import Size
 from autodrag.tracking import PULL, appearance, follow, match_features
 
 COUNT = 64
-"""Drags of a measurement."""
+"""Number of image pairs."""
 N_POINTS, N_CANDIDATES = 11, 64
-"""Matched points of an image, and the random points they are chosen from."""
+"""Number of matched points per image, and of the random points from which they are chosen."""
 CHUNK_PX = 2**21
-"""Pixels that are synthesised at a time: 8 images of 512 px."""
+"""Number of pixels synthesised at a time: 8 images of 512 px."""
 SHOWN = 8
-"""Edits on the sheet."""
+"""Number of edits on the sheet."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,18 @@ class HeldOut:
     targets: Float[Tensor, "B N 2"]
     """px."""
     valid: Bool[Tensor, "B N"]
-    """False for padding: an image may have fewer matches."""
+    """False for padding of images with fewer matches."""
     landmarks: LandmarkNet | None
-    """Detects the points again; None: the tracker does."""
+    """Detects the points in edited images; None: the tracker is used."""
     config: PredictorConfig
-    """Of the predictor: blocks and image size."""
+    """Config of the predictor, for blocks and image size."""
 
 
 @torch.no_grad()
 def held_out_drags(
     generator: Generator, landmarks: LandmarkNet | None, config: PredictorConfig, count: int = COUNT
 ) -> HeldOut:
-    """The drags of a generator, the same for every training. Landmarks of another image size are not used."""
+    """Create the drags of a generator, equal for all trainings. A landmark net for another image size is not used."""
     rng = torch.Generator().manual_seed(77_777)
     psi = torch.full((count,), 0.7)
     first, second = (map_codes(generator, count, psi, rng)[:, None].repeat(1, config.layers, 1) for _ in range(2))
@@ -83,10 +83,10 @@ def held_out_drags(
 def measure_drags(
     held_out: HeldOut, generator: Generator, editor: LearnedEditor, rounds: int | None = None
 ) -> tuple[dict[str, float], Float[Tensor, "3 H W"]]:
-    """Share of the distance left for 1, 5 and all points after the closed loop of inference, and a sheet of edits.
+    """Fraction of the distance that remains after the closed loop, for 1, 5 and all points, and a sheet of edits.
 
-    rounds: of `PredictConfig`; None: as in inference. The rows of the sheet show the images before, and after drags of
-    one and of all points.
+    rounds: number of rounds of the closed loop; None: as in inference. The rows of the sheet show the images before the
+    edit, after drags of one point, and after drags of all points.
     """
     device, config = generator.mapping.w_avg.device, held_out.config
     image, (total, most) = config.image, held_out.valid.shape

@@ -1,7 +1,6 @@
 """Training of the landmark net on rendered critters, whose landmarks are known exactly.
 
-The pictures are distorted first (placement, colour, blur, noise), so that the network also works on the pictures of a
-generator.
+The images are augmented (affine transform, colour, blur, noise), so that the network also works on generated images.
 """
 
 from __future__ import annotations
@@ -35,32 +34,32 @@ from autodrag.train.base import (
 
 @dataclass(frozen=True)
 class LandmarkDataConfig:
-    """The renders for training and for the measurement."""
+    """The renders for training and evaluation."""
 
     cache: Path = Path("runs/data/critters.npy")
-    """The array of renders, shared with generator training; rendered if it is missing."""
+    """File of the array of renders, shared with generator training; created if it is missing."""
     count: int = 15000
-    """Critters to render."""
+    """Number of critters to render."""
     seed: int = 1
     """Seed of the rendered critters."""
     held_out: int = 512
-    """Fresh critters for measuring the error."""
+    """Number of held-out critters for measuring the error."""
 
 
 @dataclass(frozen=True)
 class LandmarkOptimisation:
-    """The optimisation."""
+    """Optimisation settings."""
 
     steps: int = 4000
-    """Steps in all."""
+    """Total number of steps."""
     batch: int = 64
-    """Pictures per step."""
+    """Images per step."""
     lr: float = 2e-3
-    """AdamW's learning rate after warm-up. It decays to zero as a half cosine."""
+    """Learning rate of AdamW after warm-up; it decays to zero as a half cosine."""
     spread_weight: float = 0.05
-    """Weight of the variance of the heat maps (in cells squared). It keeps each map one compact blob."""
+    """Weight of the variance of the heat maps (in cells squared), which keeps every map compact."""
     average_decay: float = 0.995
-    """Decay of the moving average of the weights. The average is exported."""
+    """Decay of the moving average of the weights, which is exported."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,11 @@ class LandmarkTraining:
     data: LandmarkDataConfig = field(default_factory=LandmarkDataConfig)
     """The renders."""
     training: LandmarkOptimisation = field(default_factory=LandmarkOptimisation)
-    """The optimisation."""
+    """Optimisation settings."""
 
 
 def heat_spread(found: Landmarks) -> Float[Tensor, ""]:
-    """Mean variance of the heat maps around their own mean, in cells squared."""
+    """Mean variance of the heat maps around their means, in cells squared."""
     axis = torch.arange(found.heat.shape[2], device=found.heat.device, dtype=found.heat.dtype)
 
     def variance(p: Tensor) -> Tensor:
@@ -89,12 +88,12 @@ def heat_spread(found: Landmarks) -> Float[Tensor, ""]:
 
 
 def landmark_loss(found: Landmarks, truth: Float[Tensor, "B N 2"], spread_weight: float) -> Float[Tensor, ""]:
-    """Mean distance to the truth in px, plus `spread_weight` times the spread of the heat maps (DSNT's regulariser)."""
+    """Mean distance to the true points in px, plus `spread_weight` times the heat-map variance (as in DSNT)."""
     return (found.points - truth).norm(dim=2).mean() + spread_weight * heat_spread(found)
 
 
 class LandmarkStream(IterableDataset[tuple[Tensor, Tensor]]):
-    """Distorted batches number `first` ... `total` - 1 of renders and landmarks; batch k depends on (seed, k) alone.
+    """Augmented batches `first` ... `total` - 1 of renders and landmarks. Batch k depends only on (seed, k).
 
     Yields images (B, 3, H, W) in [-1, 1] and points (B, N, 2) in px.
     """
@@ -139,7 +138,7 @@ class LandmarkStream(IterableDataset[tuple[Tensor, Tensor]]):
 
 
 class LandmarkModule(AveragedModule[LandmarkNet]):
-    """The network, its average, and the loss."""
+    """The network, the moving average of its weights, and the loss."""
 
     weight_decay = 1e-3
     max_gradient_norm = None
@@ -150,7 +149,7 @@ class LandmarkModule(AveragedModule[LandmarkNet]):
         self.config = config
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The stream of distorted renders from this run's step on."""
+        """Stream of augmented renders, starting at the current step."""
         hp, data = self.config.training, self.config.data
         stream = LandmarkStream(data.cache, batch=hp.batch, first=self.step, total=hp.steps, seed=self.config.run.seed)
         return DataLoader(stream, batch_size=None)
@@ -164,10 +163,10 @@ class LandmarkModule(AveragedModule[LandmarkNet]):
 
 @torch.no_grad()
 def measure(net: LandmarkNet, *, count: int, seed: int) -> dict[str, Any]:
-    """Error in px on `count` fresh renders: median, mean and 95th percentile over visible landmarks, mean per name."""
+    """Errors in px on `count` new renders: mean, median and 95th percentile of visible landmarks, mean per landmark."""
     net = net.eval()
     errors, seen = [], []
-    rows = [LANDMARKS.index(name) for name in net.config.names]  # an older net knows fewer landmarks
+    rows = [LANDMARKS.index(name) for name in net.config.names]  # older nets have fewer landmarks
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, 64):
         truth = render(sample_factors(min(64, count - start), generator), size=net.config.resolution)
@@ -176,20 +175,20 @@ def measure(net: LandmarkNet, *, count: int, seed: int) -> dict[str, Any]:
         seen.append(truth.visible[:, rows])
     error, visible = torch.cat(errors), torch.cat(seen)
     each = {name: round(float(error[visible[:, i], i].mean()), 3) for i, name in enumerate(net.config.names)}
-    kept = error[visible]
+    visible_error = error[visible]
     return {
         "resolution": net.config.resolution,
         "pictures": count,
-        "mean_px": round(float(kept.mean()), 3),
-        "median_px": round(float(kept.median()), 3),
-        "p95_px": round(float(kept.quantile(0.95)), 3),
+        "mean_px": round(float(visible_error.mean()), 3),
+        "median_px": round(float(visible_error.median()), 3),
+        "p95_px": round(float(visible_error.quantile(0.95)), 3),
         "hidden_mean_px": round(float(error[~visible].mean()), 3),
         "mean_px_per_landmark": each,
     }
 
 
 def train(config: LandmarkTraining) -> Path:
-    """Runs or resumes the training; returns the exported landmarks.safetensors, its error in the metadata."""
+    """Run or resume the training. Returns the path of the exported landmarks.safetensors (errors in the metadata)."""
     prepare_torch(config.run)
     data, hp = config.data, config.training
     if len(config.net.names) != len(LANDMARKS):
@@ -201,7 +200,7 @@ def train(config: LandmarkTraining) -> Path:
     critters_array(data.cache, count=data.count, size=size, seed=data.seed, progress=data_progress())
     module = LandmarkModule(config)
     run_training(module, config.run, batch=hp.batch, total_steps=hp.steps)
-    # Seeds of the training renders start at data.seed * 1,000,003; this one lies far from them.
+    # Seeds of the training renders start at data.seed * 1,000,003; the held-out seed does not overlap them.
     error = measure(module.average, count=data.held_out, seed=2_500_000_000 + data.seed)
     out = config.run.folder / "landmarks.safetensors"
     extra = {"steps": module.step, "held_out": error}

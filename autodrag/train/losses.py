@@ -1,4 +1,4 @@
-"""Losses as pure functions: of adversarial training (logistic, R1, path length) and of the predictor (position)."""
+"""Loss functions of adversarial training (logistic, R1, path length) and of the predictor (position)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def discriminator_loss(real_logits: Float[Tensor, "B 1"], fake_logits: Float[Ten
 
 
 def r1_penalty(real_logits: Float[Tensor, "B 1"], real: Float[Tensor, "B 3 H W"]) -> Float[Tensor, ""]:
-    """Mean over the batch of the squared norm of dD/dx at real images (Mescheder et al. 2018); times gamma / 2."""
+    """R1 without the factor gamma / 2 (Mescheder et al. 2018): batch mean of ‖dD/dx‖^2 at real images."""
     (gradient,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
     return gradient.float().square().sum(dim=(1, 2, 3)).mean()
 
@@ -33,9 +33,9 @@ def path_length_penalty(
     generator: torch.Generator | None = None,
     decay: float = 0.01,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """StyleGAN2's path-length regularisation: ((‖J^T y‖ - a)^2 averaged, the updated running mean a).
+    """StyleGAN2's path-length regularisation. Returns (mean of (‖J^T y‖ - a)^2, the updated running mean a).
 
-    y is Gaussian noise over the image; the norm is over D, and over L as a mean, as in NVIDIA's code.
+    y is Gaussian noise over the image. As in NVIDIA's code, squares are summed over D and averaged over L.
     """
     noise = torch.randn(images.shape, generator=generator).to(images) / math.sqrt(images.shape[2] * images.shape[3])
     (gradient,) = torch.autograd.grad((images * noise).sum(), latent, create_graph=True)
@@ -47,9 +47,9 @@ def path_length_penalty(
 def position_loss(
     found: Float[Tensor, "B N 2"], targets: Float[Tensor, "B N 2"], weights: Float[Tensor, "B N"], height: int
 ) -> Float[Tensor, ""]:
-    """Distance of the tracked points from their targets, as a share of the image height. Ours, not the paper's.
+    """Distance of the tracked points from their targets in image heights; not part of the paper.
 
-    Smooth near zero (Charbonnier), because the last half cell is noise of the tracker.
+    The loss is smooth near zero (Charbonnier), because differences below half a cell are tracker noise.
     """
     displacement = (found - targets) / height
     distance = (displacement.square().sum(dim=2) + 1e-4).sqrt()

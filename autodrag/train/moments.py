@@ -1,9 +1,8 @@
-"""That edited codes stay spread as the codes they were made of: their mean and covariance, over many steps.
+"""A loss that preserves mean and covariance of the codes, so that edited images vary as much as unedited images.
 
-An editor that is only asked to bring points to their targets learns a few convenient directions: one coordinate then
-varies more than among images and another less, and the edited images look more alike than the ones before. A batch is
-too small to tell, so that running averages are kept, and a step changes the edits against what they have come to.
-Ours; Auto DragGAN has no such loss.
+An editor trained only to move points uses a few preferred directions. The variance of some coordinates then grows,
+others shrink, and edited images become more similar to each other. A batch is too small to estimate these moments, so
+the loss uses running averages over many steps. Auto DragGAN has no such loss.
 """
 
 from __future__ import annotations
@@ -15,17 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 DECAY = 0.99
-"""Of the averages: they remember some hundred steps."""
+"""Decay of the running averages, which corresponds to about a hundred steps."""
 DIRECTIONS = 32
-"""So many leading directions are counted. The averages are noisy, the more so the more there are: over all 256
-directions of critters most of what they showed was noise, where 20 hold 96 % of what edits change."""
+"""Number of leading directions that the loss uses. The noise of the averages grows with this number: over all 256
+directions of critters, noise dominated, while 20 directions contain 96 % of the change made by edits."""
 
 
 class Moments(nn.Module):
-    """Running gap between mean and second moments of codes before and after an edit, per layer and group of samples.
+    """Running differences of first and second moments of codes before and after an edit, per layer and sample group.
 
-    Of `width` coordinates the first `DIRECTIONS` are counted. Its buffers are saved with the training that it belongs
-    to.
+    At most the first `DIRECTIONS` of `width` coordinates are used. The buffers are part of the training state.
     """
 
     share: Tensor
@@ -46,26 +44,26 @@ class Moments(nn.Module):
         group: Int[Tensor, " B"],
         reduce: Callable[[Tensor], Tensor] = lambda gap: gap,
     ) -> Float[Tensor, ""]:
-        """A loss whose gradient is that of 4 |E[c' - c]|^2 + |E[c' c'^T - c c^T]|^2, averaged over layers and samples.
+        """A loss with the gradient of 4 |E[c' - c]|^2 + |E[c' c'^T - c c^T]|^2, averaged over layers and samples.
 
-        Near the standard normal distribution that is four times the Fréchet distance of two of them.
+        Near the standard normal distribution, this expression is four times the Fréchet distance.
 
         Args:
             before: codes in standard coordinates, leading directions first.
-            after: the same codes edited; the gradient goes to these.
-            group: which samples are counted together, from 0.
-            reduce: the mean over processes that share a batch.
+            after: the edited codes, which receive the gradient.
+            group: index of each sample's group, from 0.
+            reduce: computes the mean over processes that share a batch.
 
         Returns:
-            2 R g - R^2, with R the running gap and g that of the batch: R^2 where they are alike.
+            2 R g - R^2, with the running difference R and the difference g of the batch. It equals R^2 for g = R.
         """
         before, after = (codes[..., : self.width].float() for codes in (before.detach(), after))
-        mine = nn.functional.one_hot(group, len(self.mean)).to(after) / len(after)  # (B, G)
+        weights = nn.functional.one_hot(group, len(self.mean)).to(after) / len(after)  # (B, G)
         gaps = (
-            ("mean", 4.0, torch.einsum("bg,bld->gld", mine, after - before)),
-            ("square", 1.0, _second(mine, after) - _second(mine, before)),
+            ("mean", 4.0, torch.einsum("bg,bld->gld", weights, after - before)),
+            ("square", 1.0, _second(weights, after) - _second(weights, before)),
         )
-        self.share.lerp_(reduce(mine.sum(dim=0)), 1 - DECAY)
+        self.share.lerp_(reduce(weights.sum(dim=0)), 1 - DECAY)
         share, loss = self.share.clone(), after.new_zeros(())
         for name, weight, gap in gaps:
             running = getattr(self, name)

@@ -1,8 +1,9 @@
-"""Auto DragGAN (Cai et al. 2024) as the paper describes it, in two stages of one command.
+"""Training of Auto DragGAN (Cai et al. 2024) as described in the paper, in two stages of one command.
 
-Stage 1 trains a regularizer that replaces the edited layers, on plain mapped codes. Stage 2 trains a predictor of n = 5
-codes jointly with it, by teacher forcing, on L1 + drag loss (Eq. 12-14). The edits are open loop: one prediction,
-restored by the regularizer. `configs/paper.yaml` lists what the paper does not say.
+Stage 1 trains a regularizer that replaces the edited layers, on mapped codes with equal layers. Stage 2 trains a
+predictor of n = 5 codes jointly with the regularizer, with teacher forcing and L1 + drag loss (Eq. 12-14). Edits are
+open loop: one prediction, restored by the regularizer. `configs/paper.yaml` lists the settings that the paper does not
+specify.
 """
 
 from __future__ import annotations
@@ -43,30 +44,30 @@ from autodrag.train.heldout import HeldOut, held_out_drags
 
 @dataclass(frozen=True)
 class PaperOptimisation:
-    """The optimisation of stage 2."""
+    """Optimisation settings of stage 2."""
 
     steps: int = 46_875
-    """Steps in all: 150 epochs, if an epoch is 10,000 motions."""
+    """Total number of steps: 150 epochs of 10,000 motions."""
     batch: int = 32
     """Motions per step, over all processes."""
     lr: float = 1e-4
-    """AdamW's first learning rate of the predictor."""
+    """Initial learning rate of the predictor (AdamW)."""
     min_lr: float = 1e-7
-    """Learning rate of the predictor at the end of every half period."""
+    """Minimum learning rate of the predictor's cosine annealing."""
     annealing_steps: int = 9375
     """Half period of the predictor's cosine annealing: 30 epochs."""
     regularizer_lr: float = 1e-5
-    """AdamW's learning rate of the regularizer, which stays constant."""
+    """Constant learning rate of the regularizer (AdamW)."""
     l1_weight: float = 0.1
     """Alpha of Eq. 14."""
     drag_weight: float = 1.0
     """Beta of Eq. 14."""
     min_step_px: float = 30.0
-    """A match of neighbouring images counts in Eq. 13 if it moved at least this far, px at 512 px."""
+    """Minimum displacement of a match between consecutive images to be used in Eq. 13, px at 512 px."""
     average_decay: float = 0.999
-    """Decay of the moving average of the weights. The average is exported."""
+    """Decay of the moving average of the weights, which is exported."""
     validate_steps: int = 500
-    """Steps between two measurements on held-out drags."""
+    """Number of steps between validations on held-out drags."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.annealing_steps, self.validate_steps) < 1:
@@ -80,11 +81,11 @@ class RegularizerStage:
     """Stage 1: the regularizer."""
 
     net: RegularizerConfig = field(default_factory=lambda: RegularizerConfig(variant="paper"))
-    """The network. Sizes that depend on the generator are taken from it."""
+    """The network. Sizes that depend on the generator are set automatically."""
     noise: stage_1.NoiseConfig = field(default_factory=lambda: stage_1.NoiseConfig(psi=(1.0, 1.0), mixed=False))
     """The codes and their noise."""
     training: Optimisation = field(default_factory=lambda: Optimisation(steps=7812))
-    """The optimisation: 50 epochs, if an epoch is 10,000 codes."""
+    """Optimisation settings: 50 epochs of 10,000 codes."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class PredictorStage:
     """Stage 2: the predictor, jointly with the regularizer."""
 
     net: PredictorConfig = field(default_factory=lambda: PredictorConfig(variant="paper"))
-    """The network. Sizes that depend on the generator are taken from it."""
+    """The network. Sizes that depend on the generator are set automatically."""
     motion: MotionConfig = field(
         default_factory=lambda: MotionConfig(
             psi=(1.0, 1.0),
@@ -102,9 +103,9 @@ class PredictorStage:
             anchor_share=0.0,
         )
     )
-    """The synthesised motion."""
+    """The synthetic motion."""
     training: PaperOptimisation = field(default_factory=PaperOptimisation)
-    """The losses and the optimisation."""
+    """Losses and optimisation."""
 
     def __post_init__(self) -> None:
         if self.motion.anchor_share:
@@ -113,12 +114,12 @@ class PredictorStage:
 
 @dataclass(frozen=True)
 class PaperTraining:
-    """Training of predictor and regularizer as Auto DragGAN describes it."""
+    """Training of predictor and regularizer as described in Auto DragGAN."""
 
     run: RunConfig
-    """Folder, precision, saving. Each stage has its own folder inside and its own max_minutes."""
+    """Folder, precision, saving. Each stage has a subfolder and its own max_minutes."""
     checkpoint: Path = Path("checkpoints/critters")
-    """The generator whose images are dragged."""
+    """Checkpoint folder of the generator."""
     regularizer: RegularizerStage = field(default_factory=RegularizerStage)
     """Stage 1."""
     predictor: PredictorStage = field(default_factory=PredictorStage)
@@ -126,11 +127,11 @@ class PaperTraining:
 
     def __post_init__(self) -> None:
         if (self.predictor.net.variant, self.regularizer.net.variant) != ("paper", "paper"):
-            raise AutodragError("expected variant paper of both nets; `autodrag train predictor` trains the default")
+            raise AutodragError("expected variant paper for both nets; `autodrag train predictor` trains the default")
 
 
 class PaperModule(EditorModule):
-    """Predictor and regularizer, their average, and the losses of Eq. 12-14."""
+    """Predictor and regularizer, the moving average of their weights, and the losses of Eq. 12-14."""
 
     rounds = 1
 
@@ -141,7 +142,7 @@ class PaperModule(EditorModule):
         self.config, self.hp = config, hp
 
     def configure_optimizers(self) -> Any:
-        """AdamW: cosine annealing of the predictor's learning rate, a constant one of the regularizer."""
+        """AdamW with cosine annealing for the predictor and a constant learning rate for the regularizer."""
         hp, regularizer = self.hp, self.net.regularizer
         assert regularizer is not None
 
@@ -166,7 +167,7 @@ class PaperModule(EditorModule):
         self.finish_step(self.losses(motion, rng, rows), {"l1": hp.l1_weight, "drag": hp.drag_weight})
 
     def losses(self, motion: Motion, rng: torch.Generator, rows: slice) -> dict[str, Tensor]:
-        """Eq. 12 on codes predicted from true ones, and Eq. 13 on neighbouring images; means over all processes."""
+        """Eq. 12 for codes predicted from true codes, and Eq. 13 for consecutive images; means over all processes."""
         config, hp = self.net.predictor.config, self.hp
         state = self.net.predictor.encode(motion.maps, motion.drags)
         codes = self.net.restore(self.net.predictor.decode(state, motion.codes[:, :-1]))
@@ -183,29 +184,29 @@ class PaperModule(EditorModule):
         }
 
     def mean_weights(self, counted: Bool[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Weights of a mean over what counts in the whole batch, whichever process holds it."""
-        mean = self.batch_mean(counted.sum().float())  # per process, as DDP averages gradients
+        """Weights of a mean over the True entries of the whole batch, over all processes."""
+        mean = self.batch_mean(counted.sum().float())  # mean per process, because DDP averages gradients
         return counted / mean.clamp_min(1 / self.trainer.world_size)
 
 
 def matched_samples(motion: Motion, min_drag_px: float, image: Size) -> Bool[Tensor, " B"]:
-    """Samples with a match that moved at least `min_drag_px` (px at 512 px). The others are dropped."""
+    """True for samples with a match that moved at least `min_drag_px` (px at 512 px). Other samples are ignored."""
     moved = (motion.drags.targets - motion.drags.handles).norm(dim=2) >= min_drag_px * image[0] / 512
     return (motion.moving & moved).any(dim=1)
 
 
 @dataclass(frozen=True)
 class StepPairs:
-    """Matches between neighbouring images of sequences; rows are samples x steps."""
+    """Matches between consecutive images of sequences; rows are samples x steps."""
 
     maps: Float[Tensor, "M C h w"]
-    """F_i."""
+    """Feature maps F_i."""
     handles: Float[Tensor, "M N 2"]
     """Points of image i, px."""
     targets: Float[Tensor, "M N 2"]
     """Their positions in image i + 1, px."""
     valid: Bool[Tensor, "M N"]
-    """Matched mutually, and moved far enough."""
+    """True for mutual matches that moved far enough."""
 
 
 @torch.no_grad()
@@ -218,7 +219,7 @@ def step_pairs(
     rng: torch.Generator,
     rows: slice = slice(None),
 ) -> StepPairs:
-    """Matches between neighbouring images (Eq. 13). `codes` are the samples `rows` of a batch, as in `draw_motion`."""
+    """Match consecutive images (Eq. 13). `codes` are the samples `rows` of a batch, as in `draw_motion`."""
     before, after = codes[:, :-1].flatten(0, 1), codes[:, 1:].flatten(0, 1)
     first, last = (generator.features(w, block=net.track_block) for w in (before, after))
     maps, image = first.outputs[net.feature_block].float(), net.image
@@ -237,10 +238,10 @@ def drag_loss(
     weights: Float[Tensor, "B N"],
     image: Size,
 ) -> Float[Tensor, ""]:
-    """Eq. 13: L1 distance of the patch at the handle before from the patch at the target after.
+    """Eq. 13: L1 distance between the patch at the handle before and the patch at the target after the edit.
 
-    The paper sums over channels, cells and points. Here the sum is a mean, so that its weight does not depend on their
-    number. `weights` sum to 1 over the points that count.
+    The paper sums over channels, cells and points. This function averages, so that the weight of the loss does not
+    depend on their numbers. `weights` sum to 1 over the valid points.
     """
     offsets = square(PATCH // 2, image[0] / before.shape[2]).to(handles)
 
@@ -253,13 +254,13 @@ def drag_loss(
 
 
 def train_regularizer(config: PaperTraining) -> tuple[Path, bool]:
-    """Runs or resumes stage 1 unless it is finished: its exported file, and whether it made all of its steps."""
+    """Run or resume stage 1 if it is not finished. Returns its exported file, and whether all steps were made."""
     stage, folder = config.regularizer, config.run.folder / "regularizer"
     out = folder / "regularizer.safetensors"
     if not _made_all_steps(out, stage.training.steps):
         run = dataclasses.replace(config.run, folder=folder)
         stage_1.train(stage_1.RegularizerTraining(run, config.checkpoint, stage.net, stage.noise, stage.training))
-        if torch.distributed.is_initialized():  # one process writes the file that all read next
+        if torch.distributed.is_initialized():  # wait until the main process has written the file
             torch.distributed.barrier()
     return out, _made_all_steps(out, stage.training.steps)
 
@@ -269,7 +270,7 @@ def _made_all_steps(file: Path, steps: int) -> bool:
 
 
 def train(config: PaperTraining) -> Path:
-    """Runs or resumes both stages; returns the file of the last stage that was exported."""
+    """Run or resume both stages. Returns the exported file of the last stage that ran."""
     stage, hp = config.predictor, config.predictor.training
     prepare_torch(config.run)
     check_batch(hp.batch, config.run)
@@ -277,7 +278,7 @@ def train(config: PaperTraining) -> Path:
     net = fit_predictor(stage.net, generator)
     config = dataclasses.replace(config, predictor=dataclasses.replace(stage, net=net))
     file, finished = train_regularizer(config)
-    if not finished:  # its minutes were over
+    if not finished:  # stage 1 reached max_minutes
         return file
     prepare_torch(config.run)  # stage 2 starts from the same seed, whether stage 1 ran now or earlier
     regularizer = load_regularizer(file, identity).requires_grad_(True)

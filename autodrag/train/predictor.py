@@ -35,7 +35,7 @@ from autodrag.train.losses import position_loss
 from autodrag.train.moments import Moments
 
 EDITS = 2
-"""Edits in a row at every step, each from where the one before has brought the points."""
+"""Number of consecutive edits per step. Each edit starts from the result of the previous edit."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class PredictorOptimisation:
     batch: int = 32
     """Motions per step, over all processes."""
     validate_steps: int = 500
-    """Steps between two measurements on held-out drags."""
+    """Number of steps between validations on held-out drags."""
     stages: tuple[Stage, ...] = (Stage(),)
-    """Stages of the training, in order. Steps are counted through all of them."""
+    """Stages of the training, in order. Steps are counted over all stages."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.validate_steps < 1 or not self.stages:
@@ -87,11 +87,11 @@ class PredictorOptimisation:
 
     @property
     def steps(self) -> int:
-        """Steps in all."""
+        """Total number of steps."""
         return sum(stage.steps for stage in self.stages)
 
     def stage_at(self, step: int) -> tuple[Stage, int]:
-        """The stage of a step (counted from 0 through all stages), and the step within that stage."""
+        """The stage of a step (counted from 0 over all stages), and the step within that stage."""
         for stage in self.stages:
             if step < stage.steps:
                 return stage, step
@@ -106,23 +106,23 @@ class PredictorTraining:
     run: RunConfig
     """Folder, precision, saving."""
     checkpoint: Path = Path("checkpoints/critters")
-    """The generator whose images are dragged."""
+    """Checkpoint folder of the generator."""
     start: Path | None = None
-    """A trained predictor.safetensors to continue from, with new stages; none starts with random weights."""
+    """A trained predictor.safetensors to continue from with new stages; without it, the weights are random."""
     net: PredictorConfig = field(default_factory=lambda: PredictorConfig(steps=1))
-    """The network. Sizes that depend on the generator are taken from it."""
+    """The network. Sizes that depend on the generator are set automatically."""
     motion: MotionConfig = field(default_factory=MotionConfig)
-    """The synthesised motion."""
+    """The synthetic motion."""
     training: PredictorOptimisation = field(default_factory=PredictorOptimisation)
-    """The losses and the optimisation."""
+    """Losses and optimisation."""
 
     def __post_init__(self) -> None:
         if self.net.variant == "paper":
-            raise AutodragError("net.variant paper is trained by `autodrag train paper`; expected default here")
+            raise AutodragError("net.variant is paper; expected default. Use `autodrag train paper` for that variant")
 
 
 class PredictorModule(EditorModule):
-    """The predictor, its average, and the losses."""
+    """The predictor, the moving average of its weights, and the losses."""
 
     def __init__(self, config: PredictorTraining, generator: Generator, net: LearnedEditor, held_out: HeldOut) -> None:
         hp, sizes = config.training, net.predictor.config
@@ -142,7 +142,7 @@ class PredictorModule(EditorModule):
         return self.hp.stage_at(self.step)[0]
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a warm-up and a half-cosine decay in every stage."""
+        """AdamW with warm-up and half-cosine decay in every stage."""
 
         def factor(step: int) -> float:
             stage, local = self.hp.stage_at(step)
@@ -170,12 +170,12 @@ class PredictorModule(EditorModule):
             self.moments.load_state_dict(self.moments_before[1])
 
     def losses(self, motion: Motion, stage: Stage) -> dict[str, Tensor]:
-        """Losses of `EDITS` edits in a row, averaged over the edits."""
+        """Losses of `EDITS` consecutive edits, averaged over the edits."""
         predictor = self.net.predictor
         config, frame, drags = predictor.config, predictor.frame, motion.drags
         image, tracked, edited = config.image, config.tracked, config.edit_layers
         look = appearance(motion.features.outputs[tracked], drags.handles, image)
-        in_fp32 = partial(torch.autocast, self.device.type, enabled=False)  # edits are small beside their codes
+        in_fp32 = partial(torch.autocast, self.device.type, enabled=False)  # edits are small compared with the codes
         with in_fp32():
             start = frame.coordinates(motion.codes[:, 0, :edited])
         n_points = drags.valid.sum(dim=1).clamp_min(1)
@@ -198,8 +198,8 @@ class PredictorModule(EditorModule):
                     add("moments", self.moments(start, coordinates, several, self.batch_mean))
             features = self.generator.features(latent, block=config.track_block)
             maps = features.outputs[config.feature_block].float()
-            # Expected near the handles: near the targets, where the closed loop expects them, points could seem to have
-            # arrived.
+            # The tracker searches near the handles. Searching near the targets, as the closed loop does, could make
+            # points seem closer to their targets than they are.
             found, _ = follow(features.outputs[tracked], look, image, near=handles, pull=PULL)
             add("position", position_loss(found, drags.targets, point_weights, image[0]))
             latent, maps, handles = latent.detach(), maps.detach(), found.detach()
@@ -207,17 +207,17 @@ class PredictorModule(EditorModule):
 
 
 def build(config: PredictorTraining, generator: Generator, identity: str) -> LearnedEditor:
-    """A new predictor, or that of `start`, ready to be trained."""
+    """Create a new predictor, or load the one of `start`, for training."""
     if config.start is None:
         return LearnedEditor(new_predictor(config.net, generator, config.run.seed)).train()
     started = load_predictor(config.start, identity)
     if started.config != config.net:
-        raise AutodragError(f"{str(config.start)!r} has another net than the config asks for; make them the same.")
+        raise AutodragError(f"{str(config.start)!r} has a different network config; set `net` to the same values.")
     return LearnedEditor(started.requires_grad_(True)).train()
 
 
 def train(config: PredictorTraining) -> Path:
-    """Runs or resumes the training; returns the exported predictor.safetensors."""
+    """Run or resume the training. Returns the path of the exported predictor.safetensors."""
     hp = config.training
     prepare_torch(config.run)
     check_batch(hp.batch, config.run)

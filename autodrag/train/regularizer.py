@@ -1,7 +1,7 @@
 """Stage 1 of Auto DragGAN (2024, section 3.1): the Latent Regularizer learns to restore noised W+ codes.
 
-Codes are drawn on the fly and depend on (seed, step) alone. Processes that share a batch draw the same numbers, and
-each process takes its rows.
+Codes are drawn on the fly and depend only on (seed, step). Processes that share a batch draw the same random numbers,
+and each process uses its own rows.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class NoiseConfig:
     """The codes and their noise."""
 
     psi: tuple[float, float] = (0.5, 1.0)
-    """Truncation of the codes, drawn from this range."""
+    """Range of the truncation of the codes."""
     mixed: bool = True
-    """Codes whose layers differ. False: all layers are equal, as the mapping network gives them (the paper's). From
-    equal layers, the first ones can be read off the clean ones."""
+    """Use codes whose layers differ. False: all layers are equal, as in the paper; the network can then copy the first
+    layers from the clean layers."""
     zeroed_share: float = 0.25
     """Probability that a vector of the first layers is set to zero (the mean code)."""
     sigma: float = 0.5
-    """Largest standard deviation of the noise, in standard deviations of the mapped codes. The paper gives none."""
+    """Maximum standard deviation of the noise, in standard deviations of the mapped codes. Not given in the paper."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.psi[0] <= self.psi[1] or not 0 <= self.zeroed_share <= 1 or self.sigma < 0:
@@ -60,17 +60,17 @@ class RegularizerTraining:
     run: RunConfig
     """Folder, precision, saving."""
     checkpoint: Path = Path("checkpoints/critters")
-    """The generator whose codes are learned."""
+    """Checkpoint folder of the generator."""
     net: RegularizerConfig = field(default_factory=RegularizerConfig)
-    """The network. `layers` and `w_dim` are taken from the generator."""
+    """The network. `layers` and `w_dim` are set to the generator's values."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The codes and their noise."""
     training: Optimisation = field(default_factory=Optimisation)
-    """The optimisation."""
+    """Optimisation settings."""
 
 
 class RegularizerModule(AveragedModule[Regularizer]):
-    """The regularizer, its average, and the loss of Eq. 6."""
+    """The regularizer, the moving average of its weights, and the loss of Eq. 6."""
 
     def __init__(self, config: RegularizerTraining, generator: Generator) -> None:
         net = Regularizer(config.net)
@@ -80,7 +80,7 @@ class RegularizerModule(AveragedModule[Regularizer]):
         self.config = config
 
     def pair(self, count: int, rng: torch.Generator) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-        """Clean codes and noised ones."""
+        """Draw clean codes and their noised versions."""
         generator, noise = self.generator, self.config.noise
         if noise.mixed:
             clean = mixed_codes(generator, count, psi=noise.psi, rng=rng)
@@ -107,7 +107,7 @@ class RegularizerModule(AveragedModule[Regularizer]):
 
     @torch.no_grad()
     def measure(self, count: int = 1024) -> dict[str, float]:
-        """Mean L1 error on fresh codes: of the noised codes, and of those that the average network restores."""
+        """Mean L1 errors on new codes: of the noised codes, and after restoring them with the moving average."""
         self.generator.to(self.average.frame.mean.device)
         clean, noised = self.pair(count, torch.Generator().manual_seed(2**31 + self.config.run.seed))
         restored = self.average.eval()(noised)
@@ -116,20 +116,20 @@ class RegularizerModule(AveragedModule[Regularizer]):
 
 
 def restoration_loss(restored: Float[Tensor, "B L D"], clean: Float[Tensor, "B L D"]) -> Float[Tensor, ""]:
-    """Eq. 6: mean L1 distance of codes."""
+    """Eq. 6: mean L1 distance between codes."""
     return (restored - clean).abs().mean()
 
 
 def fit(net: RegularizerConfig, generator: Generator) -> RegularizerConfig:
-    """The config with the generator's sizes. Raises AutodragError if they contradict the config."""
+    """Set the generator's sizes in the config. Raises AutodragError if the config does not allow these sizes."""
     try:
         return dataclasses.replace(net, layers=generator.config.latent_layers, w_dim=generator.config.w_dim)
     except ValueError as problem:
-        raise AutodragError(f"the regularizer does not fit the generator: {str(problem).rstrip('.')}") from None
+        raise AutodragError(f"the regularizer does not match the generator: {str(problem).rstrip('.')}") from None
 
 
 def train(config: RegularizerTraining) -> Path:
-    """Runs or resumes the training; returns the exported regularizer.safetensors, its error in the metadata."""
+    """Run or resume the training. Returns the path of the exported regularizer.safetensors (errors in the metadata)."""
     hp = config.training
     prepare_torch(config.run)
     check_batch(hp.batch, config.run)

@@ -34,7 +34,7 @@ def dense(x: Array, weight: Array, bias: Array, multiplier: float = 1.0) -> Arra
 
 
 def correlate(x: Array, weight: Array) -> Array:
-    """x (I, H, W), weight (O, I, k, k), no padding: sum over the taps, kernel not turned."""
+    """Correlation without padding, as a sum over the taps. x (I, H, W), weight (O, I, k, k)."""
     size = weight.shape[2]
     height, width = x.shape[1] - size + 1, x.shape[2] - size + 1
     return sum(
@@ -49,7 +49,7 @@ def pad(x: Array, before: int, after: int) -> Array:
 
 
 def doubled(x: Array, before: int, after: int) -> Array:
-    """Zero insertion, padding, then the [1, 3, 3, 1] filter of gain 4."""
+    """Zero insertion, padding, and the [1, 3, 3, 1] filter with gain 4."""
     spread = np.zeros((x.shape[0], 2 * x.shape[1], 2 * x.shape[2]))
     spread[:, ::2, ::2] = x
     spread = pad(spread, before, after)
@@ -70,7 +70,7 @@ def layer(
     gain: float = 1.0,
     clamp: float | None = None,
 ) -> Array:
-    """Modulated 3x3 convolution; `weight` (O, I, 3, 3) as it is correlated with the upsampled input."""
+    """Modulated 3x3 convolution; `weight` (O, I, 3, 3) is correlated with the upsampled input."""
     modulated = weight * style[None, :, None, None]
     modulated = modulated / np.sqrt((modulated**2).sum(axis=(1, 2, 3), keepdims=True) + 1e-8)
     padded = doubled(x, 3, 2) if up else pad(x, 1, 1)
@@ -93,7 +93,7 @@ def nvidia_image(
     clamp: float | None = None,
     multiplier: float = 0.01,
 ) -> Array:
-    """Image (3, H, W) of NVIDIA's PyTorch tensors. Upsampling weights are stored turned by 180 degrees."""
+    """Image (3, H, W) of NVIDIA's PyTorch tensors. Upsampling weights are stored rotated by 180 degrees."""
     x = normalise(z)
     if label is not None:
         embedded = dense(label, t["mapping.embed.weight"], t["mapping.embed.bias"])
@@ -146,7 +146,7 @@ def tensorflow_image(
     clamp: float | None = None,
     multiplier: float = 0.01,
 ) -> Array:
-    """Image (3, H, W) of TensorFlow's variables: (k, k, I, O) weights, correlated as they are stored."""
+    """Image (3, H, W) of TensorFlow's variables. Weights (k, k, I, O) are correlated as stored."""
     x = normalise(z)
     if label is not None:
         embedded = dense(label, t["mapping/LabelEmbed/weight"].T, t["mapping/LabelEmbed/bias"])
@@ -191,7 +191,7 @@ def tensorflow_image(
 
 
 def rosinality_image(t: Tensors, average: Array, z: Array, *, psi: float = 1.0) -> Array:
-    """Image (3, H, W) of rosinality's state dict: a leading 1, and a transposed convolution, which turns."""
+    """Image (3, H, W) of rosinality's state dict: weights have a leading 1, and transposed convolutions rotate them."""
     x = normalise(z)
     for i in range(sum(name.startswith("style.") for name in t) // 2):
         x = leaky(dense(x, t[f"style.{i + 1}.weight"], t[f"style.{i + 1}.bias"], 0.01))

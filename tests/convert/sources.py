@@ -45,7 +45,7 @@ def nvidia_tensors(
     multiplier: float = 0.01,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """NVIDIA's names and layout. No tensor has its initial value."""
+    """Tensors with NVIDIA's names and layout. No tensor has its initial value."""
     random = np.random.default_rng(seed)
     tensors: dict[str, Array] = {}
 
@@ -100,7 +100,7 @@ def tensorflow_tensors(
     layers: int = 2,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """TensorFlow's variables, with the prefix `mapping/` or `synthesis/` of their part."""
+    """TensorFlow's variables, with the prefix `mapping/` or `synthesis/`."""
     random = np.random.default_rng(seed)
     tensors: dict[str, Array] = {}
 
@@ -143,7 +143,7 @@ def tensorflow_tensors(
         if architecture == "skip" or (architecture == "resnet" and size == resolution):
             modulated(f"{block}/ToRGB", outputs, 3, 1)
         size, index = size * 2, index + 2
-    if architecture == "orig":  # progressive growing has an RGB layer for each size and ends with lod0 alone
+    if architecture == "orig":  # progressive growing has an RGB layer per size, and finally uses only lod0
         size, lod = resolution, 0
         while size >= 4:
             modulated(f"synthesis/ToRGB_lod{lod}", channels(size, base, most), 3, 1)
@@ -236,7 +236,7 @@ def nvidia_module(
     multiplier: float = 0.01,
     attributes: dict[str, dict[str, Any]] | None = None,
 ) -> Any:
-    """The stand-in for the module of `tensors`, whose names are relative to the module."""
+    """A fake module with `tensors`, whose names are relative to the module."""
     own = {name: tensor for name, tensor in tensors.items() if "." not in name}
     children = list(dict.fromkeys(name.partition(".")[0] for name in tensors if "." in name))
     kind = path.rpartition(".")[2].rstrip("0123456789")
@@ -282,7 +282,7 @@ def nvidia_module(
 
 
 def tensorflow_network(names: types.SimpleNamespace, tensors: dict[str, Array], **settings: Any) -> Any:
-    """The stand-in for TensorFlow's Gs, with its parts."""
+    """A fake of TensorFlow's Gs network, with its components."""
 
     def network(name: str, prefix: str, parts: dict[str, Any]) -> Any:
         variables = [
@@ -323,7 +323,7 @@ def write_rosinality(
     training: bool = False,
     extra: Mapping[Any, Any] | None = None,
 ) -> Path:
-    """rosinality's table by torch.save. `legacy`: the format before torch 1.6. `training`: with an optimiser."""
+    """rosinality's dict, saved by torch.save. `legacy`: the format before torch 1.6. `training`: with an optimiser."""
     state = OrderedDict((name, torch.tensor(tensor)) for name, tensor in tensors.items())
     table: dict[str, Any] = {"g_ema": state} | dict(extra or {})
     if average is not None:
@@ -339,7 +339,7 @@ def write_rosinality(
 
 @contextlib.contextmanager
 def standins() -> Iterator[types.SimpleNamespace]:
-    """Classes under the names that the foreign projects' pickles refer to."""
+    """Classes with the names that pickles of other projects refer to."""
 
     class EasyDict(dict[str, Any]):
         pass

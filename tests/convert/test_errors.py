@@ -1,4 +1,4 @@
-"""Errors for files that cannot be converted: they state the value, what was expected, and the next step."""
+"""Error messages for files that cannot be converted: value, expectation and next step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def as_torch(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def sentence(source: Path) -> str:
-    """The error of converting `source`. Nothing may be written."""
+    """The error message of converting `source`. Nothing may be written."""
     with pytest.raises(CheckpointError) as caught:
         convert(source, source.parent / "out")
     assert not (source.parent / "out").exists() or not list((source.parent / "out").iterdir())
@@ -70,11 +70,11 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
         convert(source, tmp_path / "taken")
 
 
-def test_a_generator_is_overwritten_only_on_request(tmp_path: Path) -> None:
+def test_generator_is_overwritten_only_with_overwrite(tmp_path: Path) -> None:
     source = write_nvidia(tmp_path / "n.pkl", nvidia_tensors())
     written = convert(source, tmp_path / "out").path
     before = written.read_bytes()
-    with pytest.raises(CheckpointError, match="exists already; give another folder or --overwrite"):
+    with pytest.raises(CheckpointError, match="already exists; give another folder or --overwrite"):
         convert(source, tmp_path / "out")
     convert(write_nvidia(tmp_path / "m.pkl", nvidia_tensors(seed=1)), tmp_path / "out", overwrite=True)
     assert written.read_bytes() != before
@@ -120,7 +120,7 @@ def zipped(*names: str) -> bytes:
         (saved({"state_dict": {"conv.weight": torch.zeros(3)}}, torch.save), "a table of 'state_dict', but no"),
     ],
 )
-def test_other_files_are_named(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_other_file_types_are_recognised(tmp_path: Path, content: bytes, expected: str) -> None:
     assert re.search(expected.replace("(0 bytes)", r"\(0 bytes\)"), sentence_for(content, tmp_path))
 
 
@@ -139,7 +139,7 @@ def test_truncated(tmp_path: Path, kind: str, share: float) -> None:
     assert "truncated or damaged" in sentence(source)
 
 
-def test_stylegan3_is_named(tmp_path: Path) -> None:
+def test_stylegan3_is_recognised(tmp_path: Path) -> None:
     tensors = {
         "mapping.fc0.weight": np.zeros((8, 8), np.float32),
         "synthesis.L0_36_512.weight": np.zeros((8, 8, 3, 3), np.float32),
@@ -148,7 +148,7 @@ def test_stylegan3_is_named(tmp_path: Path) -> None:
     assert "this is a StyleGAN3 network (it has 'synthesis.L0_36_512.weight'); give a StyleGAN2 one" in message
 
 
-def test_other_networks_are_named_by_their_tensors(tmp_path: Path) -> None:
+def test_errors_for_other_networks_list_their_tensors(tmp_path: Path) -> None:
     message = sentence(write_nvidia(tmp_path / "n.pkl", {"encoder.weight": np.zeros((2, 2), np.float32)}))
     assert "not a StyleGAN2 generator: it has 'encoder.weight'" in message
 
@@ -156,12 +156,12 @@ def test_other_networks_are_named_by_their_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("synthesis/4x4/Const/StyleMod/weight", "a first StyleGAN, which is not supported"),
+        ("synthesis/4x4/Const/StyleMod/weight", "a StyleGAN1 network, which is not supported"),
         ("mapping/LabelConcat/weight", "'mapping/LabelConcat'"),
         ("lod", "'lod' is not 0"),
     ],
 )
-def test_older_tensorflow_networks_are_named(tmp_path: Path, name: str, expected: str) -> None:
+def test_older_tensorflow_networks_are_recognised(tmp_path: Path, name: str, expected: str) -> None:
     tensors = tensorflow_tensors(architecture="orig") | {name: np.array([1.5], np.float32)}
     assert expected in sentence(write_tensorflow(tmp_path / "n.pkl", tensors))
 
@@ -224,12 +224,12 @@ def test_nvidia_arguments_that_change_the_image(tmp_path: Path, attributes: dict
 
 
 @pytest.mark.parametrize("attributes", [{"padding": True}, {"_init_kwargs": {"padding": True}}, {"resize": 16}])
-def test_stylegan_human_that_changes_its_image_after_synthesis(tmp_path: Path, attributes: dict[str, object]) -> None:
+def test_resize_and_padding_after_synthesis_are_refused(tmp_path: Path, attributes: dict[str, object]) -> None:
     source = write_nvidia(tmp_path / "n.pkl", nvidia_tensors(base_width=2), attributes={"": attributes})
     assert "after synthesis" in sentence(source)
 
 
-def test_only_a_training_generator(tmp_path: Path) -> None:
+def test_file_with_only_the_training_generator(tmp_path: Path) -> None:
     source = write_nvidia(tmp_path / "n.pkl", nvidia_tensors())
     source.write_bytes(source.read_bytes().replace(b"G_ema", b"G_emb"))
     assert "holds 'G' but not 'G_ema'" in sentence(source)
@@ -237,7 +237,7 @@ def test_only_a_training_generator(tmp_path: Path) -> None:
     assert "holds 'g' but not 'g_ema'" in sentence(tmp_path / "n.pt")
 
 
-def test_several_generators_without_one_average(tmp_path: Path) -> None:
+def test_several_generators_without_a_unique_average(tmp_path: Path) -> None:
     state = as_torch(nvidia_tensors())
     torch.save({"state_dict": {f"{p}.{n}": t for p in ("a", "b") for n, t in state.items()}}, tmp_path / "n.pt")
     assert "several generators ('state_dict.a', 'state_dict.b'), but one with 'ema'" in sentence(tmp_path / "n.pt")
@@ -316,10 +316,10 @@ UNKNOWN = "is not part of a StyleGAN2 generator"
         ("rosinality", "style.1.weight", (8, 9), "has shape (8, 9); expected (8, 8)"),
     ],
 )
-def test_a_wrong_tensor_is_named_as_in_the_source(
+def test_errors_use_tensor_names_of_the_source(
     tmp_path: Path, kind: str, name: str, shape: tuple[int, ...] | None, expected: str
 ) -> None:
-    """`shape` replaces or adds the tensor; None removes it."""
+    """`shape` replaces or adds a tensor; None removes it."""
     tensors = tensors_of(kind)
     if shape is None:
         del tensors[name]
@@ -328,7 +328,7 @@ def test_a_wrong_tensor_is_named_as_in_the_source(
     assert f"the tensor {name!r} {expected}" in sentence(write(kind, tmp_path, tensors))
 
 
-def test_channels_without_a_rule(tmp_path: Path) -> None:
+def test_unsupported_numbers_of_channels(tmp_path: Path) -> None:
     tensors = nvidia_tensors(32, base=128, most=12) | {
         name: t for name, t in nvidia_tensors(32, base=64, most=12).items() if ".b16." in name
     }
@@ -345,12 +345,12 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float, dtype: torch.d
     tensors = nvidia_tensors()
     tensors["synthesis.b4.const"][0, 0, 0] = value
     source = write_nvidia(tmp_path / "n.pkl", tensors)
-    with pytest.raises(CheckpointError, match=r"'synthesis\.b4\.const' holds values that are not finite in torch"):
+    with pytest.raises(CheckpointError, match=r"'synthesis\.b4\.const' contains values that are not finite in torch"):
         convert(source, tmp_path / "out", dtype=dtype)
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_integers_are_not_weights(tmp_path: Path) -> None:
+def test_integer_weights_are_refused(tmp_path: Path) -> None:
     tensors = rosinality_tensors()
     state = as_torch(tensors)
     state["conv1.conv.weight"] = state["conv1.conv.weight"].long()

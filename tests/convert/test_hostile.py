@@ -39,7 +39,7 @@ from convert.sources import (
 
 SHELL = f"touch {TRAP}"
 EXTRA_MEMORY = 256 * 2**20
-SECONDS = 20.0  # of the processor; the checks of argument types under pytest make a step 30 times slower
+SECONDS = 20.0  # CPU time; run-time type checks under pytest make a step 30 times slower
 START = b"\x80\x04"
 WATCHED = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pickle.find_class", "socket.connect"}
 _seen: list[str] = []
@@ -56,14 +56,14 @@ sys.addaudithook(_audit)
 
 @pytest.fixture(autouse=True)
 def guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Run a test in an empty folder, then look for the payload's file."""
+    """Run a test in an empty folder, then check that no payload created a file."""
     monkeypatch.chdir(tmp_path)
     yield
     assert not Path(TRAP).exists(), "the payload ran"
 
 
 def attempt(source: Path) -> CheckpointError | None:
-    """Convert under limits. Returns the error, or None if the file was converted."""
+    """Convert with limits on time and memory. Returns the error, or None if the file was converted."""
     global _watching
     statm = Path("/proc/self/statm")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -86,7 +86,7 @@ def attempt(source: Path) -> CheckpointError | None:
 
 
 def refused(content: bytes) -> str:
-    """The error for a file with this content."""
+    """The error message for a file with this content."""
     source = Path("network.pkl")
     source.write_bytes(content)
     error = attempt(source.absolute())
@@ -161,7 +161,7 @@ CALLS: list[tuple[str, str, bytes]] = [
 
 
 @pytest.mark.parametrize(("module", "attribute", "args"), CALLS, ids=[f"{m}.{a}" for m, a, _ in CALLS])
-def test_a_call_is_named_and_not_executed(module: str, attribute: str, args: bytes) -> None:
+def test_calls_are_reported_and_not_executed(module: str, attribute: str, args: bytes) -> None:
     payload = call(module, attribute, args)
     for content in (payload, table(G_ema=payload)):
         assert f"a call of '{module}.{attribute}' (not executed)" in refused(file(content))
@@ -184,7 +184,7 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("form", list(FORMS))
 @pytest.mark.parametrize("stacked", [False, True], ids=["GLOBAL", "STACK_GLOBAL"])
-def test_no_form_of_a_call_is_executed(form: str, stacked: bool) -> None:
+def test_all_opcodes_for_calls_are_inert(form: str, stacked: bool) -> None:
     pair = text("os") + text("system") + pickle.STACK_GLOBAL if stacked else name("os", "system")
     refused(file(FORMS[form](pair)))
 
@@ -213,7 +213,7 @@ OPCODES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("case", list(OPCODES))
-def test_broken_and_unknown_programs(case: str) -> None:
+def test_invalid_programs(case: str) -> None:
     refused(file(OPCODES[case]))
 
 
@@ -221,7 +221,7 @@ def test_broken_and_unknown_programs(case: str) -> None:
 
 
 def doubling(make: bytes, levels: int = 200) -> bytes:
-    """A value that contains the previous one twice, so that its text form has 2 ** levels items."""
+    """A value that contains the previous value twice; its repr would have 2 ** levels items."""
     body = text("x") + pickle.MEMOIZE + pickle.POP
     for level in range(levels):
         twice = (pickle.BINGET + bytes([level])) * 2
@@ -248,7 +248,7 @@ SELF_NETWORK = (
     + pickle.BUILD
 )
 WIDE_MODULES = b"".join(
-    # Each level lists the level below a hundred times.
+    # Each level contains the level below a hundred times.
     name("torch.nn.modules.module", "Module")
     + tup()
     + pickle.NEWOBJ
@@ -294,7 +294,7 @@ def nvidia_with(
     offset: int = 0,
     names: tuple[str, ...] = ("weight", "conv1", "b4", "synthesis"),
 ) -> bytes:
-    """A G_ema with one tensor of this storage, shape and name."""
+    """A G_ema with one tensor with the given storage, shape and name."""
     hooks = call("collections", "OrderedDict")
     weight = call("torch._utils", "_rebuild_tensor_v2", storage, number(offset), shape, stride, pickle.NEWFALSE, hooks)
     path: bytes = table(_modules=table(), _parameters=table(**{names[0]: weight}), _buffers=table())
@@ -434,14 +434,14 @@ def test_bombs_are_bounded(case: str) -> None:
 
 
 class Payload:
-    """Pickles as a call of os.system."""
+    """Pickled as a call of os.system."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.system, (SHELL,))
 
 
 class State:
-    """Pickles as an object whose __setstate__ would be called."""
+    """Pickled as an object whose __setstate__ would be called."""
 
     def __setstate__(self, state: object) -> None:
         Path(TRAP).touch()
@@ -455,7 +455,7 @@ PAYLOADS = pytest.mark.parametrize("payload", [Payload(), State()], ids=["reduce
 
 @PAYLOADS
 @pytest.mark.parametrize("place", ["synthesis", "synthesis.b8.conv0", ""])
-def test_payload_beside_the_weights_is_ignored(tmp_path: Path, payload: object, place: str) -> None:
+def test_payload_outside_the_generator_is_ignored(tmp_path: Path, payload: object, place: str) -> None:
     assert attempt(write_nvidia(tmp_path / "n.pkl", nvidia_tensors(), attributes={place: {"extra": payload}})) is None
 
 
@@ -487,13 +487,13 @@ def test_payload_in_a_torch_archive(tmp_path: Path, legacy: bool, place: str) ->
 
 
 def test_source_code_is_not_executed(tmp_path: Path) -> None:
-    """Valid files in which every module carries a trap as its source code."""
+    """Valid files in which the source code of every module is a trap."""
     assert attempt(write_nvidia(tmp_path / "n.pkl", nvidia_tensors())) is None
     (tmp_path / "out" / "generator.safetensors").unlink()
     assert attempt(write_tensorflow(tmp_path / "t.pkl", tensorflow_tensors())) is None
 
 
-def test_a_network_that_is_its_own_part_is_refused(tmp_path: Path) -> None:
+def test_recursive_network_is_refused(tmp_path: Path) -> None:
     with standins() as names:
         network = tensorflow_network(names, tensorflow_tensors())
         network.components = {"mapping": network, "synthesis": network}
@@ -502,7 +502,7 @@ def test_a_network_that_is_its_own_part_is_refused(tmp_path: Path) -> None:
 
 
 def test_tensors_that_share_their_bytes(tmp_path: Path) -> None:
-    """One storage under every name would make a large network from a small file."""
+    """Sharing one storage between all tensors would make a large network from a small file."""
     tensors = {name: torch.tensor(t) for name, t in rosinality_tensors(64).items()}
     shared = torch.randn(max(t.numel() for t in tensors.values()))
     table = {name: t if "kernel" in name else shared[: t.numel()].view(t.shape) for name, t in tensors.items()}
@@ -532,11 +532,11 @@ def test_archive_keys_are_not_paths(key: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "count"), [("QInt8Storage", 1), ("FloatStorage", 2**60)])
-def test_archive_storages_that_do_not_fit(kind: str, count: int) -> None:
+def test_archive_storages_of_wrong_size(kind: str, count: int) -> None:
     refused(archive(data_pkl=zipped_tensor("0", kind, count), data__0=b"1234"))
 
 
-def test_compressed_archive_is_no_zip_bomb() -> None:
+def test_compressed_archive_is_refused() -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as target:
         target.writestr("archive/data.pkl", b"\0" * 2**26)

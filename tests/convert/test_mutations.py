@@ -1,4 +1,4 @@
-"""After any change of a file's bytes, a conversion ends with CheckpointError or with a loadable generator."""
+"""Converting a file with modified bytes raises CheckpointError or writes a loadable generator."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZES: dict[str, Any] = {"base": 16, "most": 2, "w_dim": 2, "layers": 1}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A tiny valid file of each format and container, about 10 KB each."""
+    """A tiny valid file for each format and container, about 10 KB each."""
     folder = tmp_path_factory.mktemp("valid")
     average = np.zeros(2, np.float32)
     rosinality = rosinality_tensors(8, **SIZES)
@@ -95,7 +95,7 @@ PLAIN = st.recursive(
 
 @settings(max_examples=100, deadline=None)
 @given(PLAIN, st.sampled_from([2, 3, 4, 5]))
-def test_plain_data_is_read_as_python_reads_it(value: Any, protocol: int) -> None:
+def test_plain_data_is_read_as_by_python(value: Any, protocol: int) -> None:
     content = pickle.dumps(value, protocol=protocol)
     read, end = unpickle(Range(io.BytesIO(content), 0, len(content)))
     assert read == value and end == len(content)

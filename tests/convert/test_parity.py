@@ -52,7 +52,7 @@ def check(source: Path, tmp_path: Path, expected: Any, c_dim: int = 0) -> Conver
             image = generator(generator.map(z, label, psi=PSI))[0].numpy()
         truth: Array = expected(z[0].double().numpy(), None if label is None else label[0].double().numpy())
         assert image.shape == truth.shape
-        assert np.abs(truth).max() > 0.5  # not an empty image
+        assert np.abs(truth).max() > 0.5  # the image is not empty
         assert np.abs(image - truth).max() < TOLERANCE
     assert not Path(TRAP).exists()
     return report
@@ -60,7 +60,7 @@ def check(source: Path, tmp_path: Path, expected: Any, c_dim: int = 0) -> Conver
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source code in the files would create its trap in the working directory."""
+    """Run in an empty folder, because executed source code would create a trap file in the working directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_nvidia_pickle_protocols(tmp_path: Path, protocol: int) -> None:
     check(source, tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
 
 
-def test_nvidia_module_saved_by_torch(tmp_path: Path) -> None:
+def test_nvidia_module_saved_with_torch_save(tmp_path: Path) -> None:
     tensors = nvidia_tensors()
     source = write_nvidia(tmp_path / "network.pt", tensors, bare=True)
     check(source, tmp_path, lambda z, label: nvidia_image(tensors, z, label, psi=PSI))
@@ -154,8 +154,8 @@ def test_tensorflow_pickle_protocols(tmp_path: Path, protocol: int) -> None:
     check(source, tmp_path, lambda z, label: tensorflow_image(tensors, z, label, psi=PSI))
 
 
-def test_python_2_wrote_arrays_as_strings(tmp_path: Path) -> None:
-    """Python 2 had no type for bytes: protocol 2 wrote names and the contents of arrays with the same opcodes."""
+def test_arrays_pickled_by_python_2(tmp_path: Path) -> None:
+    """Python 2 has no bytes type: protocol 2 stores names and array contents with the same opcodes."""
     tensors = tensorflow_tensors()
     source = write_tensorflow(tmp_path / "network.pkl", tensors, protocol=3)
     content = source.read_bytes()
@@ -173,7 +173,7 @@ def test_python_2_wrote_arrays_as_strings(tmp_path: Path) -> None:
 
 
 class Custom(dict[str, int]):
-    """An unknown class with arguments, state, items and a key that is not plain."""
+    """An unknown class with arguments, state, items and a tuple key."""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return Custom, (), {"x": {(1, 2): self.keys}}, iter([1]), iter({"a": 1}.items())
@@ -196,7 +196,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("place", ["D", "attribute", "nested"])
-def test_unknown_objects_beside_the_generator_do_no_harm(tmp_path: Path, place: str, protocol: int) -> None:
+def test_unknown_objects_outside_the_generator_are_ignored(tmp_path: Path, place: str, protocol: int) -> None:
     tensors = nvidia_tensors()
     attributes = {"attribute": {"": {"extra": STRANGE}}, "nested": {"synthesis.b8.conv0": {"extra": STRANGE}}}
     source = write_nvidia(
@@ -208,7 +208,7 @@ def test_unknown_objects_beside_the_generator_do_no_harm(tmp_path: Path, place: 
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_unknown_objects_in_a_torch_archive_do_no_harm(tmp_path: Path, legacy: bool) -> None:
+def test_unknown_objects_in_a_torch_archive_are_ignored(tmp_path: Path, legacy: bool) -> None:
     tensors = rosinality_tensors()
     average = np.zeros(8, np.float32)
     extra = {"args": STRANGE, "d": {"x": torch.zeros(3, dtype=torch.complex64)}}
@@ -232,7 +232,7 @@ def test_unknown_objects_in_a_torch_archive_do_no_harm(tmp_path: Path, legacy: b
 def test_plain_state_dicts(tmp_path: Path, names: str, prefix: str, keys: tuple[str, ...]) -> None:
     tensors = nvidia_tensors(z_dim=8) if names == "nvidia" else rosinality_tensors()
     table: dict[str, Any] = {prefix + name: torch.tensor(tensor) for name, tensor in tensors.items()}
-    if prefix:  # the other networks of a training
+    if prefix:  # other networks of a training checkpoint
         table |= {"discriminator.b16.conv0.weight": torch.zeros(2), "step": 3}
     for key in reversed(keys):
         table = {key: table, "epoch": 3}
@@ -246,7 +246,7 @@ def test_plain_state_dicts(tmp_path: Path, names: str, prefix: str, keys: tuple[
         check(tmp_path / "n.pt", tmp_path / "again", lambda z, label: rosinality_image(tensors, average, z, psi=PSI))
 
 
-def test_the_averaged_generator_of_several_is_converted(tmp_path: Path) -> None:
+def test_averaged_generator_is_chosen(tmp_path: Path) -> None:
     tensors = nvidia_tensors(z_dim=8)
     average = {name: torch.tensor(tensor) for name, tensor in tensors.items()}
     training = {name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}
@@ -267,14 +267,14 @@ def test_rosinality(tmp_path: Path, resolution: int, legacy: bool) -> None:
     assert report.format == "rosinality"
 
 
-def test_rosinality_without_a_mean_latent_gets_one(tmp_path: Path) -> None:
+def test_missing_mean_latent_of_rosinality_is_computed(tmp_path: Path) -> None:
     tensors = rosinality_tensors()
     convert(write_rosinality(tmp_path / "network.pt", tensors, None, training=True), tmp_path / "out")
     generator, _ = load_generator(tmp_path / "out")
     z = torch.cat([seed_z(seed, 8) for seed in range(10_000, 14_000)])
     other = generator.map(z)[:, 0]
     average = generator.mapping.w_avg
-    # Two means over about 4,000 latents each differ by a few percent of the spread.
+    # Two means over about 4,000 latents each differ by a few percent of the standard deviation.
     assert float((average - other.mean(0)).abs().max()) < 0.1 * float(other.std(0).max())
     assert float(average.abs().max()) > 0
 

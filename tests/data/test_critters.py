@@ -1,4 +1,4 @@
-"""The critters renderer against plain geometry, and against itself in mirrors, batches and other sizes."""
+"""The critters renderer: geometry, and consistency of mirrored, batched and resized renders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw(count: int, seed: int = 0) -> Factors:
 
 
 def facing(count: int, seed: int = 0) -> Factors:
-    """Critters that look straight into the camera, mouths shut, in the middle of the picture."""
+    """Critters in the image centre that face the camera with closed mouths."""
     f = draw(count, seed)
     zero = torch.zeros(count)
     return replace(f, yaw=zero, pitch=zero, roll=zero, x=zero, y=zero, mouth_open=zero, gaze_x=zero, light_azimuth=zero)
@@ -72,21 +72,21 @@ def test_factors_are_independent() -> None:
     assert (torch.corrcoef(table) - torch.eye(len(RANGES))).abs().max() < 0.09
 
 
-def test_one_seed_one_picture() -> None:
+def test_image_depends_only_on_the_seed() -> None:
     first, again = render(draw(2, 5), size=16), render(draw(2, 5), size=16)
     for field in fields(first):
         assert torch.equal(getattr(first, field.name), getattr(again, field.name))
     assert not torch.equal(draw(2, 5).yaw, draw(2, 6).yaw)
 
 
-def test_locate_is_what_render_reports() -> None:
+def test_locate_equals_the_landmarks_of_render() -> None:
     f = draw(2)
     drawn, (landmarks, visible) = render(f, size=16), locate(f, size=16)
     assert torch.equal(drawn.landmarks, landmarks)
     assert torch.equal(drawn.visible, visible)
 
 
-def test_a_batch_holds_the_single_pictures() -> None:
+def test_batch_equals_single_renders() -> None:
     f = draw(2)
     together = render(f, size=16, chunk=2)
     alone = [render(f[i : i + 1], size=16) for i in range(2)]
@@ -96,15 +96,15 @@ def test_a_batch_holds_the_single_pictures() -> None:
     assert (together.parts != torch.cat([r.parts for r in alone])).float().mean() < 4e-3
 
 
-def test_the_first_landmarks_keep_their_places() -> None:
-    """Landmark nets and arrays from before the appended names rely on this order."""
+def test_order_of_the_first_landmarks() -> None:
+    """Older landmark nets and arrays depend on this order."""
     assert LANDMARKS[:11] == (
         "left_eye", "right_eye", "nose", "chin", "mouth_left", "mouth_right", "left_ear_tip", "right_ear_tip",
         "left_cheek", "right_cheek", "crown",
     )  # fmt: skip
 
 
-def test_manes_are_absent_or_clearly_there() -> None:
+def test_manes_are_absent_or_clearly_visible() -> None:
     mane = draw(2000).mane
     assert (mane > 0).float().mean() == pytest.approx(0.3, abs=0.04)
     assert mane[mane > 0].min() >= 0.5
@@ -113,33 +113,33 @@ def test_manes_are_absent_or_clearly_there() -> None:
     assert bare == 0 and least > 100
 
 
-def test_eyes_show_in_nine_of_ten_facing_heads() -> None:
+def test_eyes_are_visible_in_90_percent_of_facing_heads() -> None:
     parts = render(facing(20), size=64, supersample=1).parts == PARTS.index("eye")
     halves = torch.stack((parts[:, :, :32], parts[:, :, 32:]), dim=1).flatten(2).sum(2)
     assert (halves.min(1).values >= 15).float().mean() >= 0.9
 
 
-def test_an_open_mouth_has_no_holes() -> None:
-    """Rays into a narrow mouth need many steps; those that ran out of them used to show the background."""
+def test_open_mouth_has_no_holes() -> None:
+    """Rays into a narrow mouth need many steps. Rays with too few steps would show the background."""
     f = replace(facing(4), mouth_open=torch.tensor([0.1, 0.3, 0.6, 1.0]), yaw=torch.full((4,), -30.0))
     drawn = render(f, size=64, supersample=1).parts
     for part in drawn:
         head = ((part > 0) & (part < PARTS.index("body"))).numpy()
         outside = np.pad(~head, 1, constant_values=True).astype(np.uint8)
-        assert cv2.connectedComponents(outside, connectivity=4)[0] == 2  # the head, and one region around it
+        assert cv2.connectedComponents(outside, connectivity=4)[0] == 2  # the head, and one connected background
 
 
-def test_indexing_and_moving_keep_the_values() -> None:
+def test_indexing_and_moving_preserve_values() -> None:
     f = draw(4)
     assert len(f[1:3]) == 2
     assert torch.equal(f[torch.tensor([2])].yaw, f.yaw[2:3])
     assert torch.equal(f.to("cpu").bokeh, f.bokeh)
 
 
-def test_mirrored_factors_give_the_mirrored_picture() -> None:
+def test_mirrored_factors_give_the_mirrored_image() -> None:
     f = draw(3, 2)
     drawn, seen = render(f, size=SIZE), render(mirror(f), size=SIZE)
-    # Shading is not symmetric at creases (see mirror); shapes and colours are.
+    # Shading is not symmetric at creases (see `mirror`); shapes and colours are.
     off = (seen.images - drawn.images.flip(3)).abs()
     assert off.mean() < 4e-3
     assert (off > 0.1).float().mean() < 5e-3
@@ -150,7 +150,7 @@ def test_mirrored_factors_give_the_mirrored_picture() -> None:
     assert torch.equal(mirror(mirror(f)).yaw, f.yaw)
 
 
-def test_left_is_the_critters_own() -> None:
+def test_left_is_from_the_critters_view() -> None:
     landmarks, _ = locate(facing(3), size=SIZE)
     for left, right in (
         ("left_eye", "right_eye"),
@@ -165,7 +165,7 @@ def test_left_is_the_critters_own() -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3])
-def test_landmarks_of_another_size_follow_the_half_pixel_rule(scale: int) -> None:
+def test_landmarks_of_another_size_are_rescaled(scale: int) -> None:
     f = draw(3)
     (small, seen_small), (large, seen_large) = locate(f, size=16), locate(f, size=16 * scale)
     torch.testing.assert_close(large, (small + 0.5) * scale - 0.5, atol=1e-3, rtol=0)
@@ -182,14 +182,14 @@ def test_landmarks_lie_on_the_surface() -> None:
 
 
 @pytest.mark.parametrize("yaw", [-40.0, -15.0, 25.0])
-def test_nose_of_a_turned_head_is_where_geometry_puts_it(yaw: float) -> None:
+def test_nose_position_of_a_turned_head(yaw: float) -> None:
     f = replace(facing(1), yaw=torch.tensor([yaw]), x=torch.tensor([0.05]), y=torch.tensor([-0.02]))
     s = shape_of(f)
     height = float(s.nose_y)
     ahead = float(s.nose_z + s.nose_rz)
     angle = math.radians(yaw)
     world = np.array([ahead * math.sin(angle), height, ahead * math.cos(angle)])
-    camera = 7.0  # skull radii from the head's centre; the plane through that centre is drawn to scale
+    camera = 7.0  # skull radii from the head's centre; the plane through the centre has scale 1
     radius_px = 0.5 * float(f.scale) * SIZE
     expected_x = (0.5 + 0.05) * SIZE - 0.5 + radius_px * world[0] * camera / (camera - world[2])
     expected_y = (0.5 - 0.02) * SIZE - 0.5 - radius_px * world[1] * camera / (camera - world[2])
@@ -197,7 +197,7 @@ def test_nose_of_a_turned_head_is_where_geometry_puts_it(yaw: float) -> None:
     np.testing.assert_allclose(found.numpy(), [expected_x, expected_y], atol=1e-3)
 
 
-def test_visible_landmarks_lie_on_their_part() -> None:
+def test_visible_landmarks_lie_on_their_parts() -> None:
     drawn = render(draw(12, 3), size=64, supersample=1)
     agree = []
     for name, part in (("nose", "nose"), ("left_eye", "eye"), ("right_eye", "eye")):
@@ -205,7 +205,7 @@ def test_visible_landmarks_lie_on_their_part() -> None:
         for i in range(12):
             if drawn.visible[i, index]:
                 x, y = drawn.landmarks[i, index].round().int().tolist()
-                # it may round to a pixel whose centre is already past the rim of a turned-away part
+                # the nearest pixel centre may lie beyond the rim of the part
                 near = drawn.parts[i, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
                 assert (near == PARTS.index(part)).any()
                 agree.append(bool(drawn.parts[i, y, x] == PARTS.index(part)))
@@ -213,23 +213,23 @@ def test_visible_landmarks_lie_on_their_part() -> None:
     assert np.mean(agree) >= 0.85
 
 
-def test_parts_agree_with_the_picture_of_a_facing_head() -> None:
+def test_parts_match_the_image_of_a_facing_head() -> None:
     parts = render(facing(2), size=SIZE).parts
     for name in ("background", "head", "muzzle", "ear", "inner_ear", "eye", "nose", "body"):
         assert ((parts == PARTS.index(name)).flatten(1).sum(1) > 0).all(), name
 
 
-def test_hidden_and_cut_landmarks_are_not_visible() -> None:
+def test_occluded_and_outside_landmarks_are_not_visible() -> None:
     turned = replace(facing(2), yaw=torch.tensor([-40.0, 40.0]))
     _, visible = locate(turned, size=SIZE)
     left, right = LANDMARKS.index("left_cheek"), LANDMARKS.index("right_cheek")
-    assert visible[0, left] and not visible[0, right]  # turned to image left, it shows its own left
+    assert visible[0, left] and not visible[0, right]  # a head turned to image left shows its left side
     assert visible[1, right] and not visible[1, left]
     cut = replace(facing(1), y=torch.tensor([-0.6]))
     assert not locate(cut, size=SIZE)[1][0, LANDMARKS.index("left_ear_tip")]
 
 
-def test_opening_the_mouth_lowers_the_chin_and_nothing_above_it() -> None:
+def test_opening_the_mouth_moves_only_the_chin() -> None:
     shut = facing(2)
     open_ = replace(shut, mouth_open=torch.ones(2))
     before, after = render(shut, size=SIZE), render(open_, size=SIZE)
@@ -253,7 +253,7 @@ def test_opening_the_mouth_lowers_the_chin_and_nothing_above_it() -> None:
         ("smile", "mouth_left", 1, -1),
     ],
 )
-def test_a_factor_moves_its_landmark_the_documented_way(factor: str, landmark: str, axis: int, sign: int) -> None:
+def test_factors_move_landmarks_in_the_documented_direction(factor: str, landmark: str, axis: int, sign: int) -> None:
     f = facing(2)
     low, high = (torch.full((2,), float(value)) for value in RANGES[factor])
     start = at(locate(replace(f, **{factor: low}), size=16)[0], landmark)

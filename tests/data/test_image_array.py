@@ -1,4 +1,4 @@
-"""Arrays of pictures: whole or absent, resumable, and streams that do not depend on interruptions."""
+"""Image arrays: atomic and resumable creation, and streams that do not depend on interruptions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Interrupted(Exception):
     pass
 
 
-def test_critters_resume_to_the_same_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_rendering_gives_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_array, "_CHUNK", 2)
     whole = np.array(critters_array(tmp_path / "a.npy", count=5, size=16, seed=3))
 
@@ -68,7 +68,7 @@ def test_a_file_of_unknown_origin_is_neither_used_nor_replaced(tmp_path: Path, p
 
 
 @pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY\x01\x00"])
-def test_broken_arrays_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_invalid_arrays_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(AutodragError, match="is not an image array"):
         open_array(tmp_path / "a.npy")
@@ -93,7 +93,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_a_folder_is_cropped_at_the_centre(tmp_path: Path) -> None:
+def test_images_of_a_folder_are_cropped_at_the_centre(tmp_path: Path) -> None:
     picture = np.zeros((20, 40, 3), dtype=np.uint8)
     picture[:, 10:30] = (3, 2, 1)  # the middle square
     write_png(tmp_path / "in" / "x.png", picture)
@@ -344,7 +344,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, pictures: Path) -> None:
 
 
 def numbered(count: int) -> np.ndarray:
-    """Picture k is filled with the number k."""
+    """Image k has the value k."""
     return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 3, 4, 4)).copy()
 
 
@@ -352,7 +352,7 @@ def values(stream: ImageStream) -> list[list[int]]:
     return [((batch[:, 0, 0, 0] + 1) * 127.5).round().int().tolist() for batch in stream]
 
 
-def test_a_stream_goes_on_where_it_was() -> None:
+def test_stream_resumes_at_a_step() -> None:
     settings = dict(batch=3, total=9, seed=5, mirror=True)
     whole = list(ImageStream(numbered(10), first=0, **settings))  # type: ignore[arg-type]
     rest = list(ImageStream(numbered(10), first=4, **settings))  # type: ignore[arg-type]
@@ -360,7 +360,7 @@ def test_a_stream_goes_on_where_it_was() -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
 
 
-def test_every_pass_shows_every_picture_once() -> None:
+def test_each_epoch_contains_each_image_once() -> None:
     seen = [
         v for batch in values(ImageStream(numbered(6), batch=3, first=0, total=4, seed=0, mirror=False)) for v in batch
     ]
@@ -368,8 +368,8 @@ def test_every_pass_shows_every_picture_once() -> None:
     assert seen[:6] != seen[6:]
 
 
-def test_ranks_share_the_walk() -> None:
-    """Two processes together see what one does at twice the batch."""
+def test_ranks_share_a_batch() -> None:
+    """Two processes together get the batch of one process with twice the batch size."""
     one = values(ImageStream(numbered(12), batch=4, first=0, total=3, seed=0, mirror=False))
     parts = [
         values(ImageStream(numbered(12), batch=2, first=0, total=3, seed=0, mirror=False, rank=r, world=2))

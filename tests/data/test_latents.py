@@ -1,4 +1,4 @@
-"""Codes to learn from: truncation, layers that differ, noise of the right size, and Eq. 7 in closed form."""
+"""Latent codes for training: truncation, mixed layers, noise, and Eq. 7 in closed form."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ def test_codes_of_classes(make_generator: Callable[..., Generator]) -> None:
     assert codes.shape == (16, 32) and torch.isfinite(codes).all()
 
 
-def test_mixed_codes_have_layers_that_differ(tiny_generator: Generator) -> None:
-    """The mapping network gives all layers one vector, from which a regularizer could read off what it should find."""
+def test_layers_of_mixed_codes_differ(tiny_generator: Generator) -> None:
+    """With equal layers, as from the mapping network, a regularizer could copy the first layers from the others."""
     codes = mixed_codes(tiny_generator, 64, psi=(1.0, 1.0), rng=rng())
     assert codes.shape == (64, 8, 32)
     neighbours = (codes[:, 1:] - codes[:, :-1]).norm(dim=2)
     assert (neighbours > 1e-3).all()
     apart = (codes[:, 0] - codes[:, -1]).norm(dim=1)
     alike = map_codes(tiny_generator, 128, torch.ones(128), rng(1)).split(64)
-    assert apart.mean() > 0.5 * (alike[0] - alike[1]).norm(dim=1).mean()  # most are mixed of two styles
+    assert apart.mean() > 0.5 * (alike[0] - alike[1]).norm(dim=1).mean()  # most codes mix two styles
 
 
-def test_mixed_codes_depend_on_the_seed_alone(tiny_generator: Generator) -> None:
+def test_mixed_codes_depend_only_on_the_seed(tiny_generator: Generator) -> None:
     first, again = (mixed_codes(tiny_generator, 4, psi=(0.5, 1.0), rng=rng(7)) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, mixed_codes(tiny_generator, 4, psi=(0.5, 1.0), rng=rng(8)))
 
 
-def test_a_quarter_of_the_vectors_is_the_mean_code(frame: LatentFrame) -> None:
+def test_a_quarter_of_the_vectors_is_zeroed(frame: LatentFrame) -> None:
     latent = torch.randn(4000, 8, 32, generator=rng())
     noised = noised_codes(latent, frame, edit_layers=6, zeroed_share=0.25, sigma=0.0, rng=rng(1))
     torch.testing.assert_close(noised[:, 6:], latent[:, 6:])
@@ -73,12 +73,12 @@ def test_the_noise_is_gaussian_in_standard_coordinates(frame: LatentFrame) -> No
     noised = noised_codes(latent, frame, edit_layers=6, zeroed_share=0.0, sigma=0.5, rng=rng(1))
     noise = (frame.coordinates(noised) - frame.coordinates(latent))[:, :6]
     assert float(noise.mean()) == pytest.approx(0.0, abs=0.005)
-    assert noise.std(dim=(0, 1)).sub(0.5 / 3**0.5).abs().max() < 0.03  # sigma uniform in 0 ... 0.5, every direction
+    assert noise.std(dim=(0, 1)).sub(0.5 / 3**0.5).abs().max() < 0.03  # sigma is uniform in 0 ... 0.5
     sigma = noise.flatten(1).std(dim=1)
     assert sigma.max() < 0.6 and sigma.min() < 0.05
     assert float(sigma.median()) == pytest.approx(0.25, abs=0.03)
     scaled = noise / sigma[:, None, None]
-    assert float(scaled.pow(4).mean()) == pytest.approx(3.0, abs=0.1)  # of a Gaussian
+    assert float(scaled.pow(4).mean()) == pytest.approx(3.0, abs=0.1)  # the kurtosis of a Gaussian
 
 
 @settings(max_examples=30)
@@ -95,8 +95,8 @@ def test_motion_in_closed_form(rate: float, steps: int) -> None:
         assert torch.equal(codes[:, n, 2:], start[:, 2:])
 
 
-def test_the_minus_sign_of_eq_7_moves_away() -> None:
-    """w_i = w_(i-1) - 0.1 (w* - w_(i-1)), written out."""
+def test_printed_sign_of_eq_7_moves_away() -> None:
+    """The printed equation: w_i = w_(i-1) - 0.1 (w* - w_(i-1))."""
     start, end = torch.randn(2, 4, 3, generator=rng(1)), torch.randn(2, 4, 3, generator=rng(2))
     codes = motion_sequence(start, end, torch.tensor([-0.1, -0.1]), steps=5, edit_layers=4)
     w = start

@@ -41,32 +41,32 @@ def anchors_of(sample: Motion) -> Tensor:
 
 
 @given(st.floats(0.01, 1.0), st.integers(1, 9))
-def test_n_steps_cover_the_share_of_the_distance(share: float, steps: int) -> None:
+def test_n_steps_cover_the_travel_share(share: float, steps: int) -> None:
     rate = step_rate(torch.tensor([share], dtype=torch.float64), steps)
     assert float((1 - rate) ** steps) == pytest.approx(1 - share, abs=1e-6)
 
 
-def test_sequences_are_straight_and_leave_the_other_layers(tiny_generator: Generator) -> None:
+def test_sequences_are_straight_and_keep_other_layers(tiny_generator: Generator) -> None:
     codes = draw(tiny_generator).codes
     assert codes.shape == (24, 4, 8, 32)
     assert torch.equal(codes[:, :, 6:], codes[:, :1, 6:].expand(-1, 4, -1, -1))
     steps = codes.diff(dim=1)[:, :, :6].flatten(2)
     assert torch.cosine_similarity(steps[:, :-1], steps[:, 1:], dim=2).min() > 0.999
-    assert (steps.norm(dim=2).diff(dim=1) < 0).all()  # toward w*, in steps that become shorter
+    assert (steps.norm(dim=2).diff(dim=1) < 0).all()  # steps toward w* become shorter
 
 
-def test_maps_are_those_of_the_first_code(tiny_generator: Generator) -> None:
+def test_maps_belong_to_the_first_code(tiny_generator: Generator) -> None:
     sample = draw(tiny_generator, count=3)
     expected = tiny_generator.features(sample.codes[:, 0], block=2).last
     torch.testing.assert_close(sample.maps, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_drags_moved_far_or_farthest(tiny_generator: Generator) -> None:
+def test_drags_moved_far_enough_or_farthest(tiny_generator: Generator) -> None:
     sample = draw(tiny_generator)
     moved = (sample.drags.targets - sample.drags.handles).norm(dim=2)
     number = sample.moving.sum(dim=1)
-    assert number.max() <= 5  # and none at all where no match is to be trusted
-    several = number > 1  # one alone may be the farthest of a still sample
+    assert number.max() <= 5  # samples without reliable matches have no drags
+    several = number > 1  # a single drag may be the farthest match of a sample with little motion
     assert several.any()
     assert moved[sample.moving & several[:, None]].min() >= 10 * 32 / 512
     limit = torch.tensor([31.5, 31.5])
@@ -81,20 +81,20 @@ def test_some_samples_have_a_single_drag(tiny_generator: Generator) -> None:
     assert number.max() == 5
 
 
-def test_anchors_stay_and_padding_is_told_from_both(tiny_generator: Generator) -> None:
+def test_anchors_and_padding(tiny_generator: Generator) -> None:
     sample = draw(tiny_generator, count=64)
     held = anchors_of(sample)
     assert held.any() and held.sum(dim=1).max() <= 3
     assert torch.equal(sample.drags.handles[held], sample.drags.targets[held])
     assert not (sample.moving & ~sample.drags.valid).any()
-    assert sample.drags.valid.any(dim=0).all()  # no row of padding alone
+    assert sample.drags.valid.any(dim=0).all()  # no column consists only of padding
     # Drags come first, then anchors, then padding.
     order = sample.moving.int() * 2 + held.int()
     assert (order.diff(dim=1) <= 0).all()
 
 
 def test_processes_share_a_batch(tiny_generator: Generator) -> None:
-    """Two halves drawn by themselves are the two halves of the whole."""
+    """Two separately drawn halves equal the halves of the whole batch."""
     whole = draw(tiny_generator, count=8, seed=3)
     for rank in (0, 1):
         own = slice(4 * rank, 4 * rank + 4)
@@ -107,7 +107,7 @@ def test_processes_share_a_batch(tiny_generator: Generator) -> None:
         torch.testing.assert_close(half.drags.targets[known], whole.drags.targets[own, :width][known])
 
 
-def test_the_seed_decides(tiny_generator: Generator) -> None:
+def test_motion_depends_only_on_the_seed(tiny_generator: Generator) -> None:
     assert torch.equal(draw(tiny_generator, seed=1).drags.targets, draw(tiny_generator, seed=1).drags.targets)
     assert not torch.equal(draw(tiny_generator, seed=1).codes, draw(tiny_generator, seed=2).codes)
 

@@ -1,4 +1,4 @@
-"""A tiny checkpoint with a landmark net, and a bench on it."""
+"""A tiny checkpoint with a landmark net, and a bench for it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from autodrag.release import save_tensors
 
 @pytest.fixture(autouse=True)
 def few_usual_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty unedited images define the usual constellations."""
+    """Use only twenty unedited images to define the usual landmark positions."""
     monkeypatch.setattr("autodrag.eval.landmarks.USUAL", 20)
 
 
 @pytest.fixture(scope="session")
 def landmark_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny 32 px generator with a random landmark net of three points. Read only."""
+    """The tiny 32 px generator with a random landmark net of three points. Read-only."""
     folder = tmp_path_factory.mktemp("checkpoints") / "landmarks"
     shutil.copytree(tiny_checkpoint, folder)
     with torch.random.fork_rng():
@@ -38,7 +38,7 @@ def landmark_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def make_bench(landmark_checkpoint: Path) -> Callable[..., Bench]:
-    """A bench of two pairs; arguments are further options."""
+    """Returns a function that builds a bench with two pairs; arguments are further options."""
 
     def build(*options: str, checkpoint: Path = landmark_checkpoint) -> Bench:
         parser = argparse.ArgumentParser(prog="autodrag eval landmarks")

@@ -50,14 +50,14 @@ def test_options_are_checked(options: list[str], sentence: str, make_bench: Call
         make_bench(*options)
 
 
-def test_runs_of_different_seeds_share_no_images(make_bench: Callable[..., Bench]) -> None:
+def test_runs_with_different_seeds_share_no_images(make_bench: Callable[..., Bench]) -> None:
     first, second = make_bench("--methods", "none"), make_bench("--methods", "none", "--seed", "4292")
     assert first.base_seed == 1_000_000
-    assert second.base_seed + 1_000_000 <= 2**32  # the limit of RandomState
+    assert second.base_seed + 1_000_000 <= 2**32  # the maximum seed of RandomState
     assert not torch.equal(first.latent(first.base_seed), second.latent(second.base_seed))
 
 
-def test_a_conditional_generator(make_generator: Callable[..., Any], tmp_path: Path, make_bench: Any) -> None:
+def test_conditional_generator(make_generator: Callable[..., Any], tmp_path: Path, make_bench: Any) -> None:
     from autodrag.checkpoint import save_generator
 
     save_generator(tmp_path / "classes", make_generator(c_dim=3))
@@ -70,7 +70,7 @@ def test_a_conditional_generator(make_generator: Callable[..., Any], tmp_path: P
     assert one.map(torch.zeros(4, 32), psi=1.0).shape == (4, 8, 32)
 
 
-def test_a_drag_is_timed_with_its_image(make_bench: Callable[..., Bench]) -> None:
+def test_time_of_a_drag_includes_its_image(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench("--methods", "none")
     latent = bench.latent(3)
     edited = bench.run("none", latent, Drag(torch.zeros(1, 2), torch.ones(1, 2)))

@@ -22,14 +22,14 @@ CPU = torch.device("cpu")
 
 
 def load(*options: str, net: LandmarkNet | None = None, image: tuple[int, int] = (32, 32)) -> Detector | None:
-    """The detector of options."""
+    """Load the detector chosen by options."""
     parser = argparse.ArgumentParser()
     add_options(parser)
     return load_detector(parser.parse_args(list(options)), net, image, CPU)
 
 
 class Brightest(nn.Module):
-    """The brightest pixel of the red channel, as (1, 1, 2)."""
+    """Returns the brightest pixel of the red channel, as (1, 1, 2)."""
 
     def forward(self, image: Tensor) -> Tensor:
         index = image[0, 0].flatten().argmax()
@@ -38,7 +38,7 @@ class Brightest(nn.Module):
 
 
 class Constant(nn.Module):
-    """A fixed answer."""
+    """Returns a fixed output."""
 
     def __init__(self, answer: Tensor) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Constant(nn.Module):
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[[nn.Module], str]:
-    """Saves a module as TorchScript."""
+    """Returns a function that saves a module as TorchScript."""
 
     def save(module: nn.Module) -> str:
         path = tmp_path / "model.pt"
@@ -73,25 +73,25 @@ def own_net(side: int = 32) -> LandmarkNet:
     return LandmarkNet(LandmarkConfig(resolution=side, width=8, depth=2, names=("nose", "chin"))).eval()
 
 
-def test_the_checkpoints_own() -> None:
+def test_landmark_net_of_the_checkpoint() -> None:
     net = own_net()
     detector = load(net=net)
     assert detector is not None and (detector.count, detector.identity) == (2, f"own {fingerprint(net.state_dict())}")
     found = detector(dot(3, 4))
     assert found is not None and torch.equal(found.points, net(dot(3, 4)).points[0].detach())
-    assert detector(dot(3, 4) * float("nan")) is None  # an image that a method has broken
+    assert detector(dot(3, 4) * float("nan")) is None  # a broken image, as a method may produce
 
 
-def test_none_at_all() -> None:
+def test_no_detector() -> None:
     assert load() is None
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint")
     add_options(parser)
-    with pytest.raises(AutodragError, match=r"there holds no landmarks.safetensors; train one with"):
+    with pytest.raises(AutodragError, match=r"there has no landmarks.safetensors; train one with"):
         require_detector(parser.parse_args(["--checkpoint", "there"]), None, (32, 32), CPU)
 
 
-def test_an_own_net_of_another_size() -> None:
+def test_landmark_net_for_another_image_size() -> None:
     with pytest.raises(AutodragError, match=r"takes images of 16x16 px.* makes 32x32; give --landmarks-size 16"):
         load(net=own_net(16))
     detector = load("--landmarks-size", "16", net=own_net(16))
@@ -108,13 +108,13 @@ def test_bad_paths(tmp_path: Path) -> None:
         load("--landmarks", str(tmp_path / "model.bin"))
 
 
-def test_torchscript_runs_only_where_it_is_trusted(
+def test_torchscript_needs_trust_torchscript(
     script: Callable[[nn.Module], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = script(Brightest())
     with monkeypatch.context() as patch:
         patch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("its code would run"))
-        with pytest.raises(AutodragError, match="loading it runs code of its maker; add --trust-torchscript"):
+        with pytest.raises(AutodragError, match="loading it executes its code; add --trust-torchscript"):
             load("--landmarks", path)
     detector = load("--landmarks", path, "--trust-torchscript")
     assert detector is not None and detector.count == 1 and detector.identity.startswith("model.pt ")
@@ -122,8 +122,8 @@ def test_torchscript_runs_only_where_it_is_trusted(
     assert found is not None and found.points.tolist() == [[20.0, 9.0]] and found.confidence is None
 
 
-def test_images_are_resized_and_points_come_back(script: Callable[[nn.Module], str]) -> None:
-    """Pixel 10 of 32 is the middle of pixels 20 and 21 of 64."""
+def test_images_are_resized_and_points_rescaled(script: Callable[[nn.Module], str]) -> None:
+    """The centre of pixel 10 of 32 lies midway between pixels 20 and 21 of 64."""
     options = ("--landmarks", script(Brightest()), "--trust-torchscript", "--landmarks-size", "64")
     detector = load(*options)
     assert detector is not None
@@ -140,12 +140,12 @@ def test_confidences(script: Callable[[nn.Module], str]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (1, 4, 5), (2, 4, 2), (1, 4)])
-def test_answers_of_another_shape(shape: tuple[int, ...], script: Callable[[nn.Module], str]) -> None:
+def test_outputs_of_wrong_shape(shape: tuple[int, ...], script: Callable[[nn.Module], str]) -> None:
     with pytest.raises(AutodragError, match=r"returns \(.*\); expected \(1, K, 2\)"):
         load("--landmarks", script(Constant(torch.zeros(shape))), "--trust-torchscript")
 
 
-def test_a_torchscript_model_of_another_size(script: Callable[[nn.Module], str]) -> None:
+def test_torchscript_model_for_another_image_size(script: Callable[[nn.Module], str]) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4), nn.Unflatten(1, (2, 2)))
     path = script(model)
     with pytest.raises(AutodragError, match=r"fails on an image of 32x32 px .*--landmarks-size"):
@@ -154,7 +154,7 @@ def test_a_torchscript_model_of_another_size(script: Callable[[nn.Module], str])
     assert detector is not None and detector.count == 2
 
 
-def test_a_file_that_is_no_torchscript(tmp_path: Path) -> None:
+def test_invalid_torchscript_file(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"no")
     with pytest.raises(AutodragError, match="is not a TorchScript file"):
         load("--landmarks", str(tmp_path / "model.pt"), "--trust-torchscript")
@@ -162,7 +162,7 @@ def test_a_file_that_is_no_torchscript(tmp_path: Path) -> None:
 
 @pytest.fixture
 def onnx_model(tmp_path: Path) -> str:
-    """An ONNX model for images of 16 px: two points, the means of the channels."""
+    """An ONNX model for images of 16 px, whose two points are channel means."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -193,18 +193,18 @@ def test_onnx(onnx_model: str) -> None:
     assert detector is not None and detector.count == 2
     image = torch.tensor([-0.5, 0.25, 1.0])[None, :, None, None].expand(1, 3, 32, 32)
     found = detector(image)
-    # Of 16 px, so twice as far apart at 32: 2 (p + 0.5) - 0.5.
+    # Points of the 16 px input are rescaled to 32 px: 2 (p + 0.5) - 0.5.
     assert found is not None and found.points.tolist() == [[-0.5, 1.0], [1.0, 2.5]]
 
 
-def test_a_file_that_is_no_onnx(tmp_path: Path) -> None:
+def test_invalid_onnx_file(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no")
-    with pytest.raises(AutodragError, match="is not an ONNX model that can be run"):
+    with pytest.raises(AutodragError, match="cannot be loaded as an ONNX model"):
         load("--landmarks", str(tmp_path / "model.onnx"))
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("dlib", ".dat"), ("onnxruntime", ".onnx")])
-def test_packages_that_are_missing(name: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages(name: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"no")
     monkeypatch.setitem(sys.modules, name, None)
@@ -213,7 +213,7 @@ def test_packages_that_are_missing(name: str, suffix: str, tmp_path: Path, monke
 
 
 class FakeDlib:
-    """As much of dlib as is used: two faces in every image that is not black."""
+    """A fake of the used functions of dlib. It detects two faces in every image that is not black."""
 
     seen: tuple[int, ...] = ()
     upsampled = -1
@@ -242,7 +242,7 @@ class FakeDlib:
 
 
 def test_dlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dlib = ModuleType("dlib")  # the real one is a long build
+    dlib = ModuleType("dlib")  # building the real dlib takes long
     vars(dlib).update(vars(FakeDlib))
     monkeypatch.setitem(sys.modules, "dlib", dlib)
     path = tmp_path / "shape.dat"
@@ -251,7 +251,10 @@ def test_dlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert detector is not None and detector.count == 68
     found = detector(dot(3, 4))
     assert found is not None and found.confidence == 1.5
-    assert found.points.shape == (68, 2) and found.points[3].tolist() == [203.0, 6.0]  # in the surest face
+    assert found.points.shape == (68, 2) and found.points[3].tolist() == [
+        203.0,
+        6.0,
+    ]  # the best face
     assert FakeDlib.seen == (32, 32, 3) and FakeDlib.upsampled == 1
     assert detector(torch.full((1, 3, 32, 32), -1.0)) is None
     path.write_bytes(b"broken")

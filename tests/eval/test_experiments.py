@@ -1,4 +1,4 @@
-"""Every experiment from its command line to its files, on tiny networks."""
+"""All experiments, from the command line to the written files, on tiny networks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMON = ["--pairs", "2", "--steps", "2", "--device", "cpu", "--jobs", "1"]
 
 
 def run(protocol: str, checkpoint: Path, out: Path, *options: str) -> int:
-    """The command line's exit code."""
+    """Run an experiment and return the exit code."""
     return main(["eval", protocol, "--checkpoint", str(checkpoint), "--out", str(out), *COMMON, *options])
 
 
@@ -35,7 +35,7 @@ def table(out: Path) -> list[dict[str, Any]]:
 
 
 def untimed(value: Any) -> Any:
-    """A table without its times, which no seed repeats."""
+    """A table without its times, which are not reproducible."""
     if isinstance(value, list):
         return [untimed(item) for item in value]
     if isinstance(value, dict):
@@ -57,7 +57,7 @@ def untimed(value: Any) -> Any:
         ("ccsd", [], {"sheet-1.png"}),
     ],
 )
-def test_a_run_and_the_same_run_again(
+def test_run_resume_and_repeat(
     protocol: str,
     options: list[str],
     files: set[str],
@@ -73,12 +73,12 @@ def test_a_run_and_the_same_run_again(
     first, lines = table(out), (out / "drags.jsonl").read_text().splitlines()
     assert {row["method"] for row in first} == {"none", "refine"} and all(row["drags"] == 2 for row in first)
 
-    # It was interrupted in its last drag, and goes on: the table is made of the same lines.
+    # After an interruption in the last drag, the resumed run gives the same table.
     (out / "drags.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:30])
     assert run(protocol, landmark_checkpoint, out, "--methods", "none,refine", *options) == 0
     assert untimed(table(out)) == untimed(first)
 
-    # Another method joins; another seed is another run, and the same seed elsewhere gives the same table.
+    # Methods can be added. Another seed is refused, and the same seed in another folder gives the same table.
     assert run(protocol, landmark_checkpoint, out, "--methods", "draggan", *options) == 0
     assert len((out / "drags.jsonl").read_text().splitlines()) == len(lines) // 2 * 3
     joined = table(out)
@@ -86,12 +86,12 @@ def test_a_run_and_the_same_run_again(
     assert len(joined) == len(first) // 2 * 3
     capsys.readouterr()
     assert run(protocol, landmark_checkpoint, out, "--methods", "none", "--seed", "1", *options) == 2
-    assert "holds a run with seed 0, and this one has 1" in capsys.readouterr().err
+    assert "holds a run with seed 0, but this run has 1" in capsys.readouterr().err
     assert run(protocol, landmark_checkpoint, tmp_path / "again", "--methods", "none,refine", *options) == 0
     assert untimed(table(tmp_path / "again")) == untimed(first)
 
 
-def test_a_predictor_that_was_trained_again_is_another_method(
+def test_retrained_predictor_is_refused(
     tiny_generator: Generator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, folder = tmp_path / "run", tmp_path / "learned"
@@ -99,19 +99,19 @@ def test_a_predictor_that_was_trained_again_is_another_method(
     assert run("paired", folder, out, "--methods", "predict", "--points", "2") == 0
     save_learned(folder, tiny_generator, tiny_nets(tiny_generator, push=0.1))
     capsys.readouterr()
-    for methods in ("predict", "none"):  # its old row would be in the table of the others, too
+    for methods in ("predict", "none"):  # the table would contain the old row of predict
         assert run("paired", folder, out, "--methods", methods, "--points", "2") == 2
         said = capsys.readouterr().err
-        assert "holds drags of the method 'predict' from before" in said and said.count("\n") == 1
+        assert "settings of method 'predict' have changed" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("protocol", ["paired", "mdd", "ccsd"])
-def test_a_checkpoint_without_landmarks(protocol: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoint_without_landmark_net(protocol: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert run(protocol, tiny_checkpoint, tmp_path / "run", "--methods", "none,refine") == 0
     assert json.loads((tmp_path / "run" / "setup.json").read_text())["flow"] == "dis"
 
 
-def test_none_keeps_its_distance_and_its_image(landmark_checkpoint: Path, tmp_path: Path) -> None:
+def test_results_of_method_none(landmark_checkpoint: Path, tmp_path: Path) -> None:
     assert run("landmarks", landmark_checkpoint, tmp_path / "landmarks", "--methods", "none") == 0
     (row,) = table(tmp_path / "landmarks")
     assert row["share_of_none"] == pytest.approx(1.0) and row["frechet"] == pytest.approx(0.0, abs=1e-6)
@@ -125,7 +125,7 @@ def test_none_keeps_its_distance_and_its_image(landmark_checkpoint: Path, tmp_pa
 
 BAD = [
     ("landmarks", ["--methods", "magic"], "method 'magic' is unknown"),
-    ("landmarks", ["--methods", "none,userlt"], "holds no userlt.safetensors"),
+    ("landmarks", ["--methods", "none,userlt"], "has no userlt.safetensors"),
     ("landmarks", ["--methods", "predict"], "need a predict"),
     ("landmarks", ["--points", "4"], "--points 4: expected numbers from 1 to 3"),
     ("landmarks", ["--jobs", "0"], "--jobs 0: expected at least 1"),
@@ -134,18 +134,18 @@ BAD = [
     ("landmarks", ["--metrics", "torchmetrics"], "FID needs"),
     ("paired", ["--metrics", "torchmetrics"], "LPIPS needs"),
     ("paired", ["--flow", "raft"], "RAFT needs"),
-    ("paired", ["--perturb", "0"], "expected a share in"),
+    ("paired", ["--perturb", "0"], "expected a fraction in"),
     ("mdd", ["--stop", "never"], "--stop never: expected"),
     ("ccsd", ["--points", "many"], "--points many: expected"),
     ("speed", ["--methods", "magic"], "method 'magic' is unknown"),
-    ("speed", ["--methods", "userlt"], "holds no userlt.safetensors"),
+    ("speed", ["--methods", "userlt"], "has no userlt.safetensors"),
     ("speed", ["--dtypes", "float8"], "--dtypes float8: expected"),
     ("speed", ["--max-steps", "1"], "--max-steps 1 --threads"),
 ]
 
 
 @pytest.mark.parametrize(("protocol", "options", "sentence"), BAD)
-def test_bad_input_ends_before_the_long_work(
+def test_invalid_input_is_refused_before_the_measurements(
     protocol: str,
     options: list[str],
     sentence: str,
@@ -155,7 +155,7 @@ def test_bad_input_ends_before_the_long_work(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("autodrag.eval.bench.Bench.image", lambda *_: pytest.fail("the work has begun"))
+    monkeypatch.setattr("autodrag.eval.bench.Bench.image", lambda *_: pytest.fail("the measurements have started"))
     shared = ["--out", str(tmp_path / "run"), "--checkpoint", str(landmark_checkpoint)]
     assert main(["eval", protocol, *shared, *options]) == 2
     said = capsys.readouterr().err
@@ -165,11 +165,11 @@ def test_bad_input_ends_before_the_long_work(
 
 def test_landmarks_need_a_model(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("landmarks", tiny_checkpoint, tmp_path / "run") == 2
-    assert "holds no landmarks.safetensors; train one with autodrag train landmarks" in capsys.readouterr().err
+    assert "has no landmarks.safetensors; train one with autodrag train landmarks" in capsys.readouterr().err
 
 
-def test_landmark_rows_by_hand(landmark_checkpoint: Path, tmp_path: Path) -> None:
-    """Four results, of which one has no face and one a landmark far from where it usually is."""
+def test_landmark_rows_of_known_records(landmark_checkpoint: Path, tmp_path: Path) -> None:
+    """Four results; one has no face, and one has a landmark far from its usual position."""
     words = ["--checkpoint", str(landmark_checkpoint), "--out", str(tmp_path), "--methods", "none", *COMMON]
     experiment = landmarks.LandmarkExperiment(parse(landmarks.LandmarkExperiment, words))
     usual = [[[4.0, 5.0]] * 3, [[6.0, 5.0]] * 3]
@@ -182,21 +182,21 @@ def test_landmark_rows_by_hand(landmark_checkpoint: Path, tmp_path: Path) -> Non
     assert before["share_of_none"] == 1.0 and (before["drags"], after["drags"]) == (2, 4)
     assert after["distance"]["mean"] == pytest.approx(3.0) and after["distance"]["count"] == 3
     assert after["share_of_none"] == pytest.approx(0.3) and after["mean_steps"] == 3
-    assert after["torn"] == 0.5  # one without a face, one with a strange one
-    assert after["frechet"] == pytest.approx((1 - 0.85) ** 2 + 1 + 0.005, abs=1e-6)  # means, and the trace of one
+    assert after["torn"] == 0.5  # one result without a face, one with an unlikely shape
+    assert after["frechet"] == pytest.approx((1 - 0.85) ** 2 + 1 + 0.005, abs=1e-6)  # means and traces
     text = markdown(list(experiment.columns), cells(experiment.columns, [before, after]))
     assert "| 1 | refine | 3.00 ± 0.58 | 3.00 (2.50–3.50) | 1.00 ± 0.00 |" in text and "| 30% | 3 |" in text
 
 
-def test_torn_by_hand() -> None:
-    """(x - 5)^2 / 2 + (y - 5)^2 / 0.001 is strange above 0.5."""
+def test_torn_share_of_known_shapes() -> None:
+    """The limit of (x - 5)^2 / 2 + (y - 5)^2 / 0.001 is 0.5."""
     usual = torch.tensor([[[4.0, 5.0]], [[6.0, 5.0]]])
     assert landmarks.torn_share([[[5.0, 5.01]], [[5.0, 5.1]], None, [[5.5, 5.01]]], usual) == 0.5
     assert landmarks.torn_share([None], usual[:1]) is None and landmarks.torn_share([None], usual[:0]) is None
 
 
-def test_usual_images_are_in_no_pair(make_bench: Callable[..., Bench]) -> None:
-    """A face that is not found is left out."""
+def test_usual_images_do_not_occur_in_pairs(make_bench: Callable[..., Bench]) -> None:
+    """Images without a detected face are skipped."""
     drawn: list[torch.Tensor] = []
 
     class EverySecond:
@@ -212,7 +212,7 @@ def test_usual_images_are_in_no_pair(make_bench: Callable[..., Bench]) -> None:
     assert all(not torch.allclose(image, one) for image in drawn for one in seen)
 
 
-def test_decay_measures_only_the_moments_that_a_curve_shows() -> None:
+def test_decay_measures_only_moments_shown_by_a_curve() -> None:
     moments = [(0.0005 * k, Layers.of(torch.full((1, 1, 1), float(k)))) for k in range(2000)]
     thinned = mdd.thin(moments)
     assert len(thinned) < 30 and thinned[-1] is moments[-1]
@@ -221,12 +221,12 @@ def test_decay_measures_only_the_moments_that_a_curve_shows() -> None:
         assert last in [seconds for seconds, _ in thinned]
 
 
-def test_times_of_the_table_are_on_the_curve() -> None:
+def test_times_of_the_table_are_a_subset_of_the_curve() -> None:
     assert set(mdd.SHOWN) <= set(mdd.TIMES) and mdd.TIMES[0] == 0.001 and mdd.TIMES[-1] == 100
 
 
-def test_a_foreign_landmark_model(landmark_checkpoint: Path, tmp_path: Path) -> None:
-    """The images' own net exported to ONNX would do; a net that sees one point in the middle does, too."""
+def test_onnx_landmark_model(landmark_checkpoint: Path, tmp_path: Path) -> None:
+    """An ONNX model with two points near the centre of the image."""
     from onnx import TensorProto, helper, save
 
     nodes = [

@@ -1,4 +1,4 @@
-"""Flow of known motions."""
+"""Optical flow of known motions."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ def test_expansion_of_known_flows() -> None:
     assert log_expansion(turn) == pytest.approx(np.zeros((12, 10)), abs=1e-5)
 
 
-def test_raft_says_what_it_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raft_names_missing_packages_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         with pytest.raises(AutodragError, match="RAFT needs the package torchvision; install it"):
             RaftFlow(CPU)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(AutodragError, match=r"RAFT needs its weights at .*raft_large.*get them from https"):
+    with pytest.raises(AutodragError, match=r"RAFT needs its weights at .*raft_large.*get it from https"):
         RaftFlow(CPU)
     with pytest.raises(AutodragError, match=r"RAFT needs its weights at .*mine.pth"):
         RaftFlow(CPU, tmp_path / "mine.pth")
 
 
-def test_a_torchvision_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incompatible_torchvision_gives_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     weights = tmp_path / "mine.pth"
     weights.touch()
-    with pytest.raises(AutodragError, match=r"torchvision cannot be imported .*; install the one of this torch"):
+    with pytest.raises(AutodragError, match=r"torchvision cannot be imported .*; install the version"):
         RaftFlow(CPU, weights)
 
 
 class FakeNet(torch.nn.Module):
-    """Answers every pair with a flow of one tenth of the images' size."""
+    """Returns a flow of a tenth of the image size for every pair."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class FakeNet(torch.nn.Module):
 
 
 def test_raft_flows_are_in_pixels_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for torchvision's network: sizes, scaling, and weights that do not fit."""
+    """Sizes, scaling and wrong weights, with a fake of torchvision's network."""
     from types import ModuleType
 
     fake = ModuleType("torchvision.models.optical_flow")
@@ -96,5 +96,5 @@ def test_raft_flows_are_in_pixels_of_the_images(tmp_path: Path, monkeypatch: pyt
     assert flow.shape == (60, 100, 2)
     assert flow.reshape(-1, 2).mean(axis=0) == pytest.approx([10.0, -12.0], abs=1e-3)
     for path in (bad, Path(__file__)):
-        with pytest.raises(AutodragError, match="does not hold the weights of RAFT"):
+        with pytest.raises(AutodragError, match="does not contain the weights of RAFT"):
             RaftFlow(CPU, path)

@@ -22,27 +22,27 @@ def test_records_are_found_by_their_task(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(1, 200))
-def test_a_torn_last_line_is_removed(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_incomplete_last_line_is_removed(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("torn")
     text = "".join(json.dumps(task | {"value": 1}) + "\n" for task in TASKS).encode()
     (folder / LOG).write_bytes(text[:-cut])
     whole = text[:-cut].count(b"\n")
     assert [record["pair"] for record in read_log(folder)] == [task["pair"] for task in TASKS[:whole]]
-    append(folder, TASKS[0])  # begins on a line of its own
+    append(folder, TASKS[0])  # starts on a new line
     assert len(read_log(folder)) == whole + 1
 
 
 @pytest.mark.parametrize("line", ["{broken}", "[1]", ""])
-def test_a_broken_line_within_is_named(line: str, tmp_path: Path) -> None:
+def test_error_names_an_invalid_line(line: str, tmp_path: Path) -> None:
     (tmp_path / LOG).write_text(f'{{"method": "a"}}\n{line}\n{{"method": "b"}}\n')
     with pytest.raises(AutodragError, match=r"line 2 of '.*drags.jsonl' is not a JSON object"):
         read_log(tmp_path)
 
 
-def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
+def test_other_settings_are_refused(tmp_path: Path) -> None:
     claim(tmp_path, {"seed": 0, "sizes": (1, 2)})
     claim(tmp_path, {"seed": 0, "sizes": (1, 2)})
-    with pytest.raises(AutodragError, match="holds a run with seed 0, and this one has 1"):
+    with pytest.raises(AutodragError, match="holds a run with seed 0, but this run has 1"):
         claim(tmp_path, {"seed": 1, "sizes": (1, 2)})
     for text in ("{", "[]", '{"seed": 0}'):
         (tmp_path / "setup.json").write_text(text)
@@ -50,10 +50,10 @@ def test_a_folder_belongs_to_its_settings(tmp_path: Path) -> None:
             claim(tmp_path, {"seed": 0})
 
 
-def test_methods_join_a_folder_and_must_stay_the_same(tmp_path: Path) -> None:
+def test_methods_can_be_added_but_must_not_change(tmp_path: Path) -> None:
     identities = {"refine": "1", "predict": "2", "userlt": "3"}
     claim(tmp_path, {"seed": 0}, identities, ["predict"])
-    claim(tmp_path, {"seed": 0}, identities | {"userlt": "4"}, ["refine"])  # not measured here
+    claim(tmp_path, {"seed": 0}, identities | {"userlt": "4"}, ["refine"])  # method without measured drags
     assert json.loads((tmp_path / "setup.json").read_text())["methods"] == {"predict": "2", "refine": "1"}
-    with pytest.raises(AutodragError, match=r"'predict' from before its networks or settings changed; choose .* --out"):
-        claim(tmp_path, {"seed": 0}, identities | {"predict": "5"}, ["refine"])  # its rows would stay in the table
+    with pytest.raises(AutodragError, match=r"method 'predict' have changed since .*; choose another --out"):
+        claim(tmp_path, {"seed": 0}, identities | {"predict": "5"}, ["refine"])  # its old rows would remain

@@ -62,7 +62,7 @@ def test_a_hull_of_few_points() -> None:
 # --- measures --------------------------------------------------------------------------------------------------------
 
 
-def test_change_is_measured_outside_alone() -> None:
+def test_change_is_measured_only_outside_the_mask() -> None:
     before, mask = np.full((4, 4, 3), 100, dtype=np.uint8), np.zeros((4, 4), dtype=bool)
     mask[:, :2] = True
     after = before.copy()

@@ -32,17 +32,17 @@ def test_names_are_checked() -> None:
     check_names(["none", "draggan"])
     with pytest.raises(AutodragError, match="method 'magic' is unknown; expected some of none, draggan"):
         check_names(["none", "magic"])
-    with pytest.raises(AutodragError, match="'none' is named twice"):
+    with pytest.raises(AutodragError, match="'none' is given twice"):
         check_names(["none", "none"])
 
 
 @pytest.mark.parametrize("name", ["userlt", "predict", "both"])
-def test_a_missing_net_is_named(name: str, tiny_generator: Generator, tiny_checkpoint: Path) -> None:
+def test_error_names_the_checkpoint(name: str, tiny_generator: Generator, tiny_checkpoint: Path) -> None:
     with pytest.raises(AutodragError, match=str(tiny_checkpoint)):
         make_methods([name], tiny_generator, tiny_checkpoint, Limits())
 
 
-def test_by_default_all_that_can_run(tiny_generator: Generator, tiny_checkpoint: Path) -> None:
+def test_default_methods_are_all_that_the_checkpoint_supports(tiny_generator: Generator, tiny_checkpoint: Path) -> None:
     assert list(make_methods(None, tiny_generator, tiny_checkpoint, Limits())) == [
         "none",
         "draggan",
@@ -52,7 +52,7 @@ def test_by_default_all_that_can_run(tiny_generator: Generator, tiny_checkpoint:
 
 
 @pytest.mark.parametrize("name", ["draggan", "refine", "freedrag"])
-def test_methods_keep_to_the_steps_and_tell_what_they_do(
+def test_methods_respect_the_step_limit_and_report_their_steps(
     name: str, tiny_generator: Generator, tiny_checkpoint: Path
 ) -> None:
     latent = tiny_generator.map(seed_z(0, 32), psi=0.7)
@@ -68,9 +68,7 @@ def test_methods_keep_to_the_steps_and_tell_what_they_do(
 
 
 @pytest.mark.parametrize("regularizer", [True, False])
-def test_a_predictor_runs_with_the_regularizer_that_it_was_trained_with(
-    tmp_path: Path, tiny_generator: Generator, regularizer: bool
-) -> None:
+def test_predictor_runs_with_its_regularizer(tmp_path: Path, tiny_generator: Generator, regularizer: bool) -> None:
     save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator, regularizer=regularizer))
     latent, points = tiny_generator.map(seed_z(0, 32), psi=0.7), torch.tensor([[8.0, 8.0]])
     method = make_methods(["predict"], tiny_generator, tmp_path, Limits())["predict"]
@@ -81,17 +79,17 @@ def test_a_predictor_runs_with_the_regularizer_that_it_was_trained_with(
             make_methods(["both"], tiny_generator, tmp_path, Limits())
 
 
-def test_none_does_nothing(tiny_generator: Generator, tiny_checkpoint: Path) -> None:
+def test_method_none_does_nothing(tiny_generator: Generator, tiny_checkpoint: Path) -> None:
     latent = tiny_generator.map(seed_z(0, 32))
     points = torch.tensor([[8.0, 8.0]])
     result = METHODS["none"](tiny_generator, tiny_checkpoint, Limits())(latent, Drag(points, points + 4))
     assert result == MethodResult(latent, 0, "none")
 
 
-def test_identities_follow_networks_and_settings(tmp_path: Path) -> None:
+def test_identities_change_with_networks_and_settings(tmp_path: Path) -> None:
     before = identities(tmp_path, (64, 64))
     assert set(before) == set(METHODS) and before == identities(tmp_path, (64, 64))
-    assert before != identities(tmp_path, (128, 128))  # other presets
+    assert before != identities(tmp_path, (128, 128))  # the presets differ
     (tmp_path / "predictor.safetensors").write_bytes(b"one")
     after = identities(tmp_path, (64, 64))
     assert {name for name in METHODS if after[name] != before[name]} == {"predict", "both"}

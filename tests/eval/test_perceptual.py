@@ -33,39 +33,39 @@ def test_missing_weights_are_named(hub: Path) -> None:
     assert path_of(SOME) == hub / "net-1a2b3c4d.pth"
 
 
-def test_weights_must_be_the_known_file(hub: Path) -> None:
+def test_hash_of_the_weight_file_is_checked(hub: Path) -> None:
     (hub / SOME.file).write_bytes(b"abc")
     with pytest.raises(AutodragError, match="its hash differs"):
         require(SOME)
 
 
 def known(hub: Path, value: object, *packages: str) -> Weights:
-    """A saved value, known by its hash."""
+    """Save a value to a file with its hash in the name."""
     torch.save(value, hub / "net.pth")
     digest = hashlib.sha256((hub / "net.pth").read_bytes()).hexdigest()
     (hub / "net.pth").rename(hub / f"net-{digest[:8]}.pth")
     return Weights("Some metric", f"net-{digest[:8]}.pth", SOME.url, packages)
 
 
-def test_weights_that_are_there(hub: Path) -> None:
+def test_missing_package_for_existing_weights(hub: Path) -> None:
     require(known(hub, {"weight": torch.zeros(2)}, "torch"))
     with pytest.raises(AutodragError, match=r"needs the package no_such_package .*pip install 'autodrag\[eval\]'"):
         require(known(hub, {"weight": torch.ones(2)}, "torch", "no_such_package"))
 
 
 class Code:
-    """Unpickles as a call, which must not happen."""
+    """Would execute a call when unpickled."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return pytest.fail, ("it ran",)
 
 
-def test_weights_may_carry_no_code(hub: Path) -> None:
-    with pytest.raises(AutodragError, match="is not a plain file of weights"):
+def test_weight_files_with_code_are_refused(hub: Path) -> None:
+    with pytest.raises(AutodragError, match="is not a plain weight file"):
         require(known(hub, {"weight": Code()}, "torch"))
 
 
-def test_published_metrics_are_refused_without_their_weights() -> None:
+def test_published_metrics_need_their_weights() -> None:
     with pytest.raises(AutodragError, match=r"LPIPS needs its weights at .*alexnet"):
         similarities("torchmetrics", CPU)
     with pytest.raises(AutodragError, match=r"FID needs its weights at .*inception"):
@@ -74,7 +74,7 @@ def test_published_metrics_are_refused_without_their_weights() -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "own"])
-def test_our_own_metrics(choice: str) -> None:
+def test_own_metrics(choice: str) -> None:
     measures = similarities(choice, CPU)
     assert list(measures) == ["mse", "ssim"]
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -86,7 +86,7 @@ def test_our_own_metrics(choice: str) -> None:
     assert torch.equal(features.of(image), net(image).features[0])
 
 
-def test_lpips_is_added_where_it_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_is_added_if_available(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], float]:
         return lambda a, b: 0.25
 
@@ -96,7 +96,7 @@ def test_lpips_is_added_where_it_is_available(monkeypatch: pytest.MonkeyPatch) -
     assert list(similarities("own", CPU)) == ["mse", "ssim"]
 
 
-def test_scores_are_printed_as_the_papers_do() -> None:
+def test_scores_are_printed_as_in_the_papers() -> None:
     """MSE times 100, LPIPS times 10."""
     assert {name: measure.factor for name, measure in MEASURES.items()} == {"mse": 100, "lpips": 10, "ssim": 1}
     assert [measure.title for measure in MEASURES.values()][:2] == ["MSE × 10²", "LPIPS × 10"]

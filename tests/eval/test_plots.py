@@ -23,20 +23,20 @@ RECORDS: list[Record] = [
 ]
 
 
-def test_plots_are_pictures(tmp_path: Path) -> None:
+def test_plots_are_written_as_images(tmp_path: Path) -> None:
     plot_distances([*RECORDS, RECORDS[0] | {"distance": None}], tmp_path / "distance.png", "one point")
     plot_decay({"a": [[1.0, 0.5], [1.0, 0.4]], "b": [[1.0, 1.0]]}, [0.1, 1.0], tmp_path / "decay.png", "one point")
     for name in ("distance", "decay"):
         image = read_image(tmp_path / f"{name}.png")
-        assert image.shape[0] > 300 and image.std() > 5  # there is something on it
+        assert image.shape[0] > 300 and image.std() > 5  # the image is not empty
 
 
-def test_without_matplotlib_a_plot_is_left_out(
+def test_plots_are_skipped_without_matplotlib(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     plot_distances(RECORDS, tmp_path / "distance.png", "one point")
-    assert "distance.png is left out: it needs matplotlib" in capsys.readouterr().err
+    assert "distance.png is skipped: it needs matplotlib" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -65,5 +65,5 @@ def test_sheet(make_bench: Callable[..., Bench], tmp_path: Path) -> None:
     assert sheet.shape == (header + CELL_PX, columns * (CELL_PX + gap) - gap, 3)
     cells = [sheet[header:, c * (CELL_PX + gap) :][:, :CELL_PX] for c in range(columns)]
     red = [bool((cell == RED).all(axis=2).any()) for cell in cells]
-    assert red == [True, True, False] * 2  # points are drawn where they were found
+    assert red == [True, True, False] * 2  # detected points are drawn
     assert sheet[:header].min() < 100  # names

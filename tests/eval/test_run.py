@@ -1,4 +1,4 @@
-"""The steps that all experiments share: records, rows, and processes."""
+"""Shared parts of all experiments: records, rows and processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(out: Path, method: str, points: int, pairs: Sequence[int]) -> None:
         append(out, {"method": method, "points": points, "pair": pair})
 
 
-def test_a_table_holds_the_groups_in_which_no_pair_is_missing(tmp_path: Path) -> None:
+def test_table_skips_groups_with_missing_pairs(tmp_path: Path) -> None:
     write(tmp_path, "none", 1, (1, 0))
     write(tmp_path, "refine", 1, (0,))  # still running
     write(tmp_path, "none", 5, (0, 1, 2))
@@ -55,14 +55,14 @@ def records(out: Path) -> list[dict[str, Any]]:
     return sorted(lines, key=lambda line: (line["points"], line["pair"], line["method"]))
 
 
-def test_two_processes_measure_what_one_does_and_continue_its_run(
+def test_two_processes_resume_a_run_with_equal_results(
     landmark_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert main(words(landmark_checkpoint, one, "--jobs", "1", "--results", str(tmp_path / "table.json"))) == 0
     lines = (one / "drags.jsonl").read_bytes().splitlines(keepends=True)
     shutil.copytree(one, two)
-    (two / "drags.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])  # interrupted within a line
+    (two / "drags.jsonl").write_bytes(b"".join(lines[:5]) + lines[5][:20])  # interrupted while writing a line
     capsys.readouterr()
     assert main(words(landmark_checkpoint, two, "--jobs", "2")) == 0
     printed = capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_two_processes_measure_what_one_does_and_continue_its_run(
     assert table.command.startswith(f"autodrag eval landmarks --checkpoint {landmark_checkpoint}")
 
 
-def test_an_interrupt_ends_all_processes_and_keeps_the_measured_rows(landmark_checkpoint: Path, tmp_path: Path) -> None:
+def test_interrupt_ends_all_processes_and_keeps_the_records(landmark_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     slow = ["--pairs", "300", "--steps", "300", "--methods", "draggan", "--points", "1", "--jobs", "2"]
     command = [sys.executable, "-m", "autodrag.cli", *words(landmark_checkpoint, out), *slow]
@@ -92,19 +92,19 @@ def test_an_interrupt_ends_all_processes_and_keeps_the_measured_rows(landmark_ch
     while not (log.exists() and log.read_bytes().count(b"\n") > 4):
         assert running.poll() is None
         time.sleep(0.05)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130 and "Traceback" not in said
     end = time.monotonic() + 60
     with pytest.raises(ProcessLookupError):
-        while time.monotonic() < end:  # the last process of the group may still be ending
+        while time.monotonic() < end:  # the last process of the group may still be exiting
             os.killpg(running.pid, 0)
             time.sleep(0.05)
-    pairs = [record["pair"] for record in records(out)]  # whole lines
+    pairs = [record["pair"] for record in records(out)]  # all lines are complete
     assert 4 < len(pairs) == len(set(pairs)) < 300, "each pair once, and not all"
 
 
-@pytest.mark.filterwarnings("ignore")  # Ray's own
+@pytest.mark.filterwarnings("ignore")  # warnings of Ray itself
 def test_a_run_on_ray(landmark_checkpoint: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     options = ["--pairs", "1", "--points", "1", "--engine", "ray", "--jobs", "1"]

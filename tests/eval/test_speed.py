@@ -1,4 +1,4 @@
-"""Measurements of time: what is measured, and one process for each row."""
+"""Time measurements, with one process per row."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from autodrag.eval.methods import METHODS
 from autodrag.eval.speed import Extent, Row
 
 
-def test_the_methods_are_in_the_table() -> None:
+def test_measured_methods_exist() -> None:
     assert set(speed.ONE_SHOT) | set(speed.STEPWISE) <= set(METHODS)
 
 
 def test_a_step_and_a_synthesis(landmark_checkpoint: Path) -> None:
     extent = Extent(str(landmark_checkpoint), 32768, rounds=2, max_steps=4, threads=1)
     record = speed.measure(Row(32, "refine", "cpu", "bfloat16", False), extent)
-    assert record["measured"] == 2  # one mean for each round after the one that warms up
+    assert record["measured"] == 2  # one mean per round, without the warm-up round
     assert 0 < record["synthesis_s"][0] <= record["synthesis_s"][2]
     assert record["ratio"] == pytest.approx(record["work_s"][1] / record["synthesis_s"][1])
     assert record["memory_mb"] > 50
 
 
-def test_a_predictor_of_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the paper's depth; narrow here, and so small that the image must cost something beside it."""
+def test_predictor_with_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A predictor of the paper's depth, but narrow, so that the synthesis takes a measurable part of the time."""
     from autodrag.nets.predictor import PredictorConfig
     from autodrag.nets.regularizer import RegularizerConfig
 
@@ -42,17 +42,17 @@ def test_a_predictor_of_random_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nets.regularizer is not None
     assert nets.predictor.config.image == generator.config.image_size
     record = speed.measure(Row(32, "predict", "cpu", "float32", False), extent)
-    assert record["measured"] == 2 and record["ratio"] > 1  # two rounds of synthesis, and two networks
+    assert record["measured"] == 2 and record["ratio"] > 1  # an edit contains two rounds of synthesis and both networks
 
 
-def test_random_weights_have_the_published_shape() -> None:
+def test_random_weights_have_the_published_sizes() -> None:
     extent = Extent(None, 4096, 1, 3, 1)
     generator, again = extent.open_generator(64), extent.open_generator(64)
     assert generator.config.resolution == 64 and generator.config.w_dim == 512
     assert torch.equal(generator.map(torch.ones(1, 512)), again.map(torch.ones(1, 512)))
 
 
-def test_every_row_has_a_process_and_is_kept(
+def test_rows_run_in_separate_processes_and_are_stored(
     landmark_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, results = tmp_path / "run", tmp_path / "speed.json"
@@ -68,7 +68,7 @@ def test_every_row_has_a_process_and_is_kept(
     assert "| 32 | cpu | float32 | refine step | " in capsys.readouterr().out
 
 
-def test_a_row_that_fails_is_named() -> None:
+def test_error_names_the_failed_row() -> None:
     extent = Extent(None, 256, rounds=1, max_steps=3, threads=1)
     row = Row(32, "refine", "cuda:99", "float32", False)
     with pytest.raises(AutodragError, match="refine at 32 px on cuda:99 failed: device 'cuda:99' cannot be used here"):

@@ -9,7 +9,7 @@ from autodrag.eval.tables import Columns, Measure, cells, markdown, optional, qu
 
 
 def test_summary() -> None:
-    """Of 1 to 5: variance 2.5, so that the standard error of the mean is the root of a half."""
+    """The values 1 to 5 have variance 2.5, so the standard error of the mean is sqrt(0.5)."""
     values = summary([5.0, 1.0, 2.0, 3.0, 4.0])
     assert values is not None
     assert (values["count"], values["mean"], values["quartiles"]) == (5, 3.0, [2.0, 3.0, 4.0])
@@ -25,7 +25,7 @@ def test_quartiles() -> None:
 
 
 def test_columns_of_a_measure() -> None:
-    """MSE is printed times 100."""
+    """MSE is printed multiplied by 100."""
     columns = Measure("MSE", 1, factor=100.0).columns("mse")
     assert list(columns) == ["MSE, mean ± SE", "MSE, median (quartiles)"]
     rows: list[dict[str, Any]] = [{"mse": summary([0.01, 0.03])}, {"mse": None}]

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def source_options(*options: str) -> argparse.Namespace:
-    """Options as a command line reads them."""
+    """Parse command-line options."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--points")
     add_source_options(parser)
@@ -35,7 +35,7 @@ def source_options(*options: str) -> argparse.Namespace:
 
 
 class FakeDetector:
-    """Finds four points, of which one lies outside of the frame, that move with the image's mean."""
+    """Detects four points that move with the mean of the image; one of them lies outside the image."""
 
     count, identity = 4, "fake"
 
@@ -54,16 +54,16 @@ def test_pairs_of_landmarks(make_bench: Callable[..., Bench]) -> None:
     pairs = landmark_pairs(bench, FakeDetector())
     assert [pair.seed for pair in pairs] == [1_000_000, 1_000_002, 1_000_004]
     for pair in pairs:
-        assert sorted(pair.order) == [0, 1, 3]  # x = 31.5 is outside of the centres of pixels
+        assert sorted(pair.order) == [0, 1, 3]  # x = 31.5 is beyond the last pixel centre
         assert torch.equal(pair.latent, bench.generator.map(seed_z(pair.seed, 32), psi=0.7))
         chosen, drag = pair.chosen(2), pair.drag(2, CPU)
         assert chosen == list(pair.order[:2])
         assert torch.equal(drag.handles, pair.source[chosen]) and torch.equal(drag.targets, pair.target[chosen])
     again = landmark_pairs(make_bench("--methods", "none", "--pairs", "2"), FakeDetector())
-    assert [pair.order for pair in again] == [pair.order for pair in pairs[:2]]  # a longer run begins alike
+    assert [pair.order for pair in again] == [pair.order for pair in pairs[:2]]  # as in a longer run
 
 
-def test_images_without_landmarks_are_left_out(make_bench: Callable[..., Bench]) -> None:
+def test_images_without_landmarks_are_skipped(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench("--methods", "none")
     assert [pair.seed for pair in landmark_pairs(bench, FakeDetector(blind=1))] == [1_000_002]
     with pytest.raises(AutodragError, match="finds nothing in 2 pairs"):
@@ -85,16 +85,16 @@ def test_perturbation_is_the_published_formula(make_bench: Callable[..., Bench])
 
 
 @pytest.mark.parametrize("values", [(0.0, 6), (1.5, 6), (0.1, 0), (float("nan"), 6)])
-def test_perturbations_that_make_no_sense(values: tuple[float, int], make_bench: Callable[..., Bench]) -> None:
+def test_invalid_perturbations(values: tuple[float, int], make_bench: Callable[..., Bench]) -> None:
     with pytest.raises(ValueError, match="expected a strength"):
         Perturbation(*values)
     options = ["--points", "1", "--perturb", str(values[0]), "--perturb-layers", str(values[1])]
-    with pytest.raises(AutodragError, match="expected a share in"):
+    with pytest.raises(AutodragError, match="expected a fraction in"):
         FlowSource.read(source_options(*options), make_bench("--methods", "none"))
 
 
 def shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """A flow of (3, -2) px in the left half, of nothing in the right."""
+    """A flow of (3, -2) px in the left half, and of zero in the right half."""
     flow = np.zeros((*first.shape[:2], 2), np.float32)
     flow[:, : first.shape[1] // 2] = (3.0, -2.0)
     return flow
@@ -114,10 +114,10 @@ def test_pairs_of_a_flow(make_bench: Callable[..., Bench]) -> None:
         assert targets.min() >= 0 and targets.max() <= 31
         assert not torch.equal(pair.goal, pair.latent)
     few = flow_pairs(bench, shift, Perturbation(), points=4)
-    assert torch.equal(few[0].source, pairs[0].source[:4])  # fewer points are the first of more
+    assert torch.equal(few[0].source, pairs[0].source[:4])  # fewer points are a prefix of more points
 
 
-def test_only_pixels_that_move(make_bench: Callable[..., Bench]) -> None:
+def test_pixels_without_motion_are_skipped(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench("--methods", "none")
     pairs = flow_pairs(bench, shift, Perturbation(), points=64, least=1.0)
     assert all(float(pair.source[:, 0].max()) < 16 for pair in pairs)
@@ -125,7 +125,7 @@ def test_only_pixels_that_move(make_bench: Callable[..., Bench]) -> None:
         flow_pairs(bench, shift, Perturbation(), points=4, least=9.0)
 
 
-def test_where_drags_come_from(make_bench: Callable[..., Bench], tiny_checkpoint: Path) -> None:
+def test_choice_of_the_source(make_bench: Callable[..., Bench], tiny_checkpoint: Path) -> None:
     args = source_options("--points", "1,2")
     bench = make_bench("--methods", "none")
     marked = read_source(args, bench)

@@ -1,4 +1,4 @@
-"""One drag by any method: which method, which settings, how long, from which start, with which references."""
+"""Drags by all methods: choice of method and settings, budget, start and references."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def chosen(method: Any, **parameters: Any) -> DragSettings:
     return choose_settings(Parameters.of(**parameters), method, config)
 
 
-def test_every_setting_reaches_its_config() -> None:
+def test_settings_are_passed_to_the_configs() -> None:
     ours: dict[str, Any] = {"steps": 3, "space": "w+", "edit_layers": 4, "feature_block": 2, "stop_px": 1.5}
     settings = chosen("both", rounds=2, **ours)
     assert settings.refiner == replace(LocateConfig.for_image((32, 32)), **ours)
@@ -88,12 +88,12 @@ def test_every_setting_reaches_its_config() -> None:
 
 
 def test_defaults() -> None:
-    settings = chosen("both", budget_s=2.0)  # the budget belongs to the control of the drag
+    settings = chosen("both", budget_s=2.0)  # the budget is part of the drag's control
     assert settings == DragSettings("both", LocateConfig.for_image((32, 32)), PredictConfig(stop_px=0.5))
     assert chosen("refine", preset="draggan").refiner == DragganConfig.for_image((32, 32))
 
 
-def test_form_fields_of_the_refiner_may_stay_when_the_predictor_is_chosen() -> None:
+def test_refiner_settings_are_allowed_with_the_predictor() -> None:
     assert chosen("predict", steps=3, space="w").predictor == PredictConfig(stop_px=0.5)
 
 
@@ -120,7 +120,7 @@ def test_settings_without_effect_are_refused(method: str, parameters: dict[str, 
 
 
 class FakePredictor:
-    """Leaves every point a given distance from its target; keeps its arguments."""
+    """Leaves all points at a given distance from their targets; records its arguments."""
 
     def __init__(self, left: float, seconds: float, clock: list[float]) -> None:
         self.left, self.seconds, self.clock = left, seconds, clock
@@ -163,29 +163,27 @@ def run(monkeypatch: pytest.MonkeyPatch, image: OpenImage) -> Run:
 
 
 @pytest.mark.parametrize("refiner", [REFINER, DragganConfig(stop_px=1.0)])
-def test_the_refiner_starts_halfway_to_the_prediction(
+def test_refiner_starts_halfway_to_the_prediction(
     run: Run, fake_refiner: FakeRefiner, image: OpenImage, refiner: Any
 ) -> None:
     result, _ = run(left=5.0, refiner=refiner)
     (call,) = fake_refiner.calls
     assert call.start is not None
-    torch.testing.assert_close(call.start.latent, image.latent + 0.5)  # the prediction is at 1
+    torch.testing.assert_close(call.start.latent, image.latent + 0.5)  # the prediction differs by 1
     torch.testing.assert_close(call.start.points, (HANDLES + TARGETS + torch.tensor([5.0, 0.0])) / 2)
-    assert call.image is image  # the length of the edit counts from the open image
+    assert call.image is image  # the length of the edit is measured from the open image
     assert (result.method, result.rounds, result.steps, result.reason) == ("both", 3, 5, "arrived")
-    assert result.distances.tolist() == [0.5, 0.5]  # the refiner's
+    assert result.distances.tolist() == [0.5, 0.5]  # the refiner's distances
 
 
-def test_results_name_the_handles_of_the_task(run: Run, image: OpenImage) -> None:
-    """Whatever the refiner started from, the result describes the drag that was asked for."""
+def test_results_contain_the_handles_of_the_task(run: Run, image: OpenImage) -> None:
+    """The result describes the original drag, independent of the start of the refiner."""
     for refiner in (REFINER, replace(DragganConfig.for_image((32, 32)), steps=2)):
         result, _ = run(left=5.0, refiner=refiner)
         assert result.handles.tolist() == HANDLES.tolist() and result.targets.tolist() == TARGETS.tolist()
 
 
-def test_both_parts_track_the_appearance_of_the_open_image(
-    run: Run, fake_refiner: FakeRefiner, image: OpenImage
-) -> None:
+def test_predictor_and_refiner_track_the_open_image(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
     run(left=5.0)
     known = fake_refiner.calls[0].drag.references
     assert known is not None
@@ -194,7 +192,7 @@ def test_both_parts_track_the_appearance_of_the_open_image(
     assert fake_refiner.calls[1].drag.references is known
 
 
-def test_a_prediction_keeps_references_for_the_next_drag(run: Run, image: OpenImage) -> None:
+def test_prediction_has_references_for_the_next_drag(run: Run, image: OpenImage) -> None:
     result, _ = run(left=0.1, method="predict")
     assert result.references is not None
     assert torch.equal(result.references.handles, HANDLES)
@@ -203,18 +201,16 @@ def test_a_prediction_keeps_references_for_the_next_drag(run: Run, image: OpenIm
     assert run(left=0.1, task=replace(drag(), references=other))[0].references is other
 
 
-def test_the_prediction_is_returned_if_the_refiner_ends_farther_away(
-    run: Run, fake_refiner: FakeRefiner, image: OpenImage
-) -> None:
-    slow = replace(REFINER, steps=0)  # it stays halfway
+def test_prediction_is_returned_if_the_refiner_is_worse(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
+    slow = replace(REFINER, steps=0)  # the result stays at the start
     result, _ = run(left=1.2, refiner=slow)
     assert torch.equal(result.latent, image.latent + 1) and result.distances.tolist() == pytest.approx([1.2, 1.2])
     assert (result.method, result.rounds, result.steps) == ("both", 3, 0) and result.references is not None
-    anchored, _ = run(left=1.2, refiner=slow, task=drag(anchors=[[1, 1]]))  # the prediction holds anchors loosely
+    anchored, _ = run(left=1.2, refiner=slow, task=drag(anchors=[[1, 1]]))  # anchors are kept only roughly
     torch.testing.assert_close(anchored.latent, image.latent + 0.5)
 
 
-def test_points_that_have_arrived_are_not_refined(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
+def test_refiner_does_not_run_after_arrival(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
     result, _ = run(left=0.9)
     assert not fake_refiner.calls
     assert (result.rounds, result.steps, result.reason) == (3, 0, "arrived")
@@ -222,7 +218,7 @@ def test_points_that_have_arrived_are_not_refined(run: Run, fake_refiner: FakeRe
     assert result.distances.tolist() == pytest.approx([0.9, 0.9])
 
 
-def test_the_predictor_alone(run: Run, fake_refiner: FakeRefiner) -> None:
+def test_method_predict(run: Run, fake_refiner: FakeRefiner) -> None:
     far, predictor = run(left=5.0, method="predict", task=drag(anchors=[[1, 1]]))
     assert (far.method, far.reason, far.steps, far.rounds) == ("predict", "rounds", 0, 3)
     assert far.confidences.tolist() == pytest.approx([0.8, 0.8]) and not far.lost.any()
@@ -232,19 +228,19 @@ def test_the_predictor_alone(run: Run, fake_refiner: FakeRefiner) -> None:
     assert not fake_refiner.calls
 
 
-def test_points_of_low_confidence_are_lost(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_with_low_confidence_are_lost(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOST_CONFIDENCE", 0.85)
     assert run(left=5.0, method="predict")[0].lost.tolist() == [True, True]
 
 
-def test_the_refiner_alone(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
+def test_method_refine(run: Run, fake_refiner: FakeRefiner, image: OpenImage) -> None:
     result, predictor = run(method="refine", opened=OpenImage.of(image.synthesis.generator, image.latent))
     assert not predictor.calls and fake_refiner.calls[0].start is None
     assert (result.method, result.rounds, result.steps) == ("refine", 0, 5)
 
 
 @pytest.mark.parametrize("method", ["predict", "both"])
-def test_no_predictor(run: Run, method: str, image: OpenImage) -> None:
+def test_error_without_a_predictor(run: Run, method: str, image: OpenImage) -> None:
     with pytest.raises(ValueError, match=f"method '{method}' needs a predictor"):
         run(method=method, opened=OpenImage.of(image.synthesis.generator, image.latent))
 
@@ -252,13 +248,13 @@ def test_no_predictor(run: Run, method: str, image: OpenImage) -> None:
 def test_predictor_and_refiner_share_the_budget(run: Run, fake_refiner: FakeRefiner) -> None:
     result, predictor = run(left=5.0, seconds=0.5, budget_s=2.0)
     assert predictor.calls[0][2].budget_s == 2.0
-    assert fake_refiner.calls[0].control is predictor.calls[0][2]  # one clock for both
+    assert fake_refiner.calls[0].control is predictor.calls[0][2]  # both share one clock
     result, _ = run(left=5.0, seconds=2.5, budget_s=2.0)
     assert len(fake_refiner.calls) == 1
     assert (result.reason, result.steps, result.seconds) == ("budget", 0, 2.5)
 
 
-def test_a_stop_event_ends_the_drag_before_the_refiner(run: Run, fake_refiner: FakeRefiner) -> None:
+def test_stop_event_prevents_the_refiner(run: Run, fake_refiner: FakeRefiner) -> None:
     stop = threading.Event()
     stop.set()
     result, predictor = run(left=5.0, stop=stop)
@@ -266,7 +262,7 @@ def test_a_stop_event_ends_the_drag_before_the_refiner(run: Run, fake_refiner: F
     assert not fake_refiner.calls and result.reason == "stopped"
 
 
-def test_the_whole_task_reaches_both(run: Run, fake_refiner: FakeRefiner) -> None:
+def test_task_is_passed_to_predictor_and_refiner(run: Run, fake_refiner: FakeRefiner) -> None:
     task, seen, config = drag(anchors=[[1, 1]]), list[DragResult](), PredictConfig(rounds=7)
     _, predictor = run(left=5.0, task=task, predictor=config, callback=seen.append)
     ((drags, given, _),) = predictor.calls
@@ -308,8 +304,8 @@ def one_point() -> Drag:
     return Drag.of(HANDLES[:1], TARGETS[:1], (32, 32))
 
 
-def test_both_end_nearer_than_the_predictor_alone(image: OpenImage) -> None:
-    """Random weights predict nonsense, which the refiner corrects."""
+def test_refiner_improves_the_prediction(image: OpenImage) -> None:
+    """The refiner corrects the predictions of random weights."""
     only, both, again = (
         run_drag(image, one_point(), DragSettings(method, REFINER, PredictConfig()))
         for method in ("predict", "both", "both")
@@ -329,7 +325,7 @@ def test_draggan_runs_with_both_methods(image: OpenImage, method: Any) -> None:
     assert result.method == method and not torch.equal(result.latent, image.latent)
 
 
-def test_warming_up_changes_nothing(image: OpenImage) -> None:
+def test_warm_up_does_not_change_results(image: OpenImage) -> None:
     state = torch.random.get_rng_state()
     settings = DragSettings("predict", REFINER, PredictConfig())
     before = run_drag(image, drag(), settings)

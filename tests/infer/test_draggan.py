@@ -1,4 +1,4 @@
-"""The published loop: its losses and its tracker against plain versions on resized maps, and the loop as a whole."""
+"""The published loop: losses, tracker and loop, compared with plain implementations on resized maps."""
 
 from __future__ import annotations
 
@@ -83,16 +83,16 @@ def test_an_empty_disk_is_the_nearest_pixel() -> None:
     assert (share > 1e-3).nonzero().tolist() == [[4, 5]]  # (row, column): one pixel to the right
 
 
-def test_mask_loss_counts_only_the_fixed_region() -> None:
+def test_mask_loss_uses_only_the_fixed_region() -> None:
     before, after = torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)
     fixed = torch.zeros(4, 4)
     fixed[:, 2:] = 1  # the left half may move
     assert float(mask_loss(after, before, fixed)) == pytest.approx(0.5)
-    after[..., 2:] = 0  # now only the left half changed
+    after[..., 2:] = 0  # then only the left half changes
     assert float(mask_loss(after, before, fixed)) == 0.0
 
 
-def test_anchor_loss_counts_only_the_surroundings_of_anchors() -> None:
+def test_anchor_loss_uses_only_the_surroundings_of_anchors() -> None:
     anchors = torch.tensor([[6.0, 6.0]])
     assert float(anchor_loss(maps(), maps(), anchors, IMAGE, 2)) == 0.0
     changed = maps()
@@ -105,8 +105,8 @@ def test_anchor_loss_counts_only_the_surroundings_of_anchors() -> None:
 # --- tracker ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_search_is_the_published_one() -> None:
-    """DragGAN: resize to the image, compare the window with the feature of the rounded handle, take the nearest."""
+def test_tracker_equals_the_published_search() -> None:
+    """DragGAN: resize the map to the image, and find the nearest feature to that of the handle in a window."""
     handles = torch.tensor([[5.0, 7.0], [22.0, 1.0]])
     last = torch.tensor([[6.4, 8.6], [21.0, 2.0]])
     found, _ = track(maps(1), handle_features(maps(), handles, IMAGE), last, IMAGE, radius=3)
@@ -123,7 +123,7 @@ def test_the_search_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("shift", [(3, 0), (-2, 4), (0, 0)])
-def test_a_moved_pattern_is_found_at_its_new_position(shift: tuple[int, int]) -> None:
+def test_shifted_pattern_is_found(shift: tuple[int, int]) -> None:
     picture = maps(size=24)
     moved = picture.roll((shift[1], shift[0]), dims=(2, 3))
     handle = torch.tensor([[11.0, 12.0]])
@@ -132,13 +132,13 @@ def test_a_moved_pattern_is_found_at_its_new_position(shift: tuple[int, int]) ->
     assert float(confidence) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_unrelated_content_has_no_confidence() -> None:
+def test_unrelated_content_has_low_confidence() -> None:
     handle = torch.tensor([[11.0, 12.0]])
     _, confidence = track(maps(5) + 4.0, handle_features(maps(), handle, IMAGE), handle, IMAGE, radius=2)
     assert float(confidence) == 0.0
 
 
-def test_the_window_ends_at_the_border() -> None:
+def test_window_is_clipped_at_the_border() -> None:
     handle = torch.tensor([[0.0, 23.0]])
     found, _ = track(maps(3), handle_features(maps(), handle, IMAGE), handle, IMAGE, radius=6)
     assert bool(((found >= 0) & (found <= 23)).all())
@@ -223,7 +223,7 @@ def plain_draggan(
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_loop_is_the_published_one(image: OpenImage, masked: bool) -> None:
+def test_loop_equals_the_published_loop(image: OpenImage, masked: bool) -> None:
     mask = None
     if masked:
         mask = np.zeros((32, 32), dtype=bool)
@@ -245,7 +245,7 @@ def test_only_the_edited_layers_change(image: OpenImage, space: Any) -> None:
         assert torch.allclose(change[0], change[3], atol=1e-6)
 
 
-def test_the_feature_block_changes_the_edit(image: OpenImage) -> None:
+def test_feature_block_changes_the_edit(image: OpenImage) -> None:
     latents = [draggan(image, drag(), config(feature_block=block)).latent for block in (3, 5, 2)]
     assert torch.equal(latents[0], latents[1])  # block 3 is the last one of this generator
     assert not torch.equal(latents[0], latents[2])
@@ -266,7 +266,7 @@ def test_the_mask_and_anchors_hold_the_features(image: OpenImage) -> None:
     assert changes(anchors=anchors)[1] < 0.8 * anchor
 
 
-def test_every_result_belongs_to_its_latent(image: OpenImage) -> None:
+def test_results_match_their_latents(image: OpenImage) -> None:
     states: list[DragResult] = []
     result = draggan(image, drag(), config(), Control(callback=states.append))
     assert [state.steps for state in states] == [0, 1, 2, 3]
@@ -276,7 +276,7 @@ def test_every_result_belongs_to_its_latent(image: OpenImage) -> None:
     assert all(np.array_equal(a.image, b.image) == (a is b) for a in states[:2] for b in states[:2])
 
 
-def test_the_order_of_points_does_not_matter(image: OpenImage) -> None:
+def test_order_of_points_does_not_matter(image: OpenImage) -> None:
     handles = torch.tensor([[12.0, 14.0], [20.0, 20.0], [6.0, 24.0]])
     targets = handles + torch.tensor([[3.0, -2.0], [-1.0, 2.5], [0.0, -3.0]])
     order = torch.tensor([2, 0, 1])
@@ -286,8 +286,8 @@ def test_the_order_of_points_does_not_matter(image: OpenImage) -> None:
     np.testing.assert_allclose(a.points[order.numpy()], b.points, atol=1e-2)
 
 
-def test_it_may_start_from_another_latent(image: OpenImage) -> None:
-    """The features of the handles are those of the open image."""
+def test_start_from_another_latent(image: OpenImage) -> None:
+    """The reference features are those of the open image."""
     latent = image.synthesis.generator.map(seed_z(9, 32))
     start = Start(latent, torch.tensor([[14.0, 13.0]]))
     states: list[DragResult] = []
@@ -304,11 +304,11 @@ def test_references_define_the_appearance(image: OpenImage) -> None:
     again = draggan(edited, drag(first.points, TARGET), config(steps=0))
     kept = draggan(edited, replace(drag(first.points, TARGET), references=first.references), config(steps=0))
     assert kept.references is first.references
-    assert float(again.confidences[0]) > float(kept.confidences[0])  # the present image resembles itself exactly
+    assert float(again.confidences[0]) > float(kept.confidences[0])  # the current image equals itself exactly
 
 
-def test_references_are_the_fixed_region_too(image: OpenImage) -> None:
-    """The mask loss compares with the image of the references."""
+def test_references_define_the_fixed_region(image: OpenImage) -> None:
+    """The mask loss compares features with the image of the references."""
     mask = np.zeros((32, 32), dtype=bool)
     mask[6:22, 4:26] = True
     other = References(Layers.of(image.synthesis.generator.map(seed_z(9, 32))), HANDLE)
@@ -327,7 +327,7 @@ def test_stopping(image: OpenImage) -> None:
     assert (result.reason, result.steps) == ("stopped", 2)
 
 
-def test_another_thread_can_stop_it(image: OpenImage) -> None:
+def test_stop_from_another_thread(image: OpenImage) -> None:
     event = threading.Event()
     threading.Timer(0.2, event.set).start()
     assert draggan(image, drag(), config(steps=100_000, lr=1e-9), Control(stop=event)).reason == "stopped"
@@ -339,7 +339,7 @@ def test_budget(image: OpenImage) -> None:
     assert result.reason == "budget" and result.steps < 100
 
 
-def test_points_near_their_targets_have_arrived(image: OpenImage) -> None:
+def test_arrival(image: OpenImage) -> None:
     result = draggan(image, drag(HANDLE, HANDLE + 0.2), config())
     assert (result.reason, result.steps) == ("arrived", 0) and torch.equal(result.latent, image.latent)
 
@@ -356,6 +356,6 @@ def test_points_near_their_targets_have_arrived(image: OpenImage) -> None:
         {"stop_px": 0.0},
     ],
 )
-def test_wrong_configs(wrong: dict[str, Any]) -> None:
+def test_invalid_configs(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         DragganConfig(**wrong)

@@ -1,4 +1,4 @@
-"""Annotated pictures: marks where the points are, also on an enlarged image."""
+"""Annotated images: marks at the correct positions, also in enlarged images."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ BLACK = np.zeros((64, 64, 3), dtype=np.uint8)
 
 
 def centre(picture: np.ndarray, colour: tuple[int, int, int]) -> list[float]:
-    """Mean (x, y) of the pixels that have exactly this colour."""
+    """Mean (x, y) of the pixels with exactly this colour."""
     rows, columns = np.nonzero((picture == colour).all(axis=2))
     return [float(columns.mean()), float(rows.mean())]
 
 
-def test_small_images_are_enlarged_by_a_whole_factor() -> None:
+def test_small_images_are_enlarged_by_an_integer_factor() -> None:
     assert enlarge(BLACK).shape == (512, 512, 3)
     assert enlarge(np.zeros((100, 200, 3), dtype=np.uint8)).shape == (600, 1200, 3)
     assert enlarge(np.zeros((512, 300, 3), dtype=np.uint8), 300).shape == (512, 300, 3)
 
 
-def test_marks_follow_the_half_pixel_rule() -> None:
+def test_marks_follow_the_half_pixel_convention() -> None:
     picture = annotate(BLACK, handles=[[10, 20]], targets=[[40, 30]], anchors=[[50, 55]])
     for point, colour in (((10, 20), RED), ((40, 30), BLUE), ((50, 55), GREEN)):
         expected = [(value + 0.5) * 8 - 0.5 for value in point]
         assert centre(picture, colour) == pytest.approx(expected, abs=0.6)
 
 
-def test_enlarged_content_lies_under_its_mark() -> None:
+def test_marks_lie_on_the_enlarged_content() -> None:
     image = BLACK.copy()
     image[20, 10] = 255
     bright = enlarge(image)[:, :, 0].astype(float)
@@ -39,12 +39,12 @@ def test_enlarged_content_lies_under_its_mark() -> None:
     assert [(bright * columns).sum() / total, (bright * rows).sum() / total] == pytest.approx([83.5, 163.5], abs=0.6)
 
 
-def test_the_tracked_point_is_a_white_dot_on_top() -> None:
+def test_tracked_point_is_a_white_dot_on_top() -> None:
     picture = annotate(BLACK, handles=[[10, 10]], targets=[[50, 50]], points=[[30, 12]], least=64)
     assert tuple(picture[12, 30]) == WHITE
 
 
-def test_what_may_not_move_is_dimmed() -> None:
+def test_region_outside_the_mask_is_dimmed() -> None:
     image = np.full((64, 64, 3), 200, dtype=np.uint8)
     mask = np.zeros((64, 64), dtype=bool)
     mask[:, 32:] = True
@@ -55,7 +55,7 @@ def test_what_may_not_move_is_dimmed() -> None:
     assert np.array_equal(everything, image)
 
 
-def test_the_image_itself_stays() -> None:
+def test_input_image_is_not_modified() -> None:
     image = np.zeros((600, 600, 3), dtype=np.uint8)
     annotate(image, handles=[[1, 1]], targets=[[300, 300]])
     assert not image.any()
@@ -75,8 +75,8 @@ def test_contact_sheet() -> None:
     assert contact_sheet(tiles[:1], 8).shape == (4, 6, 3)
 
 
-def test_contact_sheets_that_cannot_be() -> None:
+def test_invalid_contact_sheets() -> None:
     with pytest.raises(AutodragError, match="0 images in 2 columns"):
         contact_sheet([], 2)
-    with pytest.raises(AutodragError, match="sizes must agree"):
+    with pytest.raises(AutodragError, match="all sizes must be equal"):
         contact_sheet([BLACK, BLACK[:10]], 2)

@@ -1,4 +1,4 @@
-"""The editor without a predictor: opening, dragging, undo and redo, sessions, previews, siblings, refusals."""
+"""The editor without a predictor: opening, dragging, undo and redo, sessions, previews, siblings, errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_seed_gives_the_image_of_its_truncated_latent(editor: DragEditor) -> N
     assert torch.equal(editor.latent, latent)
 
 
-def test_latents_can_be_opened(editor: DragEditor) -> None:
+def test_open_latent(editor: DragEditor) -> None:
     latent, image = editor.latent, editor.image
     editor.open(seed=1)
     assert np.array_equal(editor.open(latent=latent), image)
@@ -54,7 +54,7 @@ def test_latents_can_be_opened(editor: DragEditor) -> None:
         editor.open(latent=latent[:, :2])
 
 
-def test_an_image_that_cannot_be_opened_leaves_the_present_one(editor: DragEditor) -> None:
+def test_failed_open_keeps_the_current_image(editor: DragEditor) -> None:
     before = editor.image
     with pytest.raises(AutodragError, match="seed -1 is not usable"):
         editor.open(seed=-1)
@@ -78,7 +78,7 @@ def test_results(editor: DragEditor) -> None:
     assert result.handles.tolist() == [[10.0, 12.0]] and result.targets.tolist() == [[20.0, 14.0]]
 
 
-def test_everything_reaches_the_refiner(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+def test_all_arguments_are_passed_to_the_refiner(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     mask = np.zeros((32, 32), dtype=bool)
     mask[:, 5:] = True
     stop = threading.Event()
@@ -124,7 +124,7 @@ def test_everything_reaches_the_refiner(editor: DragEditor, fake_refiner: FakeRe
         ({**DRAG, "outside": "hard"}, "outside is 'hard'; expected 'exact' or 'soft'"),
     ],
 )
-def test_drags_that_cannot_be(editor: DragEditor, arguments: dict[str, Any], message: str) -> None:
+def test_invalid_drags(editor: DragEditor, arguments: dict[str, Any], message: str) -> None:
     latent = editor.latent
     with pytest.raises(AutodragError, match=message):
         editor.drag(**arguments)
@@ -156,11 +156,11 @@ def test_undo_and_redo(editor: DragEditor) -> None:
         editor.redo()
     editor.undo()
     editor.drag([[7, 7]], [[9, 9]])
-    with pytest.raises(AutodragError, match="nothing to redo"):  # a new drag forgets what was undone
+    with pytest.raises(AutodragError, match="nothing to redo"):  # a new drag deletes undone edits
         editor.redo()
 
 
-def test_references_are_kept_by_choice(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+def test_keep_references(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     editor.drag(**DRAG)
     editor.drag([[20, 14]], [[22, 16]])
     assert fake_refiner.calls[-1].drag.references is None
@@ -169,7 +169,7 @@ def test_references_are_kept_by_choice(editor: DragEditor, fake_refiner: FakeRef
 
 
 @pytest.mark.parametrize("opened_by", ["seed", "latent"])
-def test_a_session_replays_to_the_same_image(
+def test_replayed_session_gives_the_same_image(
     tmp_path: Path, editor: DragEditor, tiny_checkpoint: Path, opened_by: str
 ) -> None:
     editor.open(seed=9, psi=0.6) if opened_by == "seed" else editor.open(latent=editor.latent * 0.9)
@@ -179,17 +179,17 @@ def test_a_session_replays_to_the_same_image(
     editor.drag([[20, 14]], [[22, 16]], keep_references=True, steps=2)
     expected = editor.image
     editor.drag([[5, 5]], [[9, 9]])
-    editor.undo()  # what was undone is not part of the session
+    editor.undo()  # undone edits are not part of the session
     editor.save_session(tmp_path / "s.json")
 
     other = DragEditor.load(tiny_checkpoint, device="cpu")
     assert np.array_equal(other.load_session(tmp_path / "s.json"), expected)
-    assert "budget_s" not in (tmp_path / "s.json").read_text()  # a clock cannot be replayed
+    assert "budget_s" not in (tmp_path / "s.json").read_text()  # time limits cannot be replayed
     other.save_session(tmp_path / "again" / "s.json")
     assert np.array_equal(editor.load_session(tmp_path / "again" / "s.json"), expected)
 
 
-def test_a_session_without_edits(editor: DragEditor, tmp_path: Path) -> None:
+def test_session_without_edits(editor: DragEditor, tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match=r"session .*s\.json' would be empty"):
         editor.save_session(tmp_path / "s.json")
 
@@ -231,7 +231,7 @@ def test_dtypes(tiny_checkpoint: Path) -> None:
 
 
 def test_real_drags_replay(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Nothing is replaced: a few steps, a stop event, a drag that ends by itself, and the replay."""
+    """Without fakes: a few steps, a stop event, a drag that ends by itself, and the replay."""
     editor = DragEditor.load(tiny_checkpoint, device="cpu")
     before = editor.open(seed=7)
     states: list[DragResult] = []
@@ -251,7 +251,7 @@ def test_real_drags_replay(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert np.array_equal(DragEditor.load(tiny_checkpoint, device="cpu").load_session(tmp_path / "s.json"), expected)
 
 
-def test_a_preview_leaves_the_image_alone(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preview_does_not_change_the_image(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(editor_module, "PREVIEW_S", 10.0)  # 0.1 s may be too short for a step on a loaded machine
     editor = DragEditor.load(tiny_checkpoint, device="cpu")
     before = editor.open(seed=7)
@@ -266,7 +266,7 @@ def test_a_preview_leaves_the_image_alone(tiny_checkpoint: Path, monkeypatch: py
         editor.undo()
 
 
-def test_siblings_have_an_image_of_their_own(editor: DragEditor) -> None:
+def test_siblings_have_separate_images(editor: DragEditor) -> None:
     other = editor.sibling()
     with pytest.raises(AutodragError, match="no image is open"):
         _ = other.image
@@ -278,7 +278,7 @@ def test_siblings_have_an_image_of_their_own(editor: DragEditor) -> None:
         editor.undo()
 
 
-def test_a_history_is_put_back(editor: DragEditor, tmp_path: Path) -> None:
+def test_history_is_restored(editor: DragEditor, tmp_path: Path) -> None:
     editor.drag(**DRAG)
     editor.drag([[20, 14]], [[22, 16]])
     editor.save_session(tmp_path / "s.json")

@@ -1,4 +1,4 @@
-"""The editor of a checkpoint with a predictor: its three methods, previews, warm-up, sessions."""
+"""The editor with a predictor: methods, previews, warm-up and sessions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MASK = np.arange(32)[:, None].repeat(32, axis=1) >= 4
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_generator: Generator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint folder with a generator, a predictor and a regularizer. Read only."""
+    """A checkpoint folder with a generator, a predictor and a regularizer. Read-only."""
     return save_learned(tmp_path_factory.mktemp("learned") / "tiny", tiny_generator, tiny_nets(tiny_generator))
 
 
@@ -41,12 +41,12 @@ def editor(checkpoint: Path) -> DragEditor:
     return editor
 
 
-def test_the_predictor_is_loaded_with_its_regularizer(editor: DragEditor) -> None:
+def test_predictor_is_loaded_with_its_regularizer(editor: DragEditor) -> None:
     assert editor.can_predict
     assert editor.learned is not None and editor.learned.regularizer is not None
 
 
-def test_the_predictor_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+def test_method_predict(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     before = editor.image
     result = editor.drag(**DRAG, method="predict")
     assert not fake_refiner.calls
@@ -59,8 +59,8 @@ def test_the_predictor_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> N
     assert np.array_equal(editor.undo(), before)
 
 
-def test_auto_refines_what_the_predictor_left(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
-    """Random weights do not arrive, so the refiner has to go on, from halfway to where they came to."""
+def test_method_auto_refines_the_prediction(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+    """A predictor with random weights does not arrive, so the refiner continues, starting halfway to the prediction."""
     start = editor.latent
     predicted = editor.drag(**DRAG, method="predict")
     editor.undo()
@@ -75,7 +75,7 @@ def test_auto_refines_what_the_predictor_left(editor: DragEditor, fake_refiner: 
     assert result.report()["method"] == "both"
 
 
-def test_the_refiner_alone(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+def test_method_refine(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     start = editor.latent
     result = editor.drag(**DRAG, method="refine")
     assert (result.method, result.rounds) == ("refine", 0)
@@ -92,7 +92,7 @@ def test_rounds(editor: DragEditor) -> None:
     ("method", "said"), [("auto", "both"), ("both", "both"), ("predict", "predict"), ("refine", "refine")]
 )
 @pytest.mark.usefixtures("fake_refiner")
-def test_the_methods_of_an_edit(editor: DragEditor, method: Any, said: str) -> None:
+def test_methods_of_an_edit(editor: DragEditor, method: Any, said: str) -> None:
     parameters = Parameters(rounds=None if method == "refine" else 2)
     edit = Edit(
         drags=(PointPair(handle=(10.0, 12.0), target=(20.0, 14.0)),), seed=7, method=method, parameters=parameters
@@ -136,11 +136,11 @@ def test_soft_masks_are_not_predicted(editor: DragEditor, fake_refiner: FakeRefi
         editor.undo()
 
 
-def test_a_mask_that_holds_nothing_is_none(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
+def test_mask_without_fixed_pixels_is_ignored(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     assert editor.drag(**DRAG, mask=np.ones((32, 32), dtype=bool)).method == "both"
 
 
-def test_both_needs_a_predictor(tiny_checkpoint: Path, fake_refiner: FakeRefiner) -> None:
+def test_method_both_needs_a_predictor(tiny_checkpoint: Path, fake_refiner: FakeRefiner) -> None:
     editor = DragEditor.load(tiny_checkpoint, device="cpu")
     editor.open(seed=7)
     with pytest.raises(AutodragError, match=r"method 'both' needs a predictor, and .* has none"):
@@ -158,7 +158,7 @@ def test_without_a_regularizer(tmp_path: Path, tiny_generator: Generator) -> Non
     assert editor.drag(**DRAG, method="predict").rounds >= 1
 
 
-def test_a_predictor_that_has_lost_its_regularizer_is_refused(tmp_path: Path, tiny_generator: Generator) -> None:
+def test_missing_regularizer_is_refused(tmp_path: Path, tiny_generator: Generator) -> None:
     folder = save_learned(tmp_path, tiny_generator, tiny_nets(tiny_generator))
     (folder / "regularizer.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"predictor\.safetensors' was .* is not beside it; copy that file there"):
@@ -176,7 +176,7 @@ def test_a_predictor_of_another_generator_is_refused(
         DragEditor.load(folder, device="cpu")
 
 
-def test_a_preview_is_the_drag_and_leaves_everything_as_it_was(editor: DragEditor) -> None:
+def test_preview_equals_the_drag_and_does_not_change_the_editor(editor: DragEditor) -> None:
     before, latent = editor.image, editor.latent
     preview = editor.preview(**DRAG)
     assert np.array_equal(editor.image, before) and torch.equal(editor.latent, latent)
@@ -188,7 +188,7 @@ def test_a_preview_is_the_drag_and_leaves_everything_as_it_was(editor: DragEdito
     np.testing.assert_allclose(preview.points, result.points, atol=1e-4)
 
 
-def test_a_preview_always_starts_from_the_present_image(editor: DragEditor) -> None:
+def test_preview_starts_from_the_current_image(editor: DragEditor) -> None:
     first = editor.preview([[10, 12]], [[11, 12]])
     again = editor.preview(**DRAG, start=first)
     torch.testing.assert_close(again.latent, editor.preview(**DRAG).latent)
@@ -203,7 +203,7 @@ def test_masks_and_anchors_change_the_prediction(editor: DragEditor) -> None:
     assert held.points.shape == (1, 2)
 
 
-def test_the_order_of_points_does_not_matter(editor: DragEditor) -> None:
+def test_order_of_points_does_not_matter(editor: DragEditor) -> None:
     handles, targets = [[4, 4], [20, 9], [11, 25]], [[8, 4], [16, 9], [11, 20]]
     first = editor.preview(handles, targets)
     second = editor.preview(handles[::-1], targets[::-1])
@@ -214,7 +214,7 @@ def test_the_order_of_points_does_not_matter(editor: DragEditor) -> None:
     ("method", "preset"),
     [("predict", "default"), ("auto", "default"), ("both", "default"), ("auto", "draggan"), ("both", "draggan")],
 )
-def test_a_session_replays_to_the_same_image(
+def test_replayed_session_gives_the_same_image(
     tmp_path: Path, editor: DragEditor, checkpoint: Path, method: str, preset: Any
 ) -> None:
     editor.drag(**DRAG, mask=MASK, anchors=[[1, 2]], method=method, preset=preset, steps=4, budget_s=60.0)
@@ -231,10 +231,10 @@ def test_a_session_replays_to_the_same_image(
     assert torch.equal(other.latent, editor.latent)
 
 
-def test_what_a_clock_ended_replays_without_one(
+def test_replay_of_a_drag_that_used_up_its_budget(
     tmp_path: Path, editor: DragEditor, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A budget that is used up by the first prediction: no refiner then, and none in the replay."""
+    """The first prediction uses up the budget, so neither the drag nor its replay runs the refiner."""
     with monkeypatch.context() as patch:
         begin, ticks = time.monotonic(), iter(range(1, 10_000))
         set_clock(patch, lambda: begin + next(ticks), task_module)
@@ -245,8 +245,8 @@ def test_what_a_clock_ended_replays_without_one(
     assert np.array_equal(other.load_session(tmp_path / "s.json"), editor.image)
 
 
-def test_siblings_drag_at_the_same_time(editor: DragEditor) -> None:
-    """Three threads, each with another image and other points, give the results of one after the other."""
+def test_siblings_drag_concurrently(editor: DragEditor) -> None:
+    """Three threads with different images and points give the same results as sequential drags."""
     drags = [([[10 + k, 12], [20, 20 + k]], [[18, 14 + k], [20, 16]]) for k in range(3)]
 
     def work(k: int) -> list[Any]:
@@ -275,7 +275,7 @@ def test_siblings_share_the_networks(editor: DragEditor) -> None:
     torch.testing.assert_close(other.preview(**DRAG).latent, editor.preview(**DRAG).latent)
 
 
-def test_it_predicts_in_bf16(checkpoint: Path, editor: DragEditor) -> None:
+def test_prediction_in_bf16(checkpoint: Path, editor: DragEditor) -> None:
     fast = DragEditor.load(checkpoint, device="cpu", dtype=torch.bfloat16)
     fast.open(seed=7)
     exact, close = editor.drag(**DRAG, method="predict", rounds=1), fast.drag(**DRAG, method="predict", rounds=1)
@@ -356,10 +356,10 @@ def test_a_prediction_is_never_soft(editor: DragEditor) -> None:
     assert editor.drag(**DRAG, method="both", outside="soft", steps=1).method == "both", "nothing lies outside"
 
 
-def test_the_shipped_predictor_fits_its_generator_and_arrives() -> None:
-    """A stale or broken file is refused at load, or leaves more than half of the distance.
+def test_shipped_predictor_reaches_the_targets() -> None:
+    """An outdated or damaged file would be refused at loading, or leave more than half of the distance.
 
-    Noses are dragged by 8 px along one axis and measured by a landmark net, which is independent of the tracker.
+    Noses are dragged by 8 px along one axis and measured with a landmark net, which is independent of the tracker.
     """
     editor = DragEditor.load(Path(__file__).parents[2] / "checkpoints" / "critters", device="cpu")
     net = editor.landmarks

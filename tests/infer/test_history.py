@@ -22,7 +22,7 @@ MASK = np.arange(8)[:, None].repeat(8, axis=1) >= 3
 
 
 def code(value: float) -> Layers:
-    """A code that can be told from others."""
+    """A latent with a recognisable value."""
     return Layers.of(torch.full((1, 8, 32), float(value)))
 
 
@@ -33,7 +33,7 @@ def references() -> References:
 
 @pytest.fixture
 def history(references: References) -> History:
-    """The image 0 of seed 7, and three edits, to 1, 2 and 3."""
+    """The image of seed 7 with latent 0, and three edits with latents 1, 2 and 3."""
     history = History()
     history.open(code(0), Source(seed=7, psi=0.6))
     for value in (1, 2, 3):
@@ -42,11 +42,11 @@ def history(references: References) -> History:
 
 
 def values(history: History) -> list[float]:
-    """Which codes lie in the past, the present one last."""
+    """Values of the latents up to the current one."""
     return [float(layers.stack[0].latent[0, 0, 0]) for layers in history.past]
 
 
-def test_before_an_image_is_open() -> None:
+def test_empty_history() -> None:
     history = History()
     assert not history and history.undone == 0 and history.forget(5, 5) == 0
     for ask in (lambda: history.present, lambda: history.past):
@@ -72,14 +72,14 @@ def test_undo_and_redo(history: History) -> None:
     assert values(history) == [0, 1, 2, 9]
 
 
-def test_another_image_forgets_the_one_before(history: History) -> None:
+def test_opening_an_image_clears_the_history(history: History) -> None:
     history.open(code(5), Source(seed=1))
     assert values(history) == [5]
     with pytest.raises(AutodragError, match="there is nothing to undo"):
         history.undo()
 
 
-def test_a_long_history_forgets_its_beginning(history: History, tmp_path: Path, tiny_generator: Generator) -> None:
+def test_oldest_edits_are_dropped(history: History, tmp_path: Path, tiny_generator: Generator) -> None:
     assert history.forget(keep=3, references=9) == 0 and values(history) == [0, 1, 2, 3]
     assert history.forget(keep=2, references=1) == 1 and values(history) == [1, 2, 3]
     kept = []
@@ -96,7 +96,7 @@ def test_a_long_history_forgets_its_beginning(history: History, tmp_path: Path, 
     assert torch.equal(layer.latent, torch.ones(1, 8, 32))
 
 
-def test_what_was_undone_is_not_forgotten_with_the_beginning(history: History) -> None:
+def test_dropping_edits_keeps_undone_edits(history: History) -> None:
     history.undo()
     assert history.forget(keep=1, references=0) == 1 and values(history) == [1, 2] and history.undone == 1
     history.redo()
@@ -123,7 +123,7 @@ def test_a_session_without_edits(tmp_path: Path) -> None:
         history.save(tmp_path / "s.json", checkpoint="c", fingerprint="f" * 16)
 
 
-def test_a_history_is_put_back(history: History, tmp_path: Path) -> None:
+def test_restore(history: History, tmp_path: Path) -> None:
     history.push(State(code(4), EDIT, MASK))
     history.save(tmp_path / "first.json", checkpoint="c", fingerprint="f" * 16)
     edits = read_edits(tmp_path / "first.json")
@@ -136,7 +136,7 @@ def test_a_history_is_put_back(history: History, tmp_path: Path) -> None:
     assert values(other) == [0, 1, 2, 3]
 
 
-def test_an_image_alone_is_put_back() -> None:
+def test_restore_without_edits() -> None:
     history = History()
     history.restore([], [code(3)], [])
     assert values(history) == [3] and history.present.edit is None

@@ -1,4 +1,4 @@
-"""Our refiner: its step against normal equations and ridge regression, its linear model, and complete drags."""
+"""The default refiner: steps compared with normal equations and ridge regression, linear model, complete drags."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def drag(handles: Any = HANDLE, targets: Any = TARGET, **options: Any) -> Drag:
 # --- complete drags --------------------------------------------------------------------------------------------------
 
 
-def test_it_arrives_on_the_shipped_generator() -> None:
+def test_drags_arrive_on_the_shipped_generator() -> None:
     """Noses of critters reach their targets according to a landmark net, which is independent of the tracker."""
     folder = Path(__file__).parents[2] / "checkpoints" / "critters"
     critters = load_generator(folder)[0].freeze()
@@ -101,10 +101,10 @@ def test_layers_move_together_in_w(run: Run, image: OpenImage, space: str) -> No
 
 
 @pytest.mark.parametrize("space", ["w", "w+"])
-def test_the_length_of_an_edit_counts_from_the_open_image(
+def test_length_of_an_edit_is_measured_from_the_open_image(
     run: Run, image: OpenImage, basis: LatentBasis, space: str
 ) -> None:
-    """With a large penalty on length, a start far from the open image is taken back."""
+    """With a large penalty on the length, the result returns from a distant start to the open image."""
     rng = torch.Generator().manual_seed(4)
     guess = image.latent.clone()
     guess[:, :6] += basis.offset(torch.randn(1, 1 if space == "w" else 6, guess.shape[2], generator=rng))
@@ -112,7 +112,7 @@ def test_the_length_of_an_edit_counts_from_the_open_image(
     whole = float(basis.coordinates((guess - image.latent)[:, :6]).norm())
 
     def length(opened: OpenImage, start: Start | None) -> float:
-        # The references are found with certainty in the guess, so that the point is not lost there.
+        # With the references of the start, the point is tracked with high confidence and is not lost.
         known = replace(task, references=References(Layers.of(guess), task.handles))
         result = run(known, opened, start=start, space=space, prior=1e4, steps=20)
         return float(basis.coordinates((result.latent - image.latent)[:, :6]).norm())
@@ -121,7 +121,7 @@ def test_the_length_of_an_edit_counts_from_the_open_image(
     assert length(OpenImage.of(image.synthesis.generator, guess), None) > 0.9 * whole
 
 
-def test_every_result_belongs_to_its_latent(run: Run, image: OpenImage) -> None:
+def test_results_match_their_latents(run: Run, image: OpenImage) -> None:
     states: list[DragResult] = []
     result = run(control=Control(callback=states.append), steps=5)
     assert [state.steps for state in states] == list(range(len(states)))
@@ -139,8 +139,8 @@ def test_every_result_belongs_to_its_latent(run: Run, image: OpenImage) -> None:
 
 
 @pytest.mark.parametrize("place", [(16.0, 18.0), (8.0, 20.0), (14.0, 22.0)])
-def test_anchors_stay(run: Run, image: OpenImage, place: tuple[float, float]) -> None:
-    """The content of an anchor is found at its place, and more than a pixel off without the anchor."""
+def test_anchors_do_not_move(run: Run, image: OpenImage, place: tuple[float, float]) -> None:
+    """The content of an anchor stays in place. Without the anchor it moves by more than a pixel."""
     anchor = torch.tensor([place])
     reference = appearance(image.features.outputs[1:], anchor[None], IMAGE)
 
@@ -154,7 +154,7 @@ def test_anchors_stay(run: Run, image: OpenImage, place: tuple[float, float]) ->
     assert drift(None) > 1
 
 
-def test_results_have_no_anchors(run: Run) -> None:
+def test_results_do_not_contain_anchors(run: Run) -> None:
     result = run(drag(anchors=[[28.0, 28.0]]), steps=2)
     assert result.points.shape == (1, 2) and result.lost.shape == result.confidences.shape == (1,)
 
@@ -182,12 +182,12 @@ def test_steps_and_points_near_their_targets(run: Run, image: OpenImage) -> None
     assert (result.reason, result.steps) == ("arrived", 0) and torch.equal(result.latent, image.latent)
 
 
-def test_no_progress_ends_it(run: Run) -> None:
+def test_refiner_stops_without_progress(run: Run) -> None:
     result = run(prior=1e6, steps=1000)
     assert result.reason == "stalled" and result.steps < 20
 
 
-def test_a_point_that_is_not_recognised_is_lost(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_point_with_low_confidence_is_lost(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     other = OpenImage.of(image.synthesis.generator, image.synthesis.generator.map(seed_z(99, 32)))
     own = float(run(steps=0).confidences[0])
     monkeypatch.setattr(module, "LOST_CONFIDENCE", own - 0.01)
@@ -198,8 +198,8 @@ def test_a_point_that_is_not_recognised_is_lost(run: Run, image: OpenImage, monk
     assert torch.equal(result.latent, other.latent)
 
 
-def test_a_lost_point_does_not_pull(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two points, of which one is not recognised: the edit is that of the other point alone."""
+def test_lost_point_is_ignored(run: Run, image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If one of two points is not found, the edit equals that of the other point."""
     real = tracking.follow
 
     def hides_the_second(*args: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -212,7 +212,7 @@ def test_a_lost_point_does_not_pull(run: Run, image: OpenImage, monkeypatch: pyt
     pair = run(drag([HANDLE[0].tolist(), [24.0, 24.0]], [TARGET[0].tolist(), [20.0, 20.0]]), steps=4)
     assert pair.lost.tolist() == [False, True] and pair.reason != "lost"
     alone = run(steps=4)
-    # The weight of the lost point is 0, but it still counts in the mean that scales the damping.
+    # The weight of the lost point is 0, but the point is still part of the mean that scales the damping.
     shares = [float((r.latent - image.latent).norm()) for r in (pair, alone)]
     assert shares[0] == pytest.approx(shares[1], rel=0.3)
     assert pair.distances[0] < 6.0
@@ -225,10 +225,10 @@ def test_references_define_the_appearance(run: Run, image: OpenImage) -> None:
     again = run(drag(first.points, TARGET), edited, steps=0)
     kept = run(replace(drag(first.points, TARGET), references=first.references), edited, steps=0)
     assert kept.references is first.references
-    assert float(again.confidences[0]) > float(kept.confidences[0])  # the present image resembles itself exactly
+    assert float(again.confidences[0]) > float(kept.confidences[0])  # the current image equals itself exactly
 
 
-def test_the_order_of_points_does_not_matter(run: Run) -> None:
+def test_order_of_points_does_not_matter(run: Run) -> None:
     handles = torch.tensor([[12.0, 14.0], [20.0, 20.0], [6.0, 24.0]])
     targets = handles + torch.tensor([[3.0, -2.0], [-1.0, 2.5], [0.0, -3.0]])
     order = torch.tensor([2, 0, 1])
@@ -237,8 +237,8 @@ def test_the_order_of_points_does_not_matter(run: Run) -> None:
     np.testing.assert_allclose(a.points[order.numpy()], b.points, atol=1e-2)
 
 
-def test_the_tracker_searches_where_a_step_should_lead(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """First near the handle; then one px (of 32) from the found point toward the target."""
+def test_tracker_searches_near_the_expected_positions(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First near the handle, then one px (of 32) from the last position toward the target."""
     near: list[Tensor] = []
     found: list[Tensor] = []
     real = tracking.follow
@@ -257,7 +257,7 @@ def test_the_tracker_searches_where_a_step_should_lead(run: Run, monkeypatch: py
     torch.testing.assert_close(near[1], found[0] + displacement / displacement.norm(), atol=0.02, rtol=0)
 
 
-def test_the_stop_distance_scales_with_the_image() -> None:
+def test_stop_distance_scales_with_the_image() -> None:
     assert [LocateConfig.for_image((size, size)).stop_px for size in (64, 512, 1024)] == [0.5, 1.0, 2.0]
 
 
@@ -265,7 +265,7 @@ def test_the_stop_distance_scales_with_the_image() -> None:
     "wrong",
     [{"steps": -1}, {"edit_layers": 0}, {"feature_block": -1}, {"stop_px": 0.0}, {"prior": -1.0}],
 )
-def test_wrong_configs(wrong: dict[str, Any]) -> None:
+def test_invalid_configs(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         LocateConfig(**wrong)
 
@@ -273,7 +273,7 @@ def test_wrong_configs(wrong: dict[str, Any]) -> None:
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_solves_the_damped_normal_equations() -> None:
+def test_step_solves_the_damped_normal_equations() -> None:
     """For points nearer and farther than the reach."""
     rng = torch.Generator().manual_seed(0)
     jacobian, edit = torch.randn(4, 40, generator=rng), torch.randn(40, generator=rng)
@@ -290,7 +290,7 @@ def test_a_step_solves_the_damped_normal_equations() -> None:
 
 
 @pytest.mark.parametrize("reach", [100.0, 1.0, 0.1])
-def test_short_steps_lead_to_the_ridge_regression(reach: float) -> None:
+def test_short_steps_converge_to_ridge_regression(reach: float) -> None:
     """With linear errors the best edit is known. Without the share of the prior's gradient, short steps end before."""
     rng = torch.Generator().manual_seed(4)
     jacobian, start, prior = 3 * torch.randn(2, 12, generator=rng), torch.tensor([17.0, -9.0]), 5.0
@@ -302,8 +302,8 @@ def test_short_steps_lead_to_the_ridge_regression(reach: float) -> None:
     torch.testing.assert_close(edit, best, atol=1e-3, rtol=1e-3)
 
 
-def test_broydens_update() -> None:
-    """It explains the step, changes nothing orthogonal to the step, and leaves an exact Jacobian unchanged."""
+def test_broyden_update() -> None:
+    """The update reproduces the step, has no effect orthogonal to the step, and does not change an exact Jacobian."""
     rng = torch.Generator().manual_seed(2)
     true, guess, step, across = (torch.randn(n, generator=rng) for n in ((4, 9), (4, 9), 9, 9))
     across = across - step * (across @ step) / step.square().sum()
@@ -318,7 +318,7 @@ def test_broydens_update() -> None:
     assert exact.errors.equal(before)
 
 
-def test_every_second_step_reuses_the_jacobian(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jacobian_is_reused_in_every_second_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[int] = []
 
     def count(at: Evaluation) -> LinearModel:
@@ -331,7 +331,7 @@ def test_every_second_step_reuses_the_jacobian(run: Run, monkeypatch: pytest.Mon
     assert 0 < len(computed) <= 3
 
 
-def test_the_linear_model_has_the_gradients_of_every_error() -> None:
+def test_linear_model_contains_the_gradients_of_all_errors() -> None:
     value = torch.randn(1, 2, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
     errors = torch.stack([value.square().sum(), value.sum(), value[0, 0, 0] * 3, value[0, 1].prod()])
     none = torch.zeros(0)

@@ -1,4 +1,4 @@
-"""Distances by a landmark net: the offset of the handle is carried along."""
+"""Distances measured with a landmark net, including the offset of the handle."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from autodrag.infer.measure import detect_landmarks, landmark_distances
 from autodrag.nets.landmarks import LandmarkConfig, LandmarkNet
 
 
-def test_distance_left() -> None:
+def test_remaining_distance() -> None:
     before = np.array([[10.0, 10.0], [40.0, 40.0]])
     after = np.array([[20.0, 13.0], [40.0, 40.0]])
     handles = np.array([[11.0, 10.0], [25.0, 25.0]])
     targets = np.array([[21.0, 17.0], [30.0, 30.0]])
-    # The first handle lies 1 px right of its landmark, which should thus end at (20, 17).
+    # The first handle lies 1 px right of its landmark, so the landmark should end at (20, 17).
     left = landmark_distances(before, after, handles, targets, near=3.0)
     assert left == pytest.approx((4.0, None))
 
 
-def test_images_of_another_size_are_measured_in_their_own_pixels() -> None:
+def test_distances_are_in_px_of_the_image() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = LandmarkNet(LandmarkConfig(resolution=32, width=8, depth=2, names=("a", "b"))).eval()

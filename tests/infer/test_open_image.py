@@ -19,7 +19,7 @@ from autodrag.nets.stylegan2 import Generator, seed_z
 from autodrag.tracking import appearance
 
 
-def test_an_image_knows_the_features_of_its_generator(tiny_generator: Generator) -> None:
+def test_features_of_an_image(tiny_generator: Generator) -> None:
     latent = tiny_generator.map(seed_z(3, 32)).requires_grad_(True)
     image = OpenImage.of(tiny_generator, latent)
     expected = tiny_generator.features(latent, block=3)
@@ -32,7 +32,7 @@ def test_an_image_knows_the_features_of_its_generator(tiny_generator: Generator)
         torch.testing.assert_close(one, other)
 
 
-def test_known_features_are_used_if_they_reach_far_enough(tiny_generator: Generator) -> None:
+def test_given_features_are_used_if_they_contain_enough_blocks(tiny_generator: Generator) -> None:
     latent = tiny_generator.map(seed_z(3, 32))
     whole = tiny_generator.features(latent, block=3)
     assert OpenImage.of(tiny_generator, latent, known=whole).features is whole
@@ -40,7 +40,7 @@ def test_known_features_are_used_if_they_reach_far_enough(tiny_generator: Genera
     torch.testing.assert_close(OpenImage.of(tiny_generator, latent, known=short).output(3), whole.last)
 
 
-def test_the_memory_of_the_networks(tiny_generator: Generator) -> None:
+def test_memory_of_the_networks(tiny_generator: Generator) -> None:
     latent = tiny_generator.map(torch.randn(2, 32, generator=torch.Generator().manual_seed(0)))
     editor = tiny_nets(tiny_generator)
     image = OpenImage.of(tiny_generator, latent, editor)
@@ -50,7 +50,7 @@ def test_the_memory_of_the_networks(tiny_generator: Generator) -> None:
     assert image.memory.clean is not None
 
 
-def test_small_generators_track_their_last_block(tiny_generator: Generator) -> None:
+def test_small_generators_use_their_last_block(tiny_generator: Generator) -> None:
     assert feature_block(tiny_generator.config) == 3 and feature_block(tiny_generator.config, 1) == 1
 
 
@@ -124,13 +124,13 @@ def opened(generator: Generator, **options: Any) -> torch.Tensor:
     return layer.latent
 
 
-def test_a_seed_gives_its_truncated_latent(tiny_generator: Generator) -> None:
+def test_latent_of_a_seed_is_truncated(tiny_generator: Generator) -> None:
     expected = tiny_generator.map(seed_z(3, 32), psi=0.5)
     assert torch.equal(opened(tiny_generator, seed=3, psi=0.5), expected)
     assert torch.equal(seed_latent(tiny_generator, 3, 0.5, None), expected)
 
 
-def test_latents_come_as_tensors_and_files(tiny_generator: Generator, tmp_path: Path) -> None:
+def test_latents_from_tensors_and_files(tiny_generator: Generator, tmp_path: Path) -> None:
     latent = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
     save_code(tmp_path / "l.safetensors", Layers.of(latent), {"generator": fingerprint(tiny_generator.state_dict())})
     assert torch.equal(opened(tiny_generator, latent=latent.double()), latent)
@@ -155,7 +155,7 @@ def test_latents_come_as_tensors_and_files(tiny_generator: Generator, tmp_path: 
         ({"latent": torch.full((1, 8, 32), float("nan"))}, "expected finite values"),
     ],
 )
-def test_images_that_cannot_be_opened(tiny_generator: Generator, arguments: dict[str, Any], message: str) -> None:
+def test_invalid_sources(tiny_generator: Generator, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(AutodragError, match=message):
         opened(tiny_generator, **arguments)
 

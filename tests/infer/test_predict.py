@@ -37,7 +37,7 @@ def images(tiny_generator: Generator, editor: LearnedEditor) -> OpenImage:
 
 
 def first(images: OpenImage, stop: int = 1, start: int = 0) -> OpenImage:
-    """Part of a batch, opened anew."""
+    """Part of a batch, opened again."""
     return OpenImage.of(images.synthesis.generator, images.latent[start:stop], images.editor)
 
 
@@ -74,7 +74,7 @@ class Script:
 
 
 def codes(image: OpenImage, drags: DragBatch, script: Script) -> list[Tensor]:
-    """The codes after each round, computed step by step."""
+    """Codes after each round, computed step by step."""
     assert image.editor is not None
     latents = [image.latent]
     for points in [drags.handles, *script.rounds[:-1]]:
@@ -87,16 +87,16 @@ def codes(image: OpenImage, drags: DragBatch, script: Script) -> list[Tensor]:
 # --- when it ends ----------------------------------------------------------------------------------------------------
 
 
-def test_arrival_ends_the_loop(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_stops_on_arrival(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     script = Script(monkeypatch, [[15.0, 10.0], [19.6, 10.0], [20.0, 10.0]])
     result = predict(image, TO_THE_RIGHT, PredictConfig(rounds=9, stop_px=0.5))
     assert result.rounds == 2
     assert result.distances.tolist() == [[pytest.approx(0.4, abs=1e-5)]]
     torch.testing.assert_close(result.latent, codes(image, TO_THE_RIGHT, script)[1], atol=1e-5, rtol=1e-5)
-    assert [near.tolist() for near in script.near] == [[[[20.0, 10.0]]]] * 2  # points are expected at their targets
+    assert [near.tolist() for near in script.near] == [[[[20.0, 10.0]]]] * 2  # the tracker searches near the targets
 
 
-def test_several_points_get_more_rounds_than_one(images: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_points_get_more_rounds(images: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image with one drag and an anchor, and an image with two drags, in one batch."""
     Script(monkeypatch, [[[x, 10.0], [9.0, 9.0]] for x in (11.0, 13.0, 14.0, 15.0, 16.0, 17.0, 20.0)])
     handles = torch.tensor([[[8.0, 10.0], [9.0, 9.0]]] * 2)
@@ -105,17 +105,17 @@ def test_several_points_get_more_rounds_than_one(images: OpenImage, monkeypatch:
     assert result.points[:, 0, 0].tolist() == [13.0, 17.0] and result.rounds == 6
 
 
-def test_an_open_loop_is_one_round(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_loop_has_one_round(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     Script(monkeypatch, [[15.0, 10.0], [20.0, 10.0]])
     assert predict(image, TO_THE_RIGHT, PredictConfig(rounds=1)).rounds == 1
 
 
-def test_the_papers_variant_is_an_open_loop() -> None:
+def test_paper_variant_is_an_open_loop() -> None:
     assert PredictConfig().limit(TO_THE_RIGHT, "paper").tolist() == [1]
     assert PredictConfig(rounds=3).limit(TO_THE_RIGHT, "paper").tolist() == [3]
 
 
-def test_no_progress_ends_the_loop_and_the_better_round_is_returned(
+def test_loop_stops_without_progress_and_returns_the_better_round(
     image: OpenImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = Script(monkeypatch, [[16.0, 10.0], [12.0, 10.0], [20.0, 10.0]])
@@ -126,28 +126,28 @@ def test_no_progress_ends_the_loop_and_the_better_round_is_returned(
     torch.testing.assert_close(result.features.last, features.last, atol=1e-5, rtol=1e-5)
 
 
-def test_little_progress_ends_it_too(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_stops_after_little_progress(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     Script(monkeypatch, [[16.0, 10.0], [16.04, 10.0], [20.0, 10.0]])
     result = predict(image, TO_THE_RIGHT, PredictConfig(rounds=9))  # 0.04 of 4 px are 1 %
     assert result.rounds == 2
     assert float(result.points[0, 0, 0]) == pytest.approx(16.04)
 
 
-def test_a_first_round_that_moves_away_is_continued(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_continues_after_a_bad_first_round(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     Script(monkeypatch, [[9.0, 10.0], [15.0, 10.0], [16.0, 10.0]])
     result = predict(image, TO_THE_RIGHT, PredictConfig(rounds=3))
     assert (result.rounds, result.points.tolist()) == (3, [[[16.0, 10.0]]])
 
 
-def test_a_stop_event_ends_it_after_the_round(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_event_ends_the_loop_after_a_round(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = threading.Event()
     stop.set()
     Script(monkeypatch, [[11.0 + k, 10.0] for k in range(8)])
     assert predict(image, TO_THE_RIGHT, PredictConfig(rounds=8), Control(stop=stop)).rounds == 1
 
 
-def test_a_budget_is_kept(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds of one second: with 3.5 seconds the fourth is not begun. The first is made in any case."""
+def test_budget(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rounds of one second and a budget of 3.5 s, the fourth round is not started. The first round always runs."""
     clock = iter(range(100))
     set_clock(monkeypatch, lambda: float(next(clock)), task_module)
     path = [[11.0 + k, 10.0] for k in range(8)]
@@ -163,7 +163,7 @@ def test_a_budget_is_kept(image: OpenImage, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("stop_px", [0.0, 0.5, 9.0])
-def test_a_batch_gives_the_results_of_its_images(images: OpenImage, stop_px: float) -> None:
+def test_batch_equals_single_images(images: OpenImage, stop_px: float) -> None:
     drags, config = random_drags(), PredictConfig(rounds=4, stop_px=stop_px)
     together = predict(images, drags, config)
     for k in range(3):
@@ -175,7 +175,7 @@ def test_a_batch_gives_the_results_of_its_images(images: OpenImage, stop_px: flo
         torch.testing.assert_close(together.features.last[row], alone.features.last, atol=1e-3, rtol=1e-3)
 
 
-def test_arrived_images_stay_while_others_continue(images: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrived_images_do_not_change_while_others_continue(images: OpenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     d = TO_THE_RIGHT
     drags = DragBatch(*(t.expand(2, *t.shape[1:]) for t in (d.handles, d.targets, d.valid)))
     Script(monkeypatch, [[[[19.7, 10.0]], [[15.0, 10.0]]], [[[20.0, 10.0]], [[20.0, 10.0]]]])
@@ -183,7 +183,7 @@ def test_arrived_images_stay_while_others_continue(images: OpenImage, monkeypatc
     assert result.points[:, 0, 0].tolist() == pytest.approx([19.7, 20.0])
 
 
-def test_padding_does_not_count(image: OpenImage) -> None:
+def test_padding_is_ignored(image: OpenImage) -> None:
     drags = random_drags(batch=1, count=2)
     padded = DragBatch(
         torch.cat([drags.handles, torch.zeros(1, 2, 2)], dim=1),
@@ -197,9 +197,9 @@ def test_padding_does_not_count(image: OpenImage) -> None:
 
 @settings(max_examples=15)
 @given(st.permutations(range(5)))
-def test_the_order_of_points_does_not_matter_to_the_last_bit(image: OpenImage, order: list[int]) -> None:
+def test_result_is_bitwise_independent_of_the_order_of_points(image: OpenImage, order: list[int]) -> None:
     drags = random_drags(batch=1, count=5)
-    drags.handles[0, 3] = drags.handles[0, 1]  # two drags of one handle
+    drags.handles[0, 3] = drags.handles[0, 1]  # two drags with the same handle
     index = torch.tensor(order)
     shuffled = DragBatch(drags.handles[:, index], drags.targets[:, index], drags.valid)
     config = PredictConfig(rounds=2, stop_px=0.0)
@@ -209,14 +209,14 @@ def test_the_order_of_points_does_not_matter_to_the_last_bit(image: OpenImage, o
         assert torch.equal(getattr(a, field)[:, index], getattr(b, field))
 
 
-def test_an_image_that_has_been_dragged_before_gives_the_same_result(images: OpenImage) -> None:
+def test_earlier_drags_of_an_image_do_not_change_the_result(images: OpenImage) -> None:
     """What is stored with an open image does not depend on earlier drags."""
     used, config, drags = first(images), PredictConfig(rounds=2, stop_px=0.0), random_drags(batch=1)
     predict(used, random_drags(batch=1, seed=4), config)
     assert torch.equal(predict(used, drags, config).latent, predict(first(images), drags, config).latent)
 
 
-def test_the_latent_is_that_of_the_features_and_carries_no_gradient(image: OpenImage) -> None:
+def test_latent_matches_the_features_and_has_no_gradient(image: OpenImage) -> None:
     result = predict(image, random_drags(batch=1))
     expected = image.synthesis.generator.features(result.latent, block=3)
     torch.testing.assert_close(result.features.last, expected.last, atol=1e-4, rtol=1e-4)
@@ -227,7 +227,7 @@ def test_the_latent_is_that_of_the_features_and_carries_no_gradient(image: OpenI
 # --- anchors ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_networks_input_of_a_drag() -> None:
+def test_batch_of_a_drag() -> None:
     drags = batch_of(Drag.of([[1, 2]], [[3, 4]], (32, 32), anchors=[[9, 9]]))
     assert drags.handles.tolist() == [[[1.0, 2.0], [9.0, 9.0]]]
     assert drags.targets.tolist() == [[[3.0, 4.0], [9.0, 9.0]]]
@@ -243,6 +243,6 @@ def test_anchors_reach_the_predictor(image: OpenImage) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"rounds": 0}, {"stop_px": -1.0}])
-def test_bad_configs(changes: dict[str, Any]) -> None:
+def test_invalid_configs(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         PredictConfig(**changes)

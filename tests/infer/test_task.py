@@ -1,4 +1,4 @@
-"""The task, its limits and its result: every bad input is refused in one sentence that names the value."""
+"""The task, its limits and its result; error messages name the invalid value."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_points_become_tensors(kind: Callable[[Any], Any]) -> None:
         ([[1, 2]] * 1001, [[1, 2]], "1001 handles are more than the limit of 1000"),
     ],
 )
-def test_bad_points(handles: Any, targets: Any, message: str) -> None:
+def test_invalid_points(handles: Any, targets: Any, message: str) -> None:
     with pytest.raises(AutodragError, match=message) as caught:
         drag(handles, targets)
     assert not isinstance(caught.value, NothingToDo)
@@ -90,7 +90,7 @@ def test_masks() -> None:
     assert drag(mask=np.ones(SIZE, dtype=bool)).mask is None  # nothing is fixed
 
 
-def test_points_of_a_name() -> None:
+def test_points_by_name() -> None:
     assert check_points([], SIZE, "anchor").shape == (0, 2)
     assert check_points([(1, 2)], SIZE, "anchor").dtype == np.float64
 
@@ -104,14 +104,14 @@ def test_devices() -> None:
 # --- limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_budget_counts_from_the_start() -> None:
+def test_budget_starts_with_the_drag() -> None:
     now = time.monotonic()
     assert not Control(started=now - 100).expired
     assert Control(5.0, started=now - 6).expired and not Control(60.0, started=now - 6).expired
     assert Control(started=now - 6).seconds == pytest.approx(6, abs=1)
 
 
-def test_a_stop_event() -> None:
+def test_stop_event() -> None:
     stop = threading.Event()
     control = Control(stop=stop)
     assert not control.stopped and not Control().stopped
@@ -120,7 +120,7 @@ def test_a_stop_event() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
-def test_bad_budgets(budget: float) -> None:
+def test_invalid_budgets(budget: float) -> None:
     with pytest.raises(AutodragError, match=r"budget_s .* is not usable; expected a positive number of seconds"):
         Control(budget)
 
@@ -158,7 +158,7 @@ def blank() -> np.ndarray:
     return np.zeros((4, 4, 3), np.uint8)
 
 
-def test_a_report_has_one_entry_per_point(result: Result) -> None:
+def test_report_has_one_entry_per_point(result: Result) -> None:
     report = result(landmark_distances=(1.23456, None)).report()
     assert report == {
         "points": [
@@ -189,7 +189,7 @@ def test_a_report_has_one_entry_per_point(result: Result) -> None:
     }
 
 
-def test_the_image_is_rendered_once_and_on_demand(result: Result) -> None:
+def test_image_is_rendered_once_and_on_demand(result: Result) -> None:
     renders: list[int] = []
 
     def render() -> np.ndarray:
@@ -206,7 +206,7 @@ def test_the_code_of_a_result_is_that_of_its_latent(result: Result) -> None:
     assert layer.region is None and torch.equal(layer.latent, torch.ones(1, 8, 32))
 
 
-def test_rendering_from_features_gives_the_image_of_the_latent(tiny_generator: Generator) -> None:
+def test_image_from_features_equals_the_image_of_the_latent(tiny_generator: Generator) -> None:
     latent = tiny_generator.map(seed_z(3, 32))
     with torch.no_grad():
         expected = to_uint8(tiny_generator(latent))[0]

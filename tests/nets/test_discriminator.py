@@ -5,16 +5,16 @@ import torch
 from autodrag.nets.discriminator import Discriminator, DiscriminatorConfig, EqualisedConv, minibatch_deviation
 
 
-def test_parameter_count_is_the_published_one() -> None:
-    """29,012,513 trainable numbers: what NVIDIA's code prints for its 1024 px FFHQ discriminator (config F)."""
+def test_parameter_count_equals_the_published_count() -> None:
+    """NVIDIA's code prints 29,012,513 parameters for its 1024 px FFHQ discriminator (config F)."""
     with torch.device("meta"):
         net = Discriminator(DiscriminatorConfig(resolution=1024))
     assert sum(p.numel() for p in net.parameters()) == 29_012_513
 
 
-def test_minibatch_deviation_of_a_hand_computed_case() -> None:
+def test_minibatch_deviation_of_known_values() -> None:
     x = torch.zeros(4, 1, 2, 2)
-    x[2:] = 2.0  # groups {0, 2} and {1, 3} both hold 0 and 2: standard deviation 1
+    x[2:] = 2.0  # groups {0, 2} and {1, 3} contain 0 and 2: standard deviation 1
     y = minibatch_deviation(x, group_size=2)
     assert y.shape == (4, 2, 2, 2)
     assert torch.allclose(y[:, 1], torch.ones(4, 2, 2))
@@ -30,7 +30,7 @@ def test_equalised_weights_keep_the_variance() -> None:
     assert 0.8 < float(y.detach()[..., 1:-1, 1:-1].var()) < 1.2
 
 
-def test_halving() -> None:
+def test_downsampling() -> None:
     torch.manual_seed(0)
     for kernel in (1, 3):
         conv = EqualisedConv(2, 3, kernel, bias=False, down=True)

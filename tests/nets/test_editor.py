@@ -1,4 +1,4 @@
-"""The learned editor: predicted codes are restored and aligned, and the memory of an image changes no answer."""
+"""The learned editor: predicted codes are restored and aligned; the memory of an image does not change results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make(regularizer: bool = True, config: PredictorConfig = NET) -> LearnedEditor:
-    """An editor whose last layers are not zero."""
+    """An editor with nonzero last layers."""
     torch.manual_seed(0)
     restorer = Regularizer(RegularizerConfig(**SIZES)) if regularizer else None  # type: ignore[arg-type]
     editor = LearnedEditor(Predictor(config), restorer).eval().requires_grad_(False)
@@ -39,7 +39,7 @@ def drags() -> DragBatch:
 
 
 @pytest.mark.parametrize("regularizer", [False, True])
-def test_an_edit_is_the_predicted_sequence_restored_and_aligned(drags: DragBatch, regularizer: bool) -> None:
+def test_edit_is_predicted_restored_and_aligned(drags: DragBatch, regularizer: bool) -> None:
     editor, latent, maps = make(regularizer), random(2, 8, 16), random(2, 6, 16, 16, seed=1)
     state, code, expected = editor.predictor.encode(maps, drags), latent, []
     for _ in range(4):
@@ -52,7 +52,7 @@ def test_an_edit_is_the_predicted_sequence_restored_and_aligned(drags: DragBatch
     torch.testing.assert_close(editor.edit(latent, maps, drags), aligned, atol=1e-5, rtol=1e-5)
 
 
-def test_memory_changes_no_answer(drags: DragBatch) -> None:
+def test_memory_does_not_change_results(drags: DragBatch) -> None:
     """Later in a closed loop the map is read anew; the clean layers are still those of the image."""
     editor, latent, maps = make(), random(2, 8, 16), random(2, 6, 16, 16, seed=1)
     memory = editor.open(latent, maps)
@@ -67,9 +67,9 @@ def test_memory_changes_no_answer(drags: DragBatch) -> None:
     )
 
 
-def test_sequences_are_restored_code_by_code() -> None:
+def test_codes_of_a_sequence_are_restored_separately() -> None:
     editor, codes = make(), random(2, 4, 8, 16)
-    codes[:, :, 3:] = codes[:, :1, 3:]  # a sequence shares its unedited layers
+    codes[:, :, 3:] = codes[:, :1, 3:]  # all codes of a sequence have the same unedited layers
     assert editor.regularizer is not None
     expected = torch.stack([editor.regularizer(codes[:, k]) for k in range(4)], dim=1)
     torch.testing.assert_close(editor.restore(codes), expected, atol=1e-5, rtol=1e-5)

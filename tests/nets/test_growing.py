@@ -1,4 +1,4 @@
-"""Growing: the first image of a grown generator is the old one, upsampled; other settings must agree."""
+"""Growing: the first images are the old images, upsampled; other settings must be equal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def old_generator() -> Generator:
     ("resolution", "channel_base", "channel_max"), [(32, 64, 16), (64, 64, 16), (16, 256, 32), (32, 128, 24)]
 )
 @torch.no_grad()
-def test_the_first_image_is_the_old_one_upsampled(resolution: int, channel_base: int, channel_max: int) -> None:
+def test_first_image_is_the_upsampled_old_image(resolution: int, channel_base: int, channel_max: int) -> None:
     old = old_generator()
     config = replace(SMALL, resolution=resolution, channel_base=channel_base, channel_max=channel_max)
     grown = grow_generator(old, config)
@@ -38,7 +38,7 @@ def test_the_first_image_is_the_old_one_upsampled(resolution: int, channel_base:
     torch.testing.assert_close(grown(grown.map(z, psi=0.6)), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_new_blocks_and_new_channels_learn() -> None:
+def test_new_blocks_and_channels_get_gradients() -> None:
     grown = grow_generator(old_generator(), replace(SMALL, resolution=32, channel_base=128, channel_max=32))
     optimizer = torch.optim.Adam(grown.parameters(), lr=1e-2)
     weights = dict(grown.named_parameters())
@@ -61,12 +61,12 @@ def test_new_blocks_and_new_channels_learn() -> None:
         ({"channel_base": 32}, "smaller than the generator to start from"),
     ],
 )
-def test_other_settings_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_different_settings_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grow_generator(old_generator(), replace(SMALL, **changes))
 
 
-def test_only_the_skip_architecture_grows() -> None:
+def test_only_the_skip_architecture_can_grow() -> None:
     residual = replace(SMALL, architecture="resnet")
     with pytest.raises(ValueError, match="expected 'skip'"):
         grow_generator(Generator(residual), replace(residual, resolution=32))

@@ -22,7 +22,7 @@ def test_shapes_and_ranges() -> None:
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (7, 3), (-2, 5), (17, 17)])
-def test_a_single_hot_cell_is_read_at_its_centre(cell: tuple[int, int]) -> None:
+def test_position_of_a_single_hot_cell_is_its_centre(cell: tuple[int, int]) -> None:
     """Cell (i, j) of the half-size map covers pixels 2i and 2i + 1, so its centre lies at 2i + 0.5."""
     net = tiny()
     size = 16 + 2 * 2
@@ -41,7 +41,7 @@ def test_a_single_hot_cell_is_read_at_its_centre(cell: tuple[int, int]) -> None:
     assert torch.allclose(found.confidence, torch.ones(1, 3))
 
 
-def test_it_can_learn_where_a_dot_is() -> None:
+def test_network_learns_the_position_of_a_dot() -> None:
     torch.manual_seed(0)
     net = LandmarkNet(LandmarkConfig(resolution=16, width=8, depth=2, margin=2, names=("dot",)))
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
@@ -56,7 +56,7 @@ def test_it_can_learn_where_a_dot_is() -> None:
     assert float(error.detach()) < 1.0
 
 
-def test_bad_sizes() -> None:
+def test_invalid_sizes() -> None:
     with pytest.raises(ValueError, match=r"images of \(16, 16\) px: this landmark net expects \(32, 32\)"):
         tiny()(torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match="names is empty"):

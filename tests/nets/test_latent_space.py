@@ -1,4 +1,4 @@
-"""Standard coordinates of latents: against numpy's covariance, and there and back again."""
+"""Standard coordinates of latents: comparison with numpy's covariance, and round trips."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def frame(tiny_generator: Generator) -> LatentFrame:
     return frame
 
 
-def test_the_basis_is_made_of_the_covariance(tiny_generator: Generator) -> None:
+def test_basis_equals_the_eigenvectors_of_the_covariance(tiny_generator: Generator) -> None:
     basis = LatentBasis.of(tiny_generator, samples=500, seed=3)
     w = codes(tiny_generator, 500, 3).double().numpy()
     np.testing.assert_allclose(basis.mean.numpy(), w.mean(axis=0), atol=1e-5)
@@ -34,21 +34,21 @@ def test_the_basis_is_made_of_the_covariance(tiny_generator: Generator) -> None:
     np.testing.assert_allclose(gram, np.diag(lengths), atol=1e-4 * lengths[0])
 
 
-def test_the_same_seed_gives_the_same_basis(tiny_generator: Generator) -> None:
+def test_basis_depends_only_on_the_seed(tiny_generator: Generator) -> None:
     first, second = LatentBasis.of(tiny_generator, samples=64), LatentBasis.of(tiny_generator, samples=64)
     assert torch.equal(first.mean, second.mean) and torch.equal(first.directions, second.directions)
     assert not torch.equal(first.mean, LatentBasis.of(tiny_generator, samples=64, seed=1).mean)
 
 
-def test_conditional_generators_have_a_basis_over_all_classes(make_generator: Callable[..., Generator]) -> None:
+def test_basis_of_a_conditional_generator(make_generator: Callable[..., Generator]) -> None:
     basis = LatentBasis.of(make_generator(c_dim=3), samples=64)
     assert torch.isfinite(basis.directions).all() and basis.directions.shape == (32, 32)
 
 
 def test_mapped_codes_have_zero_mean_and_unit_variance(tiny_generator: Generator, frame: LatentFrame) -> None:
-    coordinates = frame.coordinates(codes(tiny_generator, 8192, 9))  # other codes than the basis was made of
+    coordinates = frame.coordinates(codes(tiny_generator, 8192, 9))  # codes that were not used for the basis
     assert coordinates.mean(dim=0).abs().max() < 0.1
-    # Directions whose deviation was raised to the floor vary less.
+    # Directions with a clamped deviation vary less.
     floor = frame.directions.square().sum(dim=0) < 1.01e-4 * frame.directions.square().sum(dim=0).max()
     assert (coordinates.std(dim=0)[~floor] - 1).abs().max() < 0.1
     assert int((~floor).sum()) > 8
@@ -60,16 +60,14 @@ def test_offset_and_coordinates_are_inverse(frame: LatentFrame) -> None:
     torch.testing.assert_close(frame.coordinates(frame.mean + frame.offset(w)), w, atol=1e-4, rtol=1e-4)
 
 
-def test_a_basis_tells_displacements_as_its_frame_does(tiny_generator: Generator, frame: LatentFrame) -> None:
+def test_basis_and_frame_convert_displacements_equally(tiny_generator: Generator, frame: LatentFrame) -> None:
     basis = LatentBasis.of(tiny_generator)
     a, b = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(basis.offset(basis.coordinates(a)), a, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(basis.coordinates(a - b), frame.coordinates(a) - frame.coordinates(b))
 
 
-def test_an_untaught_frame_changes_nothing_and_a_taught_one_is_stored(
-    tiny_generator: Generator, frame: LatentFrame
-) -> None:
+def test_new_frame_is_the_identity_and_a_set_frame_is_stored(tiny_generator: Generator, frame: LatentFrame) -> None:
     w = torch.randn(4, 32)
     torch.testing.assert_close(LatentFrame(32).coordinates(w), w)
     other = LatentFrame(32)

@@ -1,4 +1,4 @@
-"""The predictor: decoding at once and step by step, causality, sets of points, and what it is told."""
+"""The predictor: parallel and stepwise decoding, causality, sets of points, and its inputs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make(config: PredictorConfig = TINY) -> Predictor:
-    """A predictor whose last layer is not zero."""
+    """A predictor with a nonzero last layer."""
     torch.manual_seed(0)
     net = Predictor(config).eval()
     torch.nn.init.normal_(net.head.weight, std=0.1)
@@ -52,7 +52,7 @@ def drags(count: int = 3, batch: int = 2, seed: int = 0, config: PredictorConfig
 
 
 def ahead(net: Predictor, maps: Tensor, what: DragBatch, latent: Tensor) -> Tensor:
-    """w_1 ... w_n from the net's own codes, (B, T, L, D)."""
+    """Autoregressive decoding: w_1 ... w_n, (B, T, L, D)."""
     memory, codes = net.encode(maps, what), []
     for _ in range(net.config.steps):
         latent = net.next_code(memory, latent)
@@ -61,7 +61,7 @@ def ahead(net: Predictor, maps: Tensor, what: DragBatch, latent: Tensor) -> Tens
 
 
 @pytest.mark.parametrize("config", [TINY, PAPER], ids=["default", "paper"])
-def test_step_by_step_with_the_cache_is_all_at_once(config: PredictorConfig) -> None:
+def test_cached_decoding_equals_parallel_decoding(config: PredictorConfig) -> None:
     net, maps, what, codes = make(config), random(2, 6, 16, 16), drags(), random(2, 4, 8, 16)
     whole = net.decode(net.encode(maps, what), codes)
     memory = net.encode(maps, what)
@@ -70,8 +70,8 @@ def test_step_by_step_with_the_cache_is_all_at_once(config: PredictorConfig) -> 
     assert memory.step == 4
 
 
-def test_its_own_codes_as_true_ones_give_its_own_codes() -> None:
-    """Teacher forcing on what the net predicted itself predicts the same again."""
+def test_teacher_forcing_with_predicted_codes() -> None:
+    """Teacher forcing with the network's own codes predicts the same codes."""
     net, maps, what, start = make(), random(2, 6, 16, 16), drags(), random(2, 8, 16)
     own = ahead(net, maps, what, start)
     forced = net.decode(net.encode(maps, what), torch.cat([start[:, None], own[:, :-1]], dim=1))
@@ -79,7 +79,7 @@ def test_its_own_codes_as_true_ones_give_its_own_codes() -> None:
 
 
 @pytest.mark.parametrize("later", [1, 2, 3])
-def test_a_later_code_does_not_change_an_earlier_answer(later: int) -> None:
+def test_decoding_is_causal(later: int) -> None:
     net, codes = make(), random(2, 4, 8, 16)
     changed = codes.clone()
     changed[:, later] += 1
@@ -111,28 +111,28 @@ def test_padding_does_not_matter(config: PredictorConfig) -> None:
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
 
 
-def test_rows_of_a_batch_do_not_mix() -> None:
+def test_batch_samples_are_independent() -> None:
     net, maps, what, codes = make(), random(2, 6, 16, 16), drags(), random(2, 4, 8, 16)
     alone = DragBatch(what.handles[1:], what.targets[1:], what.valid[1:])
     whole = net.decode(net.encode(maps, what), codes)
     torch.testing.assert_close(net.decode(net.encode(maps[1:], alone), codes[1:]), whole[1:], atol=1e-5, rtol=1e-5)
 
 
-def test_an_untrained_network_predicts_no_motion() -> None:
+def test_untrained_network_predicts_no_motion() -> None:
     start = random(2, 8, 16)
     codes = ahead(Predictor(TINY), random(2, 6, 16, 16), drags(), start)
     assert torch.equal(codes, start[:, None].expand_as(codes))
 
 
 @pytest.mark.parametrize("config", [TINY, PAPER], ids=["default", "paper"])
-def test_only_the_first_layers_are_edited(config: PredictorConfig) -> None:
+def test_only_edit_layers_change(config: PredictorConfig) -> None:
     start = random(2, 8, 16)
     codes = ahead(make(config), random(2, 6, 16, 16), drags(), start)
     assert torch.equal(codes[:, :, 3:], start[:, None, 3:].expand(-1, 4, -1, -1))
     assert (codes[:, 0, :3] - start[:, :3]).abs().amax(dim=2).min() > 1e-3
 
 
-def test_what_it_is_told_changes_its_answer() -> None:
+def test_all_inputs_change_the_prediction() -> None:
     net, maps, what, start = make(), random(2, 6, 16, 16), drags(), random(2, 8, 16)
     answer = ahead(net, maps, what, start)
     for other in (
@@ -144,7 +144,7 @@ def test_what_it_is_told_changes_its_answer() -> None:
 
 
 def test_only_the_default_variant_has_positions() -> None:
-    """On a constant map, patches do not tell where they are: the paper's variant cannot tell two drags apart."""
+    """On a constant map, patches contain no position, so the paper's variant cannot distinguish two drags."""
     maps, start = torch.ones(1, 6, 16, 16), random(1, 8, 16)
     here = DragBatch(torch.full((1, 1, 2), 10.0), torch.full((1, 1, 2), 13.0), torch.ones(1, 1, dtype=torch.bool))
     there = replace(here, handles=here.handles + 6, targets=here.targets + 8)
@@ -154,15 +154,15 @@ def test_only_the_default_variant_has_positions() -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 16)])
-def test_patches_are_read_around_the_points(size: tuple[int, int]) -> None:
-    """The handle's token is a linear map of the cells around it; here it reads one cell of the patch."""
+def test_patches_are_sampled_around_the_points(size: tuple[int, int]) -> None:
+    """The token of a handle is a linear map of the surrounding cells; here it selects one cell of the patch."""
     config = replace(PAPER, image_width=size[1], width=6, heads=1)
     net, maps = make(config), random(1, 6, 16, size[1] // 2)
     with torch.no_grad():
         net.handle_patch.weight.zero_()
         net.handle_patch.bias.zero_()
         net.kind.zero_()
-        # Values come channel by channel: the last cell of a patch lies down and to the right.
+        # Values are ordered by channel; the last cell of a patch is at the bottom right.
         last = PATCH**2 - 1
         net.handle_patch.weight[range(6), [PATCH**2 * c + last for c in range(6)]] = 1.0
     what = drags(4, batch=1, config=config)
@@ -175,7 +175,7 @@ def test_patches_are_read_around_the_points(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("config", [TINY, PAPER], ids=["default", "paper"])
 def test_gradients_reach_every_parameter(config: PredictorConfig) -> None:
-    """Data-parallel training waits for the gradient of every parameter."""
+    """Data-parallel training needs a gradient for every parameter."""
     net = make(config)
     codes = ahead(net, random(2, 6, 16, 16), drags(), random(2, 8, 16))
     codes.square().sum().backward()
@@ -184,7 +184,7 @@ def test_gradients_reach_every_parameter(config: PredictorConfig) -> None:
 
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.floats(-0.5, 31.5), st.floats(-0.5, 31.5)), min_size=1, max_size=6))
-def test_points_anywhere_on_the_image_give_finite_codes(points: list[tuple[float, float]]) -> None:
+def test_any_points_of_the_image_give_finite_codes(points: list[tuple[float, float]]) -> None:
     net = make()
     handles = torch.tensor([points])
     what = DragBatch(handles, handles.flip(1), torch.ones(1, len(points), dtype=torch.bool))
@@ -192,7 +192,7 @@ def test_points_anywhere_on_the_image_give_finite_codes(points: list[tuple[float
     assert torch.isfinite(codes).all()
 
 
-def test_the_defaults_are_the_papers_depths() -> None:
+def test_default_depths_are_those_of_the_paper() -> None:
     config = PredictorConfig()
     assert (config.encoder_layers, config.decoder_layers, config.steps, PATCH) == (6, 16, 5, 7)
     with torch.device("meta"):
@@ -219,7 +219,7 @@ def test_the_defaults_are_the_papers_depths() -> None:
         ("image_width", 0, "expected positive sizes"),
     ],
 )
-def test_sizes_that_cannot_be(field: str, value: int, message: str) -> None:
+def test_invalid_sizes(field: str, value: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **{field: value})  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The regularizer: what it may change, what it looks at, and that it can learn its task."""
+"""The regularizer: which layers it changes and reads, and that it can learn its task."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def net() -> Regularizer:
-    """A net whose last layer is not zero."""
+    """A network whose last layer is not zero."""
     torch.manual_seed(0)
     net = Regularizer(TINY)
     nn.init.normal_(net.head.weight, std=0.1)
     return net
 
 
-def test_an_untrained_one_changes_nothing() -> None:
+def test_untrained_network_is_the_identity() -> None:
     latent = random(2, 8, 16)
     assert torch.equal(Regularizer(TINY)(latent), latent)
 
 
-def test_the_papers_variant_replaces_the_first_layers() -> None:
-    """Eq. 5: with a last layer of zero they are the mean code, whatever they were."""
+def test_paper_variant_replaces_the_first_layers() -> None:
+    """Eq. 5: with a zero last layer, the output is the mean code for any input."""
     net, latent = Regularizer(replace(TINY, variant="paper")), random(2, 8, 16)
     assert not torch.equal(net(latent)[:, :3], latent[:, :3])
     nn.init.zeros_(net.head.weight)
@@ -48,14 +48,14 @@ def test_only_the_first_layers_change(net: Regularizer) -> None:
     assert ((restored - latent)[:, :3].abs().amax(dim=2) > 1e-3).all()
 
 
-def test_the_clean_layers_and_the_other_edited_ones_are_looked_at(net: Regularizer) -> None:
+def test_output_depends_on_clean_and_other_edited_layers(net: Regularizer) -> None:
     latent = random(1, 8, 16).requires_grad_()
     (gradient,) = torch.autograd.grad((net(latent) - latent)[0, 0].square().sum(), latent)
     assert (gradient[0].abs().amax(dim=1) > 0).all()
 
 
-def test_what_it_has_read_holds_for_every_edit_of_an_image(net: Regularizer) -> None:
-    """Edits change the first layers alone, so that a closed loop reads the others once."""
+def test_memory_is_valid_for_all_edits_of_an_image(net: Regularizer) -> None:
+    """Edits change only the first layers, so a closed loop reads the clean layers once."""
     latent = random(2, 8, 16)
     edited = torch.cat([random(2, 3, 16, seed=1), latent[:, 3:]], dim=1)
     torch.testing.assert_close(net(edited, net.read(latent)), net(edited))
@@ -63,8 +63,8 @@ def test_what_it_has_read_holds_for_every_edit_of_an_image(net: Regularizer) -> 
     assert not torch.allclose(net(edited, net.read(other))[:, :3], net(edited)[:, :3], atol=1e-5)
 
 
-def test_layers_are_told_apart(net: Regularizer) -> None:
-    """With the same vector in every layer, the corrections differ by position alone."""
+def test_layers_have_different_position_embeddings(net: Regularizer) -> None:
+    """With the same vector in all layers, corrections differ only because of the positions."""
     same = random(1, 1, 16).expand(1, 8, 16)
     correction = (net(same) - same)[0, :3]
     assert not torch.allclose(correction[0], correction[1], atol=1e-5)
@@ -73,13 +73,13 @@ def test_layers_are_told_apart(net: Regularizer) -> None:
     assert not torch.allclose(net(shuffled)[:, :3], net(other)[:, :3], atol=1e-6)
 
 
-def test_codes_of_a_batch_do_not_mix(net: Regularizer) -> None:
+def test_batch_samples_are_independent(net: Regularizer) -> None:
     latent = random(3, 8, 16)
     torch.testing.assert_close(net(latent)[1:2], net(latent[1:2]), atol=1e-5, rtol=1e-5)
 
 
-def test_it_can_learn_what_is_missing() -> None:
-    """A handful of codes, layers of which were set to zero: what was there can be told from the clean layers."""
+def test_network_learns_to_restore_zeroed_layers() -> None:
+    """The layers of a few codes are set to zero; their values can be inferred from the clean layers."""
     torch.manual_seed(0)
     net = Regularizer(TINY)
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
@@ -96,7 +96,7 @@ def test_it_can_learn_what_is_missing() -> None:
     assert errors[-1] < 0.6 * errors[0], errors[::10]
 
 
-def test_the_defaults_are_the_papers_depths() -> None:
+def test_default_depths_are_those_of_the_paper() -> None:
     config = RegularizerConfig()
     assert (config.encoder_layers, config.decoder_layers, config.edit_layers, config.w_dim) == (6, 6, 6, 512)
     with torch.device("meta"):
@@ -116,6 +116,6 @@ def test_the_defaults_are_the_papers_depths() -> None:
         ("mlp_ratio", 0.0, "mlp_ratio > 0"),
     ],
 )
-def test_sizes_that_cannot_be(field: str, value: float, message: str) -> None:
+def test_invalid_sizes(field: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **{field: value})  # type: ignore[arg-type]

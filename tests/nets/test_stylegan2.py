@@ -1,4 +1,4 @@
-"""The generator against published constants and against the definition of its operations."""
+"""The generator, compared with published constants and the definitions of its operations."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ TINY = dict(resolution=32, z_dim=16, w_dim=16, mapping_layers=2, channel_base=25
 def generator(**overrides: object) -> Generator:
     torch.manual_seed(0)
     net = Generator(GeneratorConfig(**(TINY | overrides))).eval()  # type: ignore[arg-type]
-    for parameter in net.parameters():  # noise and biases start at 0, which would hide mistakes
+    for parameter in net.parameters():  # initial noise strengths and biases are 0, which would hide errors
         if parameter.ndim <= 1:
             parameter.data += 0.3 * torch.randn_like(parameter)
     return net
 
 
-def test_parameter_count_is_the_published_one() -> None:
-    """30,370,060 trainable numbers: what NVIDIA's code prints for its 1024 px FFHQ generator (config F)."""
+def test_parameter_count_equals_the_published_count() -> None:
+    """NVIDIA's code prints 30,370,060 parameters for its 1024 px FFHQ generator (config F)."""
     with torch.device("meta"):
         net = Generator(GeneratorConfig(resolution=1024))
     assert sum(p.numel() for p in net.parameters()) == 30_370_060
 
 
-def test_tensor_names_are_nvidias() -> None:
+def test_tensor_names_equal_those_of_nvidia() -> None:
     names = set(generator(resolution=8).state_dict())
     layer = ("weight", "bias", "noise_strength", "noise_const", "affine.weight", "affine.bias")
     rgb = ("weight", "bias", "affine.weight", "affine.bias")
@@ -49,12 +49,12 @@ def test_tensor_names_are_nvidias() -> None:
     assert names == expected
 
 
-def test_seed_is_numpys_random_state() -> None:
+def test_seed_uses_numpy_random_state() -> None:
     assert torch.equal(seed_z(7, 5)[0], torch.tensor(np.random.RandomState(7).randn(5), dtype=torch.float32))
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_layer_is_a_convolution_with_per_sample_weights(up: bool) -> None:
+def test_layer_equals_convolution_with_per_sample_weights(up: bool) -> None:
     """StyleGAN2, eq. 1 and 3: modulate the weights of each sample, demodulate, convolve, then noise, bias, lReLU."""
     torch.manual_seed(1)
     layer = SynthesisLayer(5, 7, 4, (16, 16), up=up).double()
@@ -68,7 +68,7 @@ def test_layer_is_a_convolution_with_per_sample_weights(up: bool) -> None:
         weight = layer.weight * style[None, :, None, None]
         weight = weight / (weight.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
         if up:
-            # Zeros between the samples, then the true convolution with the kernel, then with the filter.
+            # Zero insertion, then convolution with the kernel, then with the filter.
             wide = torch.zeros(1, 5, 17, 17).double()
             wide[:, :, :15:2, :15:2] = x[k]
             y = F.conv2d(F.pad(wide, (2, 0, 2, 0)), weight.flip(2, 3))
@@ -80,14 +80,14 @@ def test_layer_is_a_convolution_with_per_sample_weights(up: bool) -> None:
     assert torch.allclose(layer(x, w, "const", None), torch.cat(outputs), atol=1e-5)
 
 
-def test_filters_keep_a_constant_and_its_scale() -> None:
+def test_filters_preserve_constants() -> None:
     flat = torch.ones(1, 2, 8, 8)
     assert torch.allclose(upsample(flat)[:, :, 2:-2, 2:-2], torch.ones(1, 2, 12, 12))
     assert torch.allclose(blur(flat, padding=1, gain=1.0)[:, :, 2:-2, 2:-2], torch.ones(1, 2, 3, 3))
 
 
-def test_upsampling_is_bilinear_inside() -> None:
-    """The [1, 3, 3, 1] filter at factor 2 weighs the two nearest samples 3/4 and 1/4, as bilinear resizing does."""
+def test_upsampling_is_bilinear_away_from_the_border() -> None:
+    """At factor 2, the [1, 3, 3, 1] filter has the weights 3/4 and 1/4, as bilinear resizing does."""
     x = torch.randn(1, 1, 6, 6)
     expected = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
     assert torch.allclose(upsample(x)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-6)
@@ -95,7 +95,7 @@ def test_upsampling_is_bilinear_inside() -> None:
 
 @pytest.mark.parametrize("architecture", ["skip", "resnet", "orig"])
 @pytest.mark.parametrize("base_width", [4, 2])
-def test_stopping_and_going_on_gives_the_same_image(architecture: str, base_width: int) -> None:
+def test_image_from_features_equals_the_image_of_the_latent(architecture: str, base_width: int) -> None:
     net = generator(architecture=architecture, base_width=base_width)
     latent = net.map(torch.randn(2, 16))
     whole = net(latent)
@@ -106,7 +106,7 @@ def test_stopping_and_going_on_gives_the_same_image(architecture: str, base_widt
         assert torch.equal(net.image(latent, features), whole)
 
 
-def test_features_depend_on_their_own_layers_only() -> None:
+def test_features_depend_only_on_their_layers() -> None:
     net = generator()
     latent = net.map(torch.randn(1, 16)).detach().requires_grad_()
     net.features(latent, block=2).last.square().sum().backward()
@@ -126,7 +126,7 @@ def test_truncation() -> None:
     assert torch.equal(half[:, 3:], full[:, 3:])
 
 
-def test_labels_matter_and_are_required() -> None:
+def test_labels_change_the_image_and_are_required() -> None:
     net = generator(c_dim=3)
     z, labels = torch.randn(2, 16), torch.eye(3)
     assert not torch.allclose(net.map(z, labels[:2]), net.map(z, labels[1:]))
@@ -143,7 +143,7 @@ def test_noise_modes() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["skip", "resnet"])
-def test_freezing_and_memory_format_change_nothing(architecture: str) -> None:
+def test_freezing_and_memory_format_do_not_change_the_image(architecture: str) -> None:
     net = generator(architecture=architecture)
     latent = net.map(torch.randn(2, 16))
     before = net(latent)
@@ -152,7 +152,7 @@ def test_freezing_and_memory_format_change_nothing(architecture: str) -> None:
     assert not any(p.requires_grad for p in net.parameters())
 
 
-def test_freezing_again_forgets_the_weights_before() -> None:
+def test_freezing_again_uses_the_new_weights() -> None:
     net, other = generator().freeze(), generator()
     for parameter in other.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -180,7 +180,7 @@ def test_wrong_shapes_and_configs() -> None:
     with pytest.raises(ValueError, match=r"latent \(1, 3, 16\): expected \(B, 8, 16\)"):
         generator()(torch.zeros(1, 3, 16))
     for wrong in (dict(resolution=48), dict(base_width=3), dict(channel_base=16)):
-        with pytest.raises(ValueError, match=r"expected|leaves no channel"):
+        with pytest.raises(ValueError, match=r"expected|at least the resolution"):
             GeneratorConfig(**(TINY | wrong))  # type: ignore[arg-type]
 
 

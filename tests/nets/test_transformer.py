@@ -1,4 +1,4 @@
-"""The transformer blocks against torch's own attention, and the key-value cache against doing it all at once."""
+"""The transformer blocks, compared with torch's attention, and the key-value cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def attention() -> Attention:
 
 
 def torchs(attention: Attention) -> nn.MultiheadAttention:
-    """torch's attention with the same weights."""
+    """torch's attention module with the same weights."""
     other = nn.MultiheadAttention(24, 3, batch_first=True)
     other.in_proj_weight.data = torch.cat([attention.query.weight, attention.key_value.weight]).detach()
     other.in_proj_bias.data = torch.cat([attention.query.bias, attention.key_value.bias]).detach()
@@ -34,16 +34,16 @@ def torchs(attention: Attention) -> nn.MultiheadAttention:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_torchs_attention(attention: Attention, masked: bool) -> None:
+def test_attention_equals_torch_attention(attention: Attention, masked: bool) -> None:
     x, memory = random(2, 5, 24), random(2, 7, 24, seed=1)
     mask = random(5, 7, seed=2) > -0.5 if masked else None
     ours = attention(x, attention.project(memory), mask)
-    theirs, _ = torchs(attention)(x, memory, memory, attn_mask=None if mask is None else ~mask)  # True = may not
+    theirs, _ = torchs(attention)(x, memory, memory, attn_mask=None if mask is None else ~mask)  # True = masked
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_and_its_gradient_are_those_of_the_fused_kernel(attention: Attention) -> None:
-    """What runs on a GPU is torch's kernel; on a CPU it is written out."""
+def test_attention_and_gradients_equal_those_of_the_fused_kernel(attention: Attention) -> None:
+    """A GPU uses torch's fused kernel; on a CPU, attention with gradients is computed explicitly."""
     mask = torch.tensor([[[[True, True, True, False]]], [[[True, False, True, True]]]])  # padding of each row
 
     def fused(x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def test_attention_in_bf16_is_close(attention: Attention) -> None:
     torch.testing.assert_close(fast.float(), attention(x, attention.project(x)), atol=2e-2, rtol=2e-2)
 
 
-def test_an_encoder_layer_is_torchs_with_the_norm_first() -> None:
+def test_encoder_layer_equals_torch_with_norm_first() -> None:
     torch.manual_seed(0)
     ours = EncoderLayer(24, 3, 2.0)
     theirs = nn.TransformerEncoderLayer(24, 3, 48, 0.0, "gelu", batch_first=True, norm_first=True)
@@ -77,7 +77,7 @@ def test_an_encoder_layer_is_torchs_with_the_norm_first() -> None:
     torch.testing.assert_close(ours(x), theirs.train()(x), atol=1e-5, rtol=1e-5)
 
 
-def test_a_decoder_layer_is_torchs_with_the_norm_first() -> None:
+def test_decoder_layer_equals_torch_with_norm_first() -> None:
     torch.manual_seed(0)
     ours = DecoderLayer(24, 3, 2.0)
     theirs = nn.TransformerDecoderLayer(24, 3, 48, 0.0, "gelu", batch_first=True, norm_first=True)
@@ -90,7 +90,7 @@ def test_a_decoder_layer_is_torchs_with_the_norm_first() -> None:
     torch.testing.assert_close(y, theirs(x, memory, tgt_mask=~causal), atol=1e-5, rtol=1e-5)
 
 
-def test_one_token_at_a_time_with_the_cache_is_all_at_once_with_a_causal_mask() -> None:
+def test_cached_decoding_equals_causal_attention() -> None:
     torch.manual_seed(0)
     layer = DecoderLayer(24, 3, 2.0)
     x, memory = random(2, 5, 24), layer.cross.project(random(2, 7, 24, seed=1))
@@ -103,7 +103,7 @@ def test_one_token_at_a_time_with_the_cache_is_all_at_once_with_a_causal_mask() 
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_masked_tokens_of_the_memory_do_not_exist() -> None:
+def test_masked_memory_tokens_are_ignored() -> None:
     torch.manual_seed(0)
     layer = DecoderLayer(24, 3, 2.0)
     x, memory = random(1, 5, 24), random(1, 7, 24, seed=1)

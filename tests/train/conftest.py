@@ -1,4 +1,4 @@
-"""Tiny trainings of the learned editor."""
+"""Configs of tiny editor trainings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @pytest.fixture
 def stage_1(tiny_checkpoint: Path) -> Callable[..., Any]:
-    """A stage 1 config of a few steps; keyword arguments change the optimisation."""
+    """Returns a function that builds a stage 1 config with few steps; keyword arguments change the optimisation."""
     from autodrag.nets.regularizer import RegularizerConfig
     from autodrag.train.base import Optimisation, RunConfig
     from autodrag.train.regularizer import RegularizerTraining
@@ -31,7 +31,7 @@ def stage_1(tiny_checkpoint: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def stage_2(tiny_checkpoint: Path) -> Callable[..., Any]:
-    """A predictor's config of a few steps in one stage; keyword arguments change that stage or the batch."""
+    """Returns a function that builds a predictor config with one short stage; keyword arguments change that stage."""
     from autodrag.data.motion import MotionConfig
     from autodrag.nets.predictor import PredictorConfig
     from autodrag.train.base import RunConfig
@@ -55,7 +55,7 @@ def stage_2(tiny_checkpoint: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def weights() -> Callable[[Path], dict[str, Tensor]]:
-    """The network, its average and the optimiser's state of a run's folder, by name."""
+    """Returns a function that reads network, moving average and optimiser state of a run folder, by name."""
 
     def read(folder: Path) -> dict[str, Tensor]:
         state = torch.load(folder / "last.ckpt", weights_only=False)

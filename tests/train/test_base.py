@@ -1,4 +1,4 @@
-"""What all trainings share: typed configs, early refusals, and states that survive kills and full disks."""
+"""Shared parts of all trainings: typed configs, early errors, and states that survive kills and full disks."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from autodrag.train.base import (
 from autodrag.train.predictor import PredictorTraining, Stage
 from autodrag.train.regularizer import RegularizerTraining
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's warnings about workers and loggers
 
 
 class Toy(TrainingModule):
-    """One number that every step adds its own index to."""
+    """A training that adds the index of every step to a number."""
 
     def __init__(
         self,
@@ -85,14 +85,14 @@ def run(folder: Path, toy: Toy, **changes: Any) -> None:
 
 def test_every_step_runs_once_over_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = Toy(6)
-    run(tmp_path, first, max_minutes=1e-9)  # out of time after one step
+    run(tmp_path, first, max_minutes=1e-9)  # stops after one step
     second = Toy(6)
     run(tmp_path, second)
     assert (first.seen, second.seen) == ([0], [1, 2, 3, 4, 5])
     assert float(second.value.detach()) == sum(range(1, 7))
     assert "training: 6/6 steps, " in capsys.readouterr().out
     third = Toy(6)
-    run(tmp_path, third)  # nothing is left to do
+    run(tmp_path, third)  # all steps are done
     assert (third.seen, third.step, float(third.value.detach())) == ([], 6, 21.0)
 
 
@@ -122,7 +122,7 @@ def test_a_second_ctrl_c_keeps_the_last_saved_state(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["write", "replace"])
-def test_a_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_full_disk_keeps_the_previous_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     run(tmp_path, Toy(3))
     before = (tmp_path / "last.ckpt").read_bytes()
 
@@ -145,7 +145,7 @@ def test_a_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.
     assert resumed.seen == [3, 4]
 
 
-def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
     run(tmp_path, Toy(2))
     with pytest.raises(AutodragError, match=r"last\.ckpt was saved by a network of other sizes; remove it or choose"):
         run(tmp_path, Toy(2, size=3))
@@ -158,11 +158,11 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
         pytest.param(
             {"accelerator": "gpu"},
             "accelerator 'gpu' with 1 devices cannot be used",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available"),
         ),
     ],
 )
-def test_machines_that_are_not_there(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_unavailable_accelerators(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(AutodragError, match=message):
         run(tmp_path, Toy(1), **changes)
 
@@ -177,12 +177,12 @@ def test_machines_that_are_not_there(tmp_path: Path, changes: dict[str, Any], me
         ({"nodes": 0}, "nodes 0: expected at least 1"),
     ],
 )
-def test_bad_runs(changes: dict[str, Any], message: str) -> None:
+def test_invalid_run_configs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunConfig(folder=Path("x"), **changes)
 
 
-def test_half_precision_only_where_the_machine_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_needs_hardware_support(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_precision("bf16-mixed", "cpu") == "bf16-mixed"
     assert choose_precision("32-true", "gpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -198,7 +198,7 @@ def test_half_precision_only_where_the_machine_has_it(monkeypatch: pytest.Monkey
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda products=products: products)
         assert choose_precision("auto", "cpu") == choose_precision("auto", "auto") == chosen
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # a torch that does not tell
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # a version of torch without this function
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
     assert choose_precision("auto", "cpu") == "32-true"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -207,13 +207,13 @@ def test_half_precision_only_where_the_machine_has_it(monkeypatch: pytest.Monkey
         assert choose_precision("auto", "auto") == chosen
 
 
-def test_a_batch_must_be_shared_evenly() -> None:
+def test_batch_must_be_divisible_by_the_number_of_processes() -> None:
     check_batch(12, RunConfig(folder=Path("x"), devices=3, nodes=2))
     with pytest.raises(AutodragError, match="batch 8 cannot be divided among 6 processes; choose a multiple"):
         check_batch(8, RunConfig(folder=Path("x"), devices=3, nodes=2))
 
 
-def test_every_row_of_a_batch_has_one_process() -> None:
+def test_every_row_of_a_batch_belongs_to_one_process() -> None:
     class Rank(L.Trainer):
         world_size = 3
         global_rank = 0
@@ -225,9 +225,9 @@ def test_every_row_of_a_batch_has_one_process() -> None:
     assert [row for part in rows for row in part] == list(range(12)) and {len(part) for part in rows} == {4}
 
 
-def test_the_half_cosine_warms_up_and_ends_at_zero() -> None:
+def test_half_cosine_warms_up_and_ends_at_zero() -> None:
     factors = [half_cosine(step, 100) for step in range(101)]
-    assert factors[0] == pytest.approx(0.5)  # 2 % of the steps are 2
+    assert factors[0] == pytest.approx(0.5)  # warm-up takes 2 % of the steps, which are 2 steps
     assert max(factors) == factors[1] == pytest.approx(1.0, rel=1e-3)
     assert factors[50] == pytest.approx(0.5) and factors[100] == pytest.approx(0.0, abs=1e-9)
 
@@ -262,7 +262,7 @@ def test_fields_are_typed_and_overridden_from_the_command_line(
             parse_config(PredictorTraining, "predictor", ["--run.folder", "x", *words])
 
 
-def test_every_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_fields_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
     for kind, name in ((RegularizerTraining, "regularizer"), (PredictorTraining, "predictor")):
         with pytest.raises(SystemExit) as ended:
             parse_config(kind, name, ["--help"])

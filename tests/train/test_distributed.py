@@ -1,4 +1,4 @@
-"""Two processes on one machine train as one does at the same global batch: same samples, same curve, same weights."""
+"""Training with two processes equals training with one process with the same global batch: samples, losses, weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from autodrag.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's warnings about workers and loggers
 
 COMMON = ["--run.accelerator", "cpu", "--run.precision", "32-true", "--run.threads", "1", "--run.log_steps", "1"]
 SMALL = ["net.width", "16", "net.heads", "2", "net.encoder_layers", "1", "net.decoder_layers", "1"]
@@ -26,7 +26,7 @@ STAGE_LIST = "[{steps: 2}, {steps: 2, moments_weight: 0.2}]"
 
 
 def options(words: list[str], prefix: str = "") -> list[str]:
-    """Names and values as command line options of a group."""
+    """Convert names and values to command-line options of a group."""
     return [word if index % 2 else f"--{prefix}{word}" for index, word in enumerate(words)]
 
 
@@ -50,7 +50,7 @@ def command(stage: str, folder: Path, checkpoint: Path) -> list[str]:
 
 
 def run(words: list[str]) -> None:
-    """Two processes; what they print is shown where they fail."""
+    """Run two processes. Their output is shown if they fail."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -74,7 +74,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("stage", "launcher"), [("regularizer", "lightning"), ("predictor", "lightning"), ("paper", "torchrun")]
 )
-def test_two_processes_are_one(tmp_path: Path, tiny_checkpoint: Path, stage: str, launcher: str) -> None:
+def test_two_processes_equal_one_process(tmp_path: Path, tiny_checkpoint: Path, stage: str, launcher: str) -> None:
     assert main(command(stage, tmp_path / "one", tiny_checkpoint)) == 0
     words = [*command(stage, tmp_path / "two", tiny_checkpoint), "--run.devices", "2"]
     start = [sys.executable, "-m", "autodrag.cli"]
@@ -86,7 +86,7 @@ def test_two_processes_are_one(tmp_path: Path, tiny_checkpoint: Path, stage: str
     one, two = (curves(folder) for folder in folders)
     assert one.keys() == two.keys()
     for name, values in one.items():
-        assert len(values) == (2 if name == "loss/moments" else 4), name  # counted in the second stage alone
+        assert len(values) == (2 if name == "loss/moments" else 4), name  # used only in the second stage
         assert two[name] == pytest.approx(values, rel=1e-3, abs=1e-5), name
     first, second = (weights(folder) for folder in folders)
     assert first.keys() == second.keys()

@@ -1,4 +1,4 @@
-"""Adversarial training on tiny nets: it moves the weights, resumes to the step, and leaves whole files."""
+"""Adversarial training on tiny networks: weight updates, exact resuming and written files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autodrag.train import generator as training
 from autodrag.train.base import RunConfig, parse_config
 from autodrag.train.generator import AdversarialConfig, GeneratorDataConfig, GeneratorTraining, train
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's warnings about workers and loggers
 
 
 def config(folder: Path, images: int, **changes: object) -> GeneratorTraining:
@@ -44,7 +44,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return dict(load_generator(path)[0].state_dict())
 
 
-def test_a_broken_run_ends_like_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = weights(train(config(tmp_path / "whole", 24)))
     steps = []
     original = training.AdversarialModule.training_step
@@ -93,7 +93,7 @@ def grown_config(folder: Path, start: Path, images: int) -> GeneratorTraining:
     )
 
 
-def test_a_generator_grows_after_the_discriminator_has_warmed_up(tmp_path: Path) -> None:
+def test_generator_is_trained_after_the_warmup_of_the_discriminator(tmp_path: Path) -> None:
     start = train(config(tmp_path / "small", 8))
     warm, _ = load_generator(train(grown_config(tmp_path / "warm", start, 8)))
     old, _ = load_generator(start)
@@ -104,7 +104,7 @@ def test_a_generator_grows_after_the_discriminator_has_warmed_up(tmp_path: Path)
     assert not torch.equal(moved["synthesis.b4.const"], weights(start)["synthesis.b4.const"])
 
 
-def test_a_grown_run_resumes_like_an_unbroken_one(tmp_path: Path) -> None:
+def test_resumed_grown_run_equals_uninterrupted_run(tmp_path: Path) -> None:
     start = train(config(tmp_path / "small", 8))
     whole = weights(train(grown_config(tmp_path / "whole", start, 24)))
     train(grown_config(tmp_path / "broken", start, 12))
@@ -112,7 +112,7 @@ def test_a_grown_run_resumes_like_an_unbroken_one(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_real_images_become_sharp_as_the_generator_grows(tmp_path: Path) -> None:
+def test_real_images_become_sharp_after_growing(tmp_path: Path) -> None:
     start = train(config(tmp_path / "small", 8))
     module = training.AdversarialModule(grown_config(tmp_path / "grown", start, 24))
     real = torch.rand(4, 3, 32, 32) * 2 - 1
@@ -122,14 +122,14 @@ def test_real_images_become_sharp_as_the_generator_grows(tmp_path: Path) -> None
     assert sharpness[0] == sharpness[1] > sharpness[3] > sharpness[4] == sharpness[5] == 0
 
 
-def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
+def test_start_with_different_sizes_is_refused(tmp_path: Path) -> None:
     start = train(config(tmp_path / "small", 8))
     wrong = grown_config(tmp_path / "grown", start, 24)
     with pytest.raises(AutodragError, match=r"pass --generator\.w_dim 8"):
         train(replace(wrong, generator=replace(wrong.generator, w_dim=4)))
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path) -> None:
+def test_nan_loss_stops_the_training(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match="not finite at step"):
         train(config(tmp_path / "run", 400, generator_lr=1e12, discriminator_lr=1e12))
 
@@ -185,7 +185,7 @@ def test_configs_from_yaml_and_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["generator", "generator-64", "landmarks"])
-def test_the_shipped_configs_are_valid(name: str) -> None:
+def test_shipped_configs_are_valid(name: str) -> None:
     from autodrag.train.landmarks import LandmarkTraining
 
     kind: type = LandmarkTraining if name == "landmarks" else GeneratorTraining

@@ -1,4 +1,4 @@
-"""Held-out drags: the same for every training, no edit leaves 1.00, and chunks change nothing."""
+"""Held-out drags: reproducible, 1.00 without an edit, and independent of chunks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def landmarks(request: pytest.FixtureRequest) -> LandmarkNet | None:
     return net.eval()
 
 
-def test_no_edit_leaves_all_of_the_distance(tiny_generator: Generator, landmarks: LandmarkNet | None) -> None:
+def test_identity_editor_scores_one(tiny_generator: Generator, landmarks: LandmarkNet | None) -> None:
     idle = tiny_nets(tiny_generator, push=0.0)
     held_out = held_out_drags(tiny_generator, landmarks, idle.predictor.config, 8)
     shares, sheet = measure_drags(held_out, tiny_generator, idle)
@@ -35,7 +35,7 @@ def test_no_edit_leaves_all_of_the_distance(tiny_generator: Generator, landmarks
     assert all(abs(share - 1) > 1e-3 for share in moved.values())
 
 
-def test_chunks_change_nothing(
+def test_chunks_do_not_change_results(
     tiny_generator: Generator, landmarks: LandmarkNet | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = tiny_nets(tiny_generator, push=2.0)
@@ -49,8 +49,8 @@ def test_chunks_change_nothing(
     torch.testing.assert_close(other, sheet, atol=1e-2, rtol=1e-2)
 
 
-def test_only_mutual_matches_count(tiny_generator: Generator) -> None:
-    """Padding may lie anywhere."""
+def test_only_mutual_matches_are_measured(tiny_generator: Generator) -> None:
+    """The positions of padding do not matter."""
     net = tiny_nets(tiny_generator, push=2.0)
     held_out = held_out_drags(tiny_generator, None, net.predictor.config, 6)
     assert held_out.valid.shape == (6, 11) and held_out.valid.any(dim=1).all()
@@ -61,7 +61,7 @@ def test_only_mutual_matches_count(tiny_generator: Generator) -> None:
     assert measure_drags(padded, tiny_generator, net)[0] == pytest.approx(expected, abs=2e-3)
 
 
-def test_landmarks_of_another_image_size_are_not_used(tiny_generator: Generator) -> None:
+def test_landmark_net_for_another_image_size_is_not_used(tiny_generator: Generator) -> None:
     net = LandmarkNet(LandmarkConfig(resolution=16, width=8, depth=2, names=("nose",)))
     config = tiny_nets(tiny_generator, push=0.0).predictor.config
     held_out = held_out_drags(tiny_generator, net, config, 2)

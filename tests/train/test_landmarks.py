@@ -1,4 +1,4 @@
-"""Landmark training on tiny nets."""
+"""Landmark training on tiny networks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(folder: Path, steps: int) -> LandmarkTraining:
     )
 
 
-def test_spread_and_loss_of_known_heat() -> None:
+def test_spread_and_loss_of_known_heat_maps() -> None:
     heat = torch.zeros(1, 1, 5, 5)
     heat[0, 0, 2, 1] = heat[0, 0, 2, 3] = 0.5  # variance 1 along x, 0 along y
     found = Landmarks(torch.tensor([[[3.0, 4.0]]]), torch.ones(1, 1), heat, torch.zeros(1, 2))
@@ -43,7 +43,7 @@ def test_spread_and_loss_of_known_heat() -> None:
     assert float(landmark_loss(found, torch.zeros(1, 1, 2), 0.5)) == pytest.approx(5.0 + 0.5)
 
 
-def test_it_trains_resumes_and_exports(tmp_path: Path) -> None:
+def test_training_resumes_and_exports(tmp_path: Path) -> None:
     out = train(config(tmp_path / "run", 2))
     first = load_landmarks(out.parent)
     assert first is not None and first.config.names == LANDMARKS
@@ -61,7 +61,7 @@ def test_names_that_critters_do_not_have_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_stream_does_not_depend_on_interruptions(tmp_path: Path) -> None:
+def test_stream_does_not_depend_on_interruptions(tmp_path: Path) -> None:
     train(config(tmp_path / "run", 1))
     cache = tmp_path / "critters.npy"
     whole = list(LandmarkStream(cache, batch=2, first=0, total=3, seed=1))

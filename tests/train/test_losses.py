@@ -1,4 +1,4 @@
-"""Losses against hand-computed values."""
+"""Losses compared with manually computed values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_logistic_losses() -> None:
 
 
 def test_r1_of_a_linear_critic() -> None:
-    """The gradient of <w, x> is w wherever: its squared norm, and twice w as the gradient of that."""
+    """The gradient of <w, x> is w everywhere. The penalty is its squared norm, with the gradient 2 w."""
     w = torch.randn(3, 4, 4, requires_grad=True)
     x = torch.randn(5, 3, 4, 4, requires_grad=True)
     penalty = r1_penalty((w * x).sum(dim=(1, 2, 3))[:, None], x)
@@ -34,7 +34,7 @@ def test_r1_of_a_linear_critic() -> None:
 
 
 def test_path_length_of_a_linear_generator() -> None:
-    """With images = a * latent repeated in three channels the mean length of J^T y is known."""
+    """For images = a * latent, repeated in three channels, the mean length of J^T y is known."""
     latent = torch.randn(2000, 1, 1, requires_grad=True)
     images = (3.0 * latent[:, :, :, None]).expand(-1, 3, 1, 1)
     penalty, mean = path_length_penalty(images, latent, torch.zeros([]), torch.Generator().manual_seed(0), decay=1.0)
@@ -43,12 +43,12 @@ def test_path_length_of_a_linear_generator() -> None:
     assert float(penalty.detach()) == pytest.approx(27 * (1 - 2 / math.pi), rel=0.1)
 
 
-def test_the_position_loss_is_the_distance_as_a_share_of_the_height() -> None:
+def test_position_loss_is_the_distance_in_image_heights() -> None:
     found = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]], requires_grad=True)
     loss = position_loss(found, torch.zeros(1, 2, 2), torch.tensor([[1.0, 1.0]]), 10)
-    # sqrt(0.5^2 + 1e-4) and, on the spot, sqrt(1e-4).
+    # sqrt(0.5^2 + 1e-4), and sqrt(1e-4) for a point at its target.
     assert float(loss.detach()) == pytest.approx(math.sqrt(0.2501) + 0.01, rel=1e-5)
     loss.backward()
     assert found.grad is not None
-    assert found.grad[0, 1].tolist() == [0.0, 0.0]  # no pull on what has arrived
+    assert found.grad[0, 1].tolist() == [0.0, 0.0]  # no gradient at the target
     assert found.grad[0, 0].tolist() == pytest.approx([0.03 / math.sqrt(0.2501), 0.04 / math.sqrt(0.2501)], rel=1e-4)

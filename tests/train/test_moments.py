@@ -1,4 +1,4 @@
-"""The moments' loss against the formula it stands for, and against a distribution that it is to mend."""
+"""The moments loss: comparison with its formula, and correction of a distribution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autodrag.train.moments import DIRECTIONS, Moments
 
 
 def squared_gaps(before: Tensor, after: Tensor) -> Tensor:
-    """4 |E[c' - c]|^2 + |E[c' c'^T - c c^T]|^2 of one group, averaged over layers, written out."""
+    """4 |E[c' - c]|^2 + |E[c' c'^T - c c^T]|^2 of one group, averaged over layers, computed directly."""
     total = torch.zeros(())
     for layer in range(before.shape[1]):
         c, d = before[:, layer], after[:, layer]
@@ -20,11 +20,11 @@ def squared_gaps(before: Tensor, after: Tensor) -> Tensor:
     return total / before.shape[1]
 
 
-def test_the_gradient_is_that_of_the_squared_gaps() -> None:
+def test_gradient_equals_that_of_the_squared_gaps() -> None:
     torch.manual_seed(0)
     before, after = torch.randn(6, 3, 4), torch.randn(6, 3, 4, requires_grad=True)
     moments, alone = Moments(1, 3, 4), torch.zeros(6, dtype=torch.long)
-    for _ in range(1800):  # until the running gap is the batch's
+    for _ in range(1800):  # until the running difference equals that of the batch
         loss = moments(before, after, alone)
     expected = squared_gaps(before, after)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
@@ -32,7 +32,7 @@ def test_the_gradient_is_that_of_the_squared_gaps() -> None:
     torch.testing.assert_close(gradient, truth, rtol=1e-3, atol=1e-5)
 
 
-def test_groups_are_counted_apart_and_each_sample_alike() -> None:
+def test_groups_are_separate_and_samples_have_equal_weights() -> None:
     torch.manual_seed(0)
     before, after = torch.randn(8, 2, 3), torch.randn(8, 2, 3)
     group = torch.tensor([0, 1, 1, 1, 1, 1, 0, 1])
@@ -43,7 +43,7 @@ def test_groups_are_counted_apart_and_each_sample_alike() -> None:
     assert float(loss) == pytest.approx(float(0.25 * parts[0] + 0.75 * parts[1]), rel=1e-4)
 
 
-def test_codes_that_keep_their_spread_cost_nothing() -> None:
+def test_loss_is_zero_for_unchanged_moments() -> None:
     before = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(0))
     after = before.clone().requires_grad_()
     loss = Moments(1, 2, 3)(before, after, torch.zeros(8, dtype=torch.long))
@@ -51,7 +51,7 @@ def test_codes_that_keep_their_spread_cost_nothing() -> None:
     assert not torch.autograd.grad(loss, after)[0].any()
 
 
-def test_near_the_normal_it_is_four_times_the_frechet_distance() -> None:
+def test_loss_is_four_times_the_frechet_distance_near_the_normal_distribution() -> None:
     rng = torch.Generator().manual_seed(0)
     before = torch.randn(20_000, 5, generator=rng)
     after = before @ (torch.eye(5) + 0.02 * torch.randn(5, 5, generator=rng)) + 0.02 * torch.randn(5, generator=rng)
@@ -61,7 +61,7 @@ def test_near_the_normal_it_is_four_times_the_frechet_distance() -> None:
     assert float(loss) == pytest.approx(4 * frechet_distance(after, before), rel=0.1)
 
 
-def test_only_leading_directions_are_counted() -> None:
+def test_only_leading_directions_are_used() -> None:
     before = torch.randn(4, 2, DIRECTIONS + 3, generator=torch.Generator().manual_seed(0))
     after = before.clone().requires_grad_()
     moments = Moments(1, 2, DIRECTIONS + 3)
@@ -70,7 +70,7 @@ def test_only_leading_directions_are_counted() -> None:
     assert after.grad[..., :DIRECTIONS].any() and not after.grad[..., DIRECTIONS:].any()
 
 
-def test_small_batches_mend_a_distribution_together() -> None:
+def test_small_batches_correct_a_distribution() -> None:
     rng = torch.Generator().manual_seed(0)
     turn, shift = torch.tensor([[0.5, 0.0], [0.6, 1.2]], requires_grad=True), torch.ones(2, requires_grad=True)
     moments, optimizer = Moments(1, 1, 2), torch.optim.SGD([turn, shift], lr=0.02)

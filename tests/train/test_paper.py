@@ -1,4 +1,4 @@
-"""The paper's training: both stages in one command, its losses by hand, its schedules, its two stages resumed."""
+"""The paper's training: both stages in one command, losses, schedules and resuming."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from autodrag.train.paper import (
 )
 from autodrag.train.regularizer import fit
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's warnings about workers and loggers
 SMALL: dict[str, Any] = {"width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "mlp_ratio": 2.0}
 
 
@@ -47,7 +47,7 @@ def few_held_out_drags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(folder: Path, checkpoint: Path, **changes: Any) -> PaperTraining:
-    """A training of a few steps; keyword arguments change the optimisation of stage 2."""
+    """A config with few steps; keyword arguments change the optimisation of stage 2."""
     motion = replace(PredictorStage().motion, n_candidates=6, max_points=4, min_drag_px=10.0, min_drag_px_many=10.0)
     net = PredictorConfig(variant="paper", feature_block=2, steps=2, token_rows=4, **SMALL)
     hp = {"steps": 4, "batch": 4, "validate_steps": 4, "min_step_px": 1.0} | changes
@@ -62,7 +62,7 @@ def config(folder: Path, checkpoint: Path, **changes: Any) -> PaperTraining:
 
 
 def module_of(training: PaperTraining) -> PaperModule:
-    """The module of stage 2, with a new regularizer, outside of a trainer."""
+    """The module of stage 2, with a new regularizer and without a trainer."""
     torch.manual_seed(0)
     generator, _ = load_generator(training.checkpoint)
     net = fit_predictor(training.predictor.net, generator)
@@ -78,12 +78,12 @@ def module_of(training: PaperTraining) -> PaperModule:
 def test_both_stages_are_trained_and_exported(
     tmp_path: Path, tiny_checkpoint: Path, weights: Callable[[Path], dict[str, Tensor]]
 ) -> None:
-    """A run that is broken in either stage ends like an unbroken one."""
+    """A run interrupted in both stages equals an uninterrupted run."""
     out = train(config(tmp_path / "whole", tiny_checkpoint))
     assert out == tmp_path / "whole" / "predictor" / "predictor.safetensors"
     stopped = config(tmp_path / "broken", tiny_checkpoint)
     stopped = replace(stopped, run=replace(stopped.run, max_minutes=1e-9))
-    files = [train(stopped).parent.name for _ in range(5)]  # one step of either stage each
+    files = [train(stopped).parent.name for _ in range(5)]  # each run makes one step of one stage
     assert files == ["regularizer", "regularizer", "predictor", "predictor", "predictor"]
     train(config(tmp_path / "broken", tiny_checkpoint))
     for stage in ("regularizer", "predictor"):
@@ -98,8 +98,8 @@ def test_both_stages_are_trained_and_exported(
     assert (extra["regularizer"], extra["steps"]) == (True, 4) and extra["held_out"]
 
 
-def test_teacher_forcing_compares_codes_predicted_from_true_ones(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    """Eq. 12: with networks that predict the mean code, the loss is the mean distance of the codes from it."""
+def test_l1_loss_uses_teacher_forcing(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Eq. 12: for networks that predict the mean code, the loss is the mean distance of the codes from the mean."""
     module = module_of(config(tmp_path, tiny_checkpoint))
     for net in (module.net.predictor, module.net.regularizer):
         assert net is not None
@@ -116,19 +116,19 @@ def test_teacher_forcing_compares_codes_predicted_from_true_ones(tmp_path: Path,
     assert float(losses["drag"]) > 0
 
 
-def test_samples_without_a_match_are_dropped(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_samples_without_a_long_match_are_ignored(tmp_path: Path, tiny_checkpoint: Path) -> None:
     module = module_of(config(tmp_path, tiny_checkpoint))
     far = replace(module.config.predictor.motion, min_drag_px=400.0, min_drag_px_many=400.0)
     module.config = replace(module.config, predictor=replace(module.config.predictor, motion=far))
     rng = torch.Generator().manual_seed(0)
     motion = draw_motion(module.generator, module.config.predictor.net, far, 4, rng)
-    assert motion.moving.any()  # the best of the matches, which is too short
+    assert motion.moving.any()  # the longest match, which is too short
     assert not matched_samples(motion, 400.0, (32, 32)).any()
     losses = module.losses(motion, rng, slice(None))
     assert float(losses["l1"]) == float(losses["drag"]) == 0.0
 
 
-def test_annealing_acts_on_the_predictor_alone(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_annealing_applies_only_to_the_predictor(tmp_path: Path, tiny_checkpoint: Path) -> None:
     made = module_of(config(tmp_path, tiny_checkpoint, lr=1e-4, annealing_steps=60)).configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]
     rates = []
@@ -142,7 +142,7 @@ def test_annealing_acts_on_the_predictor_alone(tmp_path: Path, tiny_checkpoint: 
     assert set(regularizer) == {1e-5}
 
 
-def test_pairs_of_neighbouring_images(tmp_path: Path, tiny_checkpoint: Path, tiny_generator: Generator) -> None:
+def test_pairs_of_consecutive_images(tmp_path: Path, tiny_checkpoint: Path, tiny_generator: Generator) -> None:
     training = config(tmp_path, tiny_checkpoint)
     net = fit_predictor(training.predictor.net, tiny_generator)
     hp, motion = training.predictor.training, training.predictor.motion
@@ -159,19 +159,19 @@ def test_pairs_of_neighbouring_images(tmp_path: Path, tiny_checkpoint: Path, tin
     moved = (far.targets - far.handles).norm(dim=2)
     assert (moved[far.valid] >= 20 * 32 / 512).all()
     assert everything.valid.any() and (everything.valid | ~far.valid).all()
-    assert torch.equal(half.handles, everything.handles[4:])  # processes draw the same numbers
+    assert torch.equal(half.handles, everything.handles[4:])  # processes draw the same random numbers
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--predictor.net.variant", "default"], "error: expected variant paper of both nets"),
+        (["--predictor.net.variant", "default"], "error: expected variant paper for both nets"),
         (["--predictor.motion.anchor_share", "0.5"], "error: anchor_share 0.5: expected 0, because"),
         (["--predictor.training.min_lr", "1"], "error: expected 0 < min_lr <= lr"),
         (["--run.devices", "3"], "error: batch 32 cannot be divided among 3 processes"),
     ],
 )
-def test_contradictions_are_refused_at_once(
+def test_contradictory_configs_are_refused(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     own = ["--run.folder", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--run.accelerator", "cpu"]
@@ -181,16 +181,16 @@ def test_contradictions_are_refused_at_once(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_drag_loss_is_a_mean_over_patches_and_channels() -> None:
+def test_drag_loss_is_a_mean_over_patches_and_channels() -> None:
     rng = torch.Generator().manual_seed(0)
     before, after = torch.randn(1, 3, 12, 12, generator=rng), torch.randn(1, 3, 12, 12, generator=rng)
     handle, target = torch.tensor([[[4.0, 5.0]]]), torch.tensor([[[7.0, 4.0]]])
     loss = drag_loss(before, after, handle, target, torch.ones(1, 1), (12, 12))
-    expected = (before[:, :, 2:9, 1:8] - after[:, :, 1:8, 4:11]).abs().mean()  # the 7 x 7 cells around each
+    expected = (before[:, :, 2:9, 1:8] - after[:, :, 1:8, 4:11]).abs().mean()  # the 7 x 7 cells around each point
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_drag_loss_moves_only_the_patch_at_the_target() -> None:
+def test_drag_loss_has_gradients_only_at_the_target() -> None:
     before, after = torch.zeros(1, 1, 12, 12, requires_grad=True), torch.ones(1, 1, 12, 12, requires_grad=True)
     points = torch.tensor([[[2.0, 2.0]]]), torch.tensor([[[8.0, 7.0]]])
     drag_loss(before, after, *points, torch.ones(1, 1), (12, 12)).backward()
@@ -200,7 +200,7 @@ def test_the_drag_loss_moves_only_the_patch_at_the_target() -> None:
     torch.testing.assert_close(after.grad[0, 0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_points_without_weight_do_not_count() -> None:
+def test_points_with_zero_weight_are_ignored() -> None:
     before, after = torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8)
     points = torch.tensor([[[1.0, 1.0], [5.0, 5.0]]]), torch.tensor([[[2.0, 2.0], [3.0, 5.0]]])
     first = drag_loss(before, after, *points, torch.tensor([[1.0, 0.0]]), (8, 8))

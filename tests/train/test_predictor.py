@@ -1,4 +1,4 @@
-"""The predictor's training on tiny nets: it learns in stages, resumes to the bit, exports, refuses contradictions."""
+"""Predictor training on tiny networks: stages, exact resuming, export and contradictory configs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from autodrag.train.editor import fit_predictor
 from autodrag.train.heldout import held_out_drags
 from autodrag.train.predictor import PredictorModule, PredictorOptimisation, Stage, build, train
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's warnings about workers and loggers
 Build = Callable[..., Any]
 Weights = Callable[[Path], dict[str, Tensor]]
 
@@ -36,7 +36,7 @@ def few_held_out_drags(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def module_of(config: Any) -> PredictorModule:
-    """The module of a training that has not begun, outside of a trainer."""
+    """The module of a new training, without a trainer."""
     torch.manual_seed(0)
     generator, identity = load_generator(config.checkpoint)
     config = replace(config, net=fit_predictor(config.net, generator))
@@ -56,8 +56,8 @@ STAGES = (
 )
 
 
-def test_a_broken_run_ends_like_an_unbroken_one(tmp_path: Path, stage_2: Build, weights: Weights) -> None:
-    """Broken within the first stage, at its end, and within the second."""
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, stage_2: Build, weights: Weights) -> None:
+    """Interruptions within the first stage, at its end, and within the second stage."""
     train(in_stages(stage_2(tmp_path / "whole"), *STAGES))
     broken = in_stages(stage_2(tmp_path / "broken"), *STAGES)
     stopped = replace(broken, run=replace(broken.run, max_minutes=1e-9))
@@ -74,7 +74,7 @@ def test_a_broken_run_ends_like_an_unbroken_one(tmp_path: Path, stage_2: Build, 
     assert first[1:] == second[1:] and all(torch.equal(first[0][key], second[0][key]) for key in first[0])
 
 
-def test_every_stage_has_its_own_schedule(tmp_path: Path, stage_2: Build) -> None:
+def test_stages_have_separate_schedules(tmp_path: Path, stage_2: Build) -> None:
     stages = (Stage(steps=100, lr=1e-3), Stage(steps=50, lr=4e-3))
     made = module_of(in_stages(stage_2(tmp_path), *stages)).configure_optimizers()
     optimizer, schedule = made["optimizer"], made["lr_scheduler"]
@@ -87,7 +87,7 @@ def test_every_stage_has_its_own_schedule(tmp_path: Path, stage_2: Build) -> Non
     assert rates == pytest.approx(expected)
 
 
-def test_steps_are_counted_through_the_stages() -> None:
+def test_steps_are_counted_over_all_stages() -> None:
     optimisation = PredictorOptimisation(stages=STAGES)
     assert optimisation.steps == 6
     assert [optimisation.stage_at(step) for step in (0, 2, 3, 5, 6)] == [
@@ -95,7 +95,7 @@ def test_steps_are_counted_through_the_stages() -> None:
     ]  # fmt: skip
 
 
-def test_the_average_is_trained_and_the_generator_is_not(tmp_path: Path, stage_2: Build) -> None:
+def test_generator_is_not_trained(tmp_path: Path, stage_2: Build) -> None:
     config = stage_2(tmp_path / "run", lr=1e-2)
     before = module_of(config).state_dict()
     train(config)
@@ -108,7 +108,7 @@ def test_the_average_is_trained_and_the_generator_is_not(tmp_path: Path, stage_2
     assert not any(name.startswith(("generator", "sources")) for name in after)
 
 
-def test_export_and_load_give_the_same_answers(
+def test_exported_network_gives_the_same_results(
     tmp_path: Path, stage_2: Build, tiny_generator: Generator, tiny_checkpoint: Path
 ) -> None:
     config = stage_2(tmp_path / "run", lr=1e-2)
@@ -132,8 +132,8 @@ def test_export_and_load_give_the_same_answers(
         load_predictor(out, "0" * 16)
 
 
-def test_it_learns_to_bring_points_nearer(tmp_path: Path, stage_2: Build) -> None:
-    """The mean loss of the last steps is lower than that of the first, on samples that are new every time."""
+def test_position_loss_decreases(tmp_path: Path, stage_2: Build) -> None:
+    """The mean loss of the last steps is lower than that of the first steps, on new samples in each step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     changes = {"steps": 50, "lr": 1e-2, "prior_weight": 0.1, "average_decay": 0.9}
@@ -146,8 +146,8 @@ def test_it_learns_to_bring_points_nearer(tmp_path: Path, stage_2: Build) -> Non
     assert curves.Tags()["images"] == ["edits"]
 
 
-def test_an_edit_that_changes_nothing_costs_its_distance_alone(tmp_path: Path, stage_2: Build) -> None:
-    """An untrained predictor leaves the points: the loss is the mean distance of the drags, anchors included."""
+def test_losses_of_an_untrained_predictor(tmp_path: Path, stage_2: Build) -> None:
+    """An untrained predictor does not move points. The loss is the mean length of the drags, including anchors."""
     module = module_of(stage_2(tmp_path, moments_weight=1.0))
     config = module.config
     motion = draw_motion(module.generator, config.net, config.motion, 4, torch.Generator().manual_seed(0))
@@ -159,7 +159,7 @@ def test_an_edit_that_changes_nothing_costs_its_distance_alone(tmp_path: Path, s
     assert float(losses["position"]) == pytest.approx(float(expected), abs=0.03)
 
 
-def test_a_stage_decides_on_aligned_edits_and_on_the_motion(
+def test_stage_settings_for_alignment_and_motion(
     tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
@@ -175,12 +175,10 @@ def test_a_stage_decides_on_aligned_edits_and_on_the_motion(
     torch.nn.init.normal_(module.net.predictor.head.weight, std=0.1)
     motion = draw_motion(module.generator, module.config.net, module.config.motion, 4, torch.Generator().manual_seed(0))
     aligned, apart = (module.losses(motion, Stage(aligned=aligned))["prior"] for aligned in (True, False))
-    assert 0 < float(aligned) < float(apart)  # the mean of the layers' changes is shorter than they are
+    assert 0 < float(aligned) < float(apart)  # the mean of the layers' changes is shorter than the changes
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(
-    tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_loss_stops_the_training(tmp_path: Path, stage_2: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     train(stage_2(tmp_path, steps=2))
     before = (tmp_path / "last.ckpt").read_bytes()
     with monkeypatch.context() as patch:
@@ -192,18 +190,18 @@ def test_a_loss_that_is_not_finite_stops_with_the_step(
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["step"] == 4
 
 
-def test_a_training_continues_from_another(tmp_path: Path, stage_2: Build) -> None:
+def test_training_starts_from_a_trained_predictor(tmp_path: Path, stage_2: Build) -> None:
     first = train(stage_2(tmp_path / "first", steps=2, lr=1e-2))
     second = replace(stage_2(tmp_path / "second", steps=2), start=first)
     module, identity = module_of(second), load_generator(second.checkpoint)[1]
     expected, net = load_predictor(first, identity).state_dict(), module.net.predictor
     assert all(torch.equal(net.state_dict()[name], value) for name, value in expected.items())
     assert net.training and all(parameter.requires_grad for parameter in net.parameters())
-    with pytest.raises(AutodragError, match="has another net than the config asks for"):
+    with pytest.raises(AutodragError, match="has a different network config"):
         train(replace(second, net=replace(second.net, decoder_layers=2)))
 
 
-def test_the_network_takes_its_sizes_from_the_generator(stage_2: Build, tmp_path: Path) -> None:
+def test_network_sizes_match_the_generator(stage_2: Build, tmp_path: Path) -> None:
     generator, _ = load_generator(stage_2(tmp_path).checkpoint)
     net = fit_predictor(replace(stage_2(tmp_path).net, feature_block=99, track_block=99, token_rows=8), generator)
     assert (net.layers, net.w_dim, net.image, net.feature_block) == (8, 32, (32, 32), 3)
@@ -214,17 +212,17 @@ def test_the_network_takes_its_sizes_from_the_generator(stage_2: Build, tmp_path
     ("more", "message"),
     [
         (["--net.token_rows", "3"], "error: token_rows 3: expected 128 (rows of F) divided by a power of two"),
-        (["--net.token_rows", "64"], "error: the predictor does not fit the generator: token_rows 64: expected 16"),
-        (["--net.edit_layers", "8"], "error: the predictor does not fit the generator: edit_layers 8 of 8"),
+        (["--net.token_rows", "64"], "error: the predictor does not match the generator: token_rows 64: expected 16"),
+        (["--net.edit_layers", "8"], "error: the predictor does not match the generator: edit_layers 8 of 8"),
         (["--net.feature_block", "-1"], "error: feature_block -1, track_block 5: expected 0 <= first <= second"),
-        (["--net.variant", "paper"], "error: net.variant paper is trained by `autodrag train paper`"),
+        (["--net.variant", "paper"], "error: net.variant is paper; expected default"),
         (["--motion.max_points", "99"], "error: max_points 99: expected 1 to n_candidates"),
         (["--training.stages", "[{travel_share: [0.5, 2]}]"], "error: travel_share (0.5, 2.0): expected low <= high"),
         (["--run.devices", "3"], "error: batch 32 cannot be divided among 3 processes"),
         (["--start", "nowhere.safetensors"], "error: checkpoint 'nowhere.safetensors' does not exist"),
     ],
 )
-def test_contradictions_are_refused_at_once(
+def test_contradictory_configs_are_refused(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     own = ["--run.folder", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--run.accelerator", "cpu"]

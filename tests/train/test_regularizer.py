@@ -1,4 +1,4 @@
-"""Stage 1 on tiny nets: it learns, resumes to the bit, survives being killed, and refuses what cannot be."""
+"""Stage 1 on tiny networks: learning, exact resuming, recovery after a kill, and invalid configs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from autodrag.nets.stylegan2 import Generator
 from autodrag.release import load_tensors, read_info
 from autodrag.train.regularizer import NoiseConfig, RegularizerModule, restoration_loss, train
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice about workers and loggers
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's warnings about workers and loggers
 Build = Callable[..., Any]
 Weights = Callable[[Path], dict[str, Tensor]]
 
@@ -35,11 +35,11 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert differing == []
 
 
-def test_the_loss_is_the_mean_l1_distance() -> None:
+def test_loss_is_the_mean_l1_distance() -> None:
     assert float(restoration_loss(torch.zeros(1, 2, 2), torch.tensor([[[1.0, -2.0], [0.0, 3.0]]]))) == 1.5
 
 
-def test_a_broken_run_ends_like_an_unbroken_one(tmp_path: Path, stage_1: Build, weights: Weights) -> None:
+def test_resumed_run_equals_uninterrupted_run(tmp_path: Path, stage_1: Build, weights: Weights) -> None:
     train(stage_1(tmp_path / "whole"))
     broken = stage_1(tmp_path / "broken")
     stopped = replace(broken, run=replace(broken.run, max_minutes=1e-9))
@@ -54,14 +54,14 @@ def test_a_broken_run_ends_like_an_unbroken_one(tmp_path: Path, stage_1: Build, 
     assert facts == others
 
 
-def test_it_learns(tmp_path: Path, stage_1: Build, tiny_checkpoint: Path) -> None:
+def test_training_reduces_the_error(tmp_path: Path, stage_1: Build, tiny_checkpoint: Path) -> None:
     config = stage_1(tmp_path, steps=60, batch=32, lr=5e-3, average_decay=0.9)
     _, extra = read_info(train(replace(config, noise=NoiseConfig(zeroed_share=0.5))), kind="regularizer")
     assert extra["held_out"]["restored"] < 0.96 * extra["held_out"]["noised"]
     assert (extra["steps"], extra["generator"]) == (60, load_generator(tiny_checkpoint)[1])
 
 
-def test_the_exported_file_is_the_average(tmp_path: Path, stage_1: Build, tiny_checkpoint: Path) -> None:
+def test_exported_network_is_the_moving_average(tmp_path: Path, stage_1: Build, tiny_checkpoint: Path) -> None:
     config = stage_1(tmp_path, lr=1e-2)
     out = train(config)
     identity = load_generator(tiny_checkpoint)[1]
@@ -76,9 +76,7 @@ def test_the_exported_file_is_the_average(tmp_path: Path, stage_1: Build, tiny_c
         load_regularizer(out, "0" * 16)
 
 
-def test_codes_are_those_of_the_seed_and_the_step_alone(
-    tmp_path: Path, stage_1: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_codes_depend_only_on_seed_and_step(tmp_path: Path, stage_1: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, list[Tensor]] = {}
     original = RegularizerModule.pair
 
@@ -89,7 +87,7 @@ def test_codes_are_those_of_the_seed_and_the_step_alone(
 
     monkeypatch.setattr(RegularizerModule, "pair", remember)
     train(stage_1(tmp_path / "a", steps=3))
-    torch.rand(17)  # the global state of the moment has no part in it
+    torch.rand(17)  # the global random state has no effect
     train(stage_1(tmp_path / "b", steps=3, lr=1.0))
     a, b = drawn.values()
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -97,7 +95,7 @@ def test_codes_are_those_of_the_seed_and_the_step_alone(
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_codes_are_plain_or_mixed(tmp_path: Path, stage_1: Build, tiny_generator: Generator, mixed: bool) -> None:
+def test_plain_and_mixed_codes(tmp_path: Path, stage_1: Build, tiny_generator: Generator, mixed: bool) -> None:
     config = replace(stage_1(tmp_path), noise=NoiseConfig(mixed=mixed))
     config = replace(config, net=replace(config.net, layers=8, w_dim=32))
     clean, noised = RegularizerModule(config, tiny_generator).pair(8, torch.Generator().manual_seed(0))
@@ -105,7 +103,7 @@ def test_codes_are_plain_or_mixed(tmp_path: Path, stage_1: Build, tiny_generator
     assert torch.equal(clean[:, 6:], noised[:, 6:]) and not torch.equal(clean[:, :6], noised[:, :6])
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step(tmp_path: Path, stage_1: Build, weights: Weights) -> None:
+def test_nan_loss_stops_the_training(tmp_path: Path, stage_1: Build, weights: Weights) -> None:
     train(stage_1(tmp_path, steps=2))
     before = (tmp_path / "last.ckpt").read_bytes()
     config = stage_1(tmp_path, steps=5)
@@ -124,8 +122,8 @@ def words(folder: Path, checkpoint: Path, *more: str) -> list[str]:
     return ["train", "regularizer", *own, *small, "--run.precision", "32-true", "--training.batch", "4", *more]
 
 
-def test_sigkill_at_any_moment(tmp_path: Path, tiny_checkpoint: Path, weights: Weights) -> None:
-    """A run that saves all the time is killed in the middle; what it saved is whole, and it goes on from there."""
+def test_killed_run_can_be_resumed(tmp_path: Path, tiny_checkpoint: Path, weights: Weights) -> None:
+    """A run that saves continuously is killed. Its saved state is complete, and the run can be resumed."""
     often = ["--run.save_minutes", "1e-9", "--run.threads", "1", "--run.log_steps", "1"]
     command = words(tmp_path / "killed", tiny_checkpoint, *often, "--training.steps", "1000000")
     process = subprocess.Popen(
@@ -151,7 +149,7 @@ def test_sigkill_at_any_moment(tmp_path: Path, tiny_checkpoint: Path, weights: W
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--net.edit_layers", "8"], "error: the regularizer does not fit the generator: edit_layers 8 of 8"),
+        (["--net.edit_layers", "8"], "error: the regularizer does not match the generator: edit_layers 8 of 8"),
         (["--net.heads", "3"], "error: width 16 must be a multiple of heads 3."),
         (["--training.lr", "-1"], "error: expected steps >= 1, batch >= 1 and lr > 0."),
         (["--noise.zeroed_share", "2"], "error: expected psi low <= high, zeroed_share in [0, 1]"),
@@ -160,7 +158,7 @@ def test_sigkill_at_any_moment(tmp_path: Path, tiny_checkpoint: Path, weights: W
         (["--run.accelerator", "abacus"], "error: accelerator 'abacus' with 1 devices cannot be used"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(
+def test_invalid_configs_are_refused(
     tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     assert main(words(tmp_path, tiny_checkpoint, *more)) == 2
@@ -169,7 +167,7 @@ def test_what_cannot_be_is_refused_at_once(
     assert not (tmp_path / "last.ckpt").exists()
 
 
-def test_the_published_learning_rate_is_the_default(tmp_path: Path, stage_1: Build) -> None:
+def test_default_learning_rate_is_the_published_value(tmp_path: Path, stage_1: Build) -> None:
     assert stage_1(tmp_path).training.lr == 1e-3
     assert NoiseConfig().zeroed_share == 0.25
     assert (RegularizerConfig().encoder_layers, RegularizerConfig().decoder_layers) == (6, 6)

@@ -1,1 +1,1 @@
-"""Other published methods, for comparison: FreeDrag and UserControllableLT."""
+"""Baselines: the published methods FreeDrag and UserControllableLT."""

@@ -1,20 +1,20 @@
-"""UserControllableLT (Endo 2022, arXiv 2208.12408): motions at points to an edit of W+, in one pass of a transformer.
+"""UserControllableLT (Endo 2022, arXiv 2208.12408): a transformer that maps motions at points to an edit of W+.
 
-Every point is a token: its motion (dx, dy, log-expansion) and the generator's feature at the point. An encoder relates
-the points to one another; the first six latent vectors query them through a decoder, whose output, times a strength
-alpha, is added to the vectors:
+Each point is a token with its motion (dx, dy, log-expansion) and the generator's feature at the point. An encoder
+processes the tokens. The first six latent vectors are the queries of a decoder. Its output, times a strength alpha, is
+added to the vectors:
 
     tokens  = Linear(3 -> D / 2)(motion) ++ Linear(C -> D / 2)(feature)
     queries = Linear(W -> D)(w_0 ... w_5) + position embedding
     w'      = w + alpha * Linear(D -> W)(decoder(queries, encoder(tokens)))
 
-As published, a point has no position code: only its feature tells where the point lies. The published sizes are the
-defaults.
+As published, tokens have no position embedding; a point's position is only implied by its feature. The defaults are the
+published sizes.
 
-A drag becomes a motion of unit length at its handle and a strength alpha = |d| / 10, px of an image 256 px high; points
-that must stay have no motion. The published interface drags one point. Here several points are divided by their mean
-length, and alpha is a tenth of that length; for one point this is the published rule. Training uses alpha 1 and moves
-a point by about `flow_px`, 4 to 12 px of 256 in the original.
+A drag becomes a motion of unit length at its handle, and a strength alpha = |d| / 10, with d in px of an image 256 px
+high. Points that must not move have zero motion. The published interface drags one point. Here the motions of several
+points are divided by their mean length, and alpha is a tenth of that length; for one point this equals the published
+rule. Training uses alpha = 1 and moves a point by about `flow_px` (4 to 12 px at 256 px in the original).
 """
 
 from __future__ import annotations
@@ -34,37 +34,37 @@ from autodrag.points import Size, sample
 
 FILE = "userlt.safetensors"
 GRID = 16
-"""With a mask, the fixed points are taken from a grid of this many rows and columns."""
+"""Number of rows and columns of the grid from which the fixed points of a mask are taken."""
 MAP_PX = 64
-"""Height of the generator map whose features the tokens hold."""
+"""Height of the generator map whose features the tokens contain."""
 
 
 @dataclass(frozen=True)
 class UserLTConfig:
-    """Sizes, and the units of motions."""
+    """Sizes of the network, and units of the motions."""
 
     w_dim: int = 512
     """Length of a latent vector of the generator."""
     edit_layers: int = 6
-    """How many latent vectors change, from the first."""
+    """Number of latent vectors that change, counted from the first."""
     feature_block: int = 4
-    """Generator block whose features the tokens hold: the one of 64 px, or the last one of a smaller generator."""
+    """Index of the generator block whose features the tokens contain: the 64 px block, or the last smaller block."""
     channels: int = 512
-    """Channels of that block."""
+    """Number of channels of that block."""
     width: int = 512
     """Width D of the layers."""
     heads: int = 8
-    """Heads of attention."""
+    """Number of attention heads."""
     encoder_layers: int = 6
-    """Layers over the points."""
+    """Number of encoder layers, for the points."""
     decoder_layers: int = 6
-    """Layers over the latent vectors."""
+    """Number of decoder layers, for the latent vectors."""
     mlp_ratio: float = 1.0
-    """Hidden width of the feed-forward nets, in D."""
+    """Hidden width of the feed-forward nets, relative to `width`."""
     flow_px: float = 8.0
-    """Length of a motion of 1, px of an image 256 px high; the original has 4 to 12, chosen for each data set."""
+    """Unit of motion, px of an image 256 px high; the original uses 4 to 12, depending on the data set."""
     expansion: float = 0.025
-    """Log-expansion that counts as 1; the original has 0.02 to 0.04."""
+    """Unit of log-expansion; the original uses 0.02 to 0.04."""
 
     def __post_init__(self) -> None:
         sizes = (self.w_dim, self.edit_layers, self.channels, self.width, self.heads)
@@ -79,12 +79,12 @@ class UserLTConfig:
 
 
 def map_block(generator: GeneratorConfig) -> int:
-    """The block of 64 px, or the largest below it that a generator has."""
+    """Index of the 64 px block, or of the last block of a smaller generator."""
     return max(k for k, size in enumerate(generator.block_resolutions) if size <= MAP_PX)
 
 
 class UserLT(nn.Module):
-    """Motions at points, features there, and the first latent vectors to new latent vectors."""
+    """Maps motions and features at points, and the first latent vectors, to edited latent vectors."""
 
     def __init__(self, config: UserLTConfig) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class UserLT(nn.Module):
     def motions(
         self, flow: Float[Tensor, "B N 2"], expansion: Float[Tensor, "B N"], image: Size
     ) -> Float[Tensor, "B N 3"]:
-        """Motions in the net's units, of flows in px of an image (H, W) and log-expansions."""
+        """Convert flows (px of an image (H, W)) and log-expansions to motions in the network's units."""
         shift = flow * (256 / image[0] / self.config.flow_px)
         return torch.cat([shift, expansion[:, :, None] / self.config.expansion], dim=2)
 
@@ -114,7 +114,7 @@ class UserLT(nn.Module):
         features: Float[Tensor, "B N C"],
         alpha: float = 1.0,
     ) -> Float[Tensor, "B E D"]:
-        """The first `edit_layers` vectors of W+ to the edited ones. The order of the N points does not matter."""
+        """Edit the first `edit_layers` vectors of W+. The order of the N points does not matter."""
         tokens = torch.cat([self.motion(motions), self.feature(features)], dim=2)  # (B, N, width)
         for layer in self.encoder:
             tokens = layer(tokens)
@@ -125,7 +125,7 @@ class UserLT(nn.Module):
 
 
 def load_userlt(folder: str | Path, fingerprint: str) -> UserLT:
-    """Load the net of a checkpoint folder strictly; `fingerprint` is that of the folder's generator.
+    """Load the network of a checkpoint folder; `fingerprint` is the required fingerprint of its generator.
 
     Raises:
         AutodragError: the folder has none.
@@ -133,7 +133,7 @@ def load_userlt(folder: str | Path, fingerprint: str) -> UserLT:
     """
     file = find_checkpoint(folder) / FILE
     if not file.is_file():
-        raise AutodragError(f"{str(folder)!r} holds no {FILE}; make one with `autodrag train userlt`")
+        raise AutodragError(f"{str(folder)!r} has no {FILE}; create it with `autodrag train userlt`")
     return load_net(file, "userlt", UserLTConfig, UserLT, fingerprint)
 
 
@@ -147,9 +147,10 @@ def userlt(
     anchors: Float[Tensor, "M 2"] | None = None,
     mask: Bool[Tensor, "H W"] | None = None,
 ) -> Float[Tensor, "1 L D"]:
-    """The code after a drag of `handles` to `targets`, all in px of the image. Whether points arrive is not checked.
+    """Compute the code after a drag of `handles` to `targets` (px of the image). Arrival is not checked.
 
-    anchors: points that stay. mask: True = may move; the points of a 16 x 16 grid outside the mask stay as well.
+    anchors: points that must not move. mask: True = may move; the points of a 16 x 16 grid outside the mask are
+    additional anchors.
     """
     image = generator.config.image_size
     points, flow = handles.to(latent), (targets - handles).to(latent)
@@ -157,7 +158,7 @@ def userlt(
     alpha = float(length) * 256 / image[0] / 10
     if alpha == 0:
         return latent.clone()
-    # One unit of motion for the net is `flow_px` of an image 256 px high.
+    # One unit of motion is `flow_px` px of an image 256 px high.
     motions = flow / length * net.config.flow_px * image[0] / 256
     for fixed in (anchors, None if mask is None else outside(mask)):
         if fixed is not None:
@@ -172,7 +173,7 @@ def userlt(
 
 
 def outside(mask: Bool[Tensor, "H W"]) -> Float[Tensor, "M 2"]:
-    """Points (px) of a regular grid at which a mask (True = may move) is False."""
+    """Points (px) of a regular grid where a mask (True = may move) is False."""
     rows, columns = (torch.linspace(0, side - 1, GRID).round().long() for side in mask.shape)
     points = torch.cartesian_prod(rows, columns)  # (G * G, 2) as (y, x)
     fixed = ~mask.cpu()[points[:, 0], points[:, 1]]

@@ -1,17 +1,17 @@
-"""Training of UserControllableLT (Endo 2022, arXiv 2208.12408), a baseline, on any generator.
+"""Training of the baseline UserControllableLT (Endo 2022, arXiv 2208.12408) on any generator.
 
-A pair of images a little apart, the flow between them in place of a user's drags, and the code of the second image as
-the truth:
+A sample is a pair of similar images. The optical flow between them replaces a user's drags, and the code of the second
+image is the ground truth:
 
     w1    = mapping(z1) at psi 0.3
     w2    = untruncated mapping, an independent z for each layer
     w_mid = w1 + 0.1 (w2 - w1) in the first six layers, w1 in the others
     loss  = mean squared error of the first six layers of w_mid, from w1 and the flow on a 16 x 16 grid, alpha = 1
 
-The published training uses a network for optical flow and expansion, batch 1, Ranger at 1e-3 and 60,100 steps. Here the
-flow is OpenCV's, the expansion is computed from it, steps are fewer and larger, and AdamW decays to zero. Motions are
-divided by their root mean square over the first pairs, where the original has constants for its data sets. The pairs of
-a step depend on (seed, step) alone.
+The published training uses a network for optical flow and expansion, batch size 1, Ranger with learning rate 1e-3, and
+60,100 steps. Here OpenCV computes the flow, the expansion is derived from the flow, and AdamW's learning rate decays to
+zero. Motions are divided by their root mean square over the first pairs; the original uses constants for its data sets.
+The pairs of a step depend only on (seed, step).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from autodrag.train.base import (
 )
 
 BATCH = 32
-"""Pairs measured at a time."""
+"""Number of pairs measured at a time."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class PairConfig:
     psi: float = 0.3
     """Truncation of the first code."""
     strength: float = 0.1
-    """Share of the distance to the second code."""
+    """Distance between the codes of a pair, as a fraction of the distance to a random code."""
     grid: int = 16
-    """Motions are taken at grid x grid points."""
+    """Number of rows and columns of the grid of motions."""
     flow: Literal["dis", "farneback"] = "dis"
-    """Optical flow of OpenCV: dense inverse search, or Farnebäck's."""
+    """Optical flow of OpenCV: dense inverse search, or Farnebäck's method."""
     held_out: int = 256
-    """Fresh pairs for measuring the error. The units of motions are measured on at most 64 pairs."""
+    """Number of held-out pairs for measuring the error. At most 64 pairs are used to measure the units of motion."""
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1 or self.grid < 1 or self.psi < 0 or self.held_out < 1:
@@ -77,13 +77,13 @@ class UserLTTraining:
     run: RunConfig
     """Folder, precision, saving."""
     checkpoint: Path = Path("checkpoints/critters")
-    """The generator."""
+    """Checkpoint folder of the generator."""
     net: UserLTConfig = field(default_factory=UserLTConfig)
-    """The network. Sizes that depend on the generator, and the units of motions, are found."""
+    """The network. Sizes that depend on the generator, and the units of motion, are set automatically."""
     pairs: PairConfig = field(default_factory=PairConfig)
     """The pairs and the flow between them."""
     training: Optimisation = field(default_factory=lambda: Optimisation(steps=60_100, batch=1))
-    """The optimisation."""
+    """Optimisation settings."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +93,17 @@ class Pairs:
     before: Float[Tensor, "B E D"]
     """First layers of w1."""
     after: Float[Tensor, "B E D"]
-    """Those of w_mid."""
+    """First layers of w_mid."""
     flow: Float[Tensor, "B N 2"]
-    """Motions at the grid, px."""
+    """Flow at the grid points, px."""
     expansion: Float[Tensor, "B N"]
-    """Log-expansions there."""
+    """Log-expansion at the grid points."""
     features: Float[Tensor, "B N C"]
-    """Features of the first image there."""
+    """Features of the first image at the grid points."""
 
 
 def grid_points(count: int, image: Size) -> Float[Tensor, "N 2"]:
-    """count x count points (px) from corner to corner of an image (H, W), row by row."""
+    """A grid of count x count points (px) between the corner pixels of an image (H, W), row by row."""
     rows, columns = (torch.linspace(0, side - 1, count) for side in image)
     return torch.cartesian_prod(rows, columns).flip(1)
 
@@ -111,7 +111,7 @@ def grid_points(count: int, image: Size) -> Float[Tensor, "N 2"]:
 def draw_codes(
     generator: Generator, count: int, layers: int, config: PairConfig, rng: torch.Generator
 ) -> tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]:
-    """w1 and w_mid, which differ in the first `layers` layers."""
+    """Draw w1 and w_mid, which differ in the first `layers` layers."""
     w1 = map_codes(generator, count, torch.full((count,), config.psi), rng)
     w1 = w1[:, None].repeat(1, generator.config.latent_layers, 1)
     w2 = map_codes(generator, count * layers, torch.ones(count * layers), rng).unflatten(0, (count, layers))
@@ -124,7 +124,7 @@ def draw_codes(
 def draw_pairs(
     generator: Generator, net: UserLTConfig, config: PairConfig, flow: Flow, count: int, rng: torch.Generator
 ) -> Pairs:
-    """Pairs of codes, the motions between their images, and the features of the first images."""
+    """Draw pairs of codes, with the motions between their images and the features of the first images."""
     image, layers = generator.config.image_size, net.edit_layers
     w1, w_mid = draw_codes(generator, count, layers, config, rng)
     features = generator.features(w1, block=net.feature_block)
@@ -139,7 +139,7 @@ def draw_pairs(
 
 
 def fit(net: UserLTConfig, generator: Generator, config: PairConfig, flow: Flow, seed: int) -> UserLTConfig:
-    """The config with the generator's sizes, and with the root mean square motion of its pairs as units."""
+    """Set the generator's sizes in the config, and the root mean square motions of its pairs as units."""
     block = map_block(generator.config)
     sizes = {
         "w_dim": generator.config.w_dim,
@@ -152,7 +152,7 @@ def fit(net: UserLTConfig, generator: Generator, config: PairConfig, flow: Flow,
     pairs = draw_pairs(generator, fitted, config, flow, count, torch.Generator().manual_seed(2**30 + seed))
     flow_px, expansion = (float(values.square().mean().sqrt()) for values in (pairs.flow, pairs.expansion))
     if not (flow_px > 0 and expansion > 0):
-        raise AutodragError(f"nothing moves between images of pairs.strength {config.strength:g}; raise it")
+        raise AutodragError(f"nothing moves between images with pairs.strength {config.strength:g}; increase it")
     return dataclasses.replace(fitted, flow_px=flow_px * 256 / generator.config.image_size[0], expansion=expansion)
 
 
@@ -162,7 +162,7 @@ def code_loss(found: Float[Tensor, "B E D"], truth: Float[Tensor, "B E D"]) -> F
 
 
 class UserLTModule(AveragedModule[UserLT]):
-    """The network, its average, and the loss."""
+    """The network, the moving average of its weights, and the loss."""
 
     def __init__(self, config: UserLTTraining, generator: Generator, flow: Flow) -> None:
         hp = config.training
@@ -172,7 +172,7 @@ class UserLTModule(AveragedModule[UserLT]):
         self.config, self.flow = config, flow
 
     def predict(self, net: UserLT, pairs: Pairs) -> Float[Tensor, "B E D"]:
-        """The net's prediction of the second codes."""
+        """Predict the second codes."""
         image = self.generator.config.image_size
         return net(pairs.before, net.motions(pairs.flow, pairs.expansion, image), pairs.features)
 
@@ -189,7 +189,7 @@ class UserLTModule(AveragedModule[UserLT]):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Mean squared errors on fresh pairs: of the average network, and of the unchanged code."""
+        """Mean squared errors on held-out pairs: of the moving average, and of the unchanged code."""
         self.generator.to(next(self.average.parameters()).device)
         rng = torch.Generator().manual_seed(2**31 + self.config.run.seed)
         edited, idle, total = 0.0, 0.0, self.config.pairs.held_out
@@ -202,7 +202,7 @@ class UserLTModule(AveragedModule[UserLT]):
 
 
 def train(config: UserLTTraining) -> Path:
-    """Runs or resumes the training; returns the exported userlt.safetensors, its error in the metadata."""
+    """Run or resume the training. Returns the path of the exported userlt.safetensors (errors in the metadata)."""
     prepare_torch(config.run)
     check_batch(config.training.batch, config.run)
     generator, identity = load_generator(config.checkpoint)

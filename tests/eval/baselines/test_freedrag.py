@@ -1,4 +1,4 @@
-"""FreeDrag: every published formula against values computed by hand, and a drag from start to end."""
+"""FreeDrag: published formulas compared with values computed manually, and complete drags."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HANDLE, TARGET = torch.tensor([[12.0, 14.0]]), torch.tensor([[18.0, 14.0]])
 
 
 def ramp(slope: float = 0.1) -> torch.Tensor:
-    """A map whose value is `slope` times x, in px: L between two places is slope times their distance along x."""
+    """A map with the value slope * x (px). L between two points is slope times their distance along x."""
     return (slope * torch.arange(32.0)).expand(1, 2, 32, 32)
 
 
@@ -43,8 +43,8 @@ def test_published_settings() -> None:
         FreeDragConfig(inner_steps=0)
 
 
-def test_l_is_measured_in_units_of_the_features(make_generator: Callable[..., Generator]) -> None:
-    """Features twice as large make l twice as large; everything else stays the preset's."""
+def test_l_scales_with_the_features(make_generator: Callable[..., Generator]) -> None:
+    """Doubling the features doubles l; the other settings are those of the preset."""
     generator = make_generator()
     config = FreeDragConfig.fitted(generator, samples=2)
     assert replace(config, expected=0.3) == FreeDragConfig.preset(IMAGE)
@@ -57,14 +57,14 @@ def test_l_is_measured_in_units_of_the_features(make_generator: Callable[..., Ge
 
 
 @pytest.mark.parametrize("expected", [0.3, 0.4])
-def test_the_template_takes_half_at_02_l_and_a_tenth_at_08_l(expected: float) -> None:
+def test_template_rate_at_02_l_and_08_l(expected: float) -> None:
     losses = torch.tensor([0.2, 0.8, -0.4]) * expected
     assert template_rate(losses, expected).tolist() == pytest.approx([0.5, 0.1, 0.9])
     by_hand = 1 / (1 + math.exp(math.log(9) / (0.6 * expected) * (0.0 - 0.2 * expected)))
     assert float(template_rate(torch.zeros(1), expected)) == pytest.approx(by_hand)
 
 
-def test_candidates_are_tenths_of_the_reach_and_end_at_the_target() -> None:
+def test_candidates_are_equidistant_and_end_at_the_target() -> None:
     start, end = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[30.0, 40.0], [1.0, 3.0]])
     places = line_candidates(start, end, torch.tensor([5.0, 5.0]), 10)
     assert torch.allclose(places[0, 0], torch.tensor([0.3, 0.4]))
@@ -85,7 +85,7 @@ def settings(**changes: object) -> FreeDragConfig:
 
 
 def localise(first: float, last: float, at: float = 12.0) -> float:
-    """x of the next place on the ramp, for a template taken at x = 12 and a point at `at`."""
+    """x of the next position on the ramp, for a template from x = 12 and a point at x = `at`."""
     templates = read_patches(ramp(), HANDLE, IMAGE, 1.0)
     here = torch.tensor([[at, 14.0]])
     found = next_points(
@@ -96,18 +96,18 @@ def localise(first: float, last: float, at: float = 12.0) -> float:
     return float(found[0, 0])
 
 
-def test_below_half_l_it_goes_where_the_difference_is_nearest_to_l() -> None:
-    # Candidates 12.4, 12.8, ... 16 differ by 0.04, 0.08, ... 0.4; nearest to 0.3 is 0.28 (14.8) or 0.32 (15.2).
+def test_point_moves_forward_below_half_l() -> None:
+    # Candidates 12.4, 12.8, ... 16 differ by 0.04, 0.08, ... 0.4; closest to 0.3 are 0.28 (14.8) and 0.32 (15.2).
     assert localise(0.2, 0.1) in (pytest.approx(14.8), pytest.approx(15.2))
     assert localise(0.0, 0.1499, at=13.0) == pytest.approx(15.0)  # 13.4 ... 17: 15.0 differs by 0.3 exactly
 
 
-def test_while_the_difference_falls_it_stays() -> None:
+def test_point_stays_while_the_difference_decreases() -> None:
     assert localise(0.4, 0.3) == 12.0
 
 
-def test_where_it_does_not_fall_it_goes_back_by_d_and_searches_2_d_for_the_template() -> None:
-    # From 17 back to 13, then 13.8, 14.6, ... 21: nearest to the template at 12 is 13.8.
+def test_point_moves_back_if_the_difference_does_not_decrease() -> None:
+    # From 17 back to 13; of the candidates 13.8, 14.6, ... 21, the closest to the template at 12 is 13.8.
     assert localise(0.3, 0.3, at=17.0) == pytest.approx(13.8)
     # From 15 back to 11, then 11.8, 12.6, ... 19.
     assert localise(0.2, 0.5, at=15.0) == pytest.approx(11.8)
@@ -124,13 +124,13 @@ def latent(generator: Generator) -> torch.Tensor:
 
 
 def scaled(generator: Generator, latent: torch.Tensor, **changes: object) -> FreeDragConfig:
-    """l as a share of what this random generator's features differ by."""
+    """Settings with l chosen for the feature differences of the random generator."""
     maps = generator.features(latent, block=3).last
     spread = float((read_patches(maps, HANDLE, IMAGE, 1.0) - read_patches(maps, TARGET, IMAGE, 1.0)).abs().mean())
     return replace(settings(expected=spread / 2, reach=1.0), **changes)  # type: ignore[arg-type]
 
 
-def test_a_drag_pulls_the_template_toward_the_target(generator: Generator, latent: torch.Tensor) -> None:
+def test_drag_moves_the_template_toward_the_target(generator: Generator, latent: torch.Tensor) -> None:
     states: list[FreeDragState] = []
     config = scaled(generator, latent, steps=60, lr=0.02)
     result = freedrag(generator, latent, HANDLE, TARGET, config=config, callback=states.append)
@@ -140,15 +140,15 @@ def test_a_drag_pulls_the_template_toward_the_target(generator: Generator, laten
     assert float((result.points - TARGET).norm()) < 3.0  # of 6
     assert float((result.latent - latent)[:, :6].abs().max()) > 0
     assert float((result.latent - latent)[:, 6:].abs().max()) == 0
-    # What lies at the point now looks more like the handle did than what lay there before.
+    # The features at the point have become more similar to the handle's features.
     before, after = (generator.features(w, block=3).last for w in (latent, result.latent))
     wanted = read_patches(before, HANDLE, IMAGE, 1.0)
     there = [float(difference(read_patches(m, result.points, IMAGE, 1.0), wanted)) for m in (before, after)]
     assert there[1] < there[0]
 
 
-def test_one_sub_motion_is_what_the_formulas_say(generator: Generator, latent: torch.Tensor) -> None:
-    """Five steps written down plainly: localise from zero losses, then Adam on the mean L1 to the template."""
+def test_sub_motion_equals_the_formulas(generator: Generator, latent: torch.Tensor) -> None:
+    """A plain implementation of five steps: localise with zero losses, then Adam on the mean L1 to the template."""
     config = scaled(generator, latent, steps=5, lr=0.01)
     w = latent[:, :6].clone().requires_grad_()
     optimizer = torch.optim.Adam([w], lr=0.01)
@@ -169,14 +169,14 @@ def test_one_sub_motion_is_what_the_formulas_say(generator: Generator, latent: t
     assert torch.allclose(result.latent[:, :6], w.detach(), atol=1e-5)
 
 
-def test_a_point_at_its_target_is_signed_off(generator: Generator, latent: torch.Tensor) -> None:
+def test_point_at_its_target_is_finished(generator: Generator, latent: torch.Tensor) -> None:
     config = scaled(generator, latent, steps=40)
     result = freedrag(generator, latent, HANDLE, HANDLE + 0.4, config=config)
     assert result.reason == "arrived" and result.steps < 40
     assert float((result.points - HANDLE - 0.4).norm()) <= 1.0
 
 
-def test_a_mask_keeps_the_rest(generator: Generator, latent: torch.Tensor) -> None:
+def test_mask_preserves_the_fixed_region(generator: Generator, latent: torch.Tensor) -> None:
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[6:22, 4:26] = True
 
@@ -206,7 +206,7 @@ def test_limits(generator: Generator, latent: torch.Tensor) -> None:
     assert (result.reason, result.steps) == ("stopped", 2)
 
 
-def test_points_do_not_depend_on_their_order(generator: Generator, latent: torch.Tensor) -> None:
+def test_result_does_not_depend_on_the_order_of_points(generator: Generator, latent: torch.Tensor) -> None:
     handles = torch.tensor([[12.0, 14.0], [20.0, 20.0], [6.0, 24.0]])
     targets = handles + torch.tensor([[3.0, -2.0], [-1.0, 2.5], [0.0, -3.0]])
     order = torch.tensor([2, 0, 1])

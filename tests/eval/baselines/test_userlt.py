@@ -1,4 +1,4 @@
-"""UserControllableLT as an editor: what the net is asked, which files are taken, and what is refused."""
+"""UserControllableLT as an editor: inputs of the network, and loading of files."""
 
 from __future__ import annotations
 
@@ -43,18 +43,16 @@ def direct(
     return torch.cat([net(latent[:, :6], tokens, there, alpha), latent[:, 6:]], dim=1)
 
 
-def test_one_point_is_a_unit_vector_and_alpha_a_tenth_of_its_length(
-    net: UserLT, tiny_generator: Generator, latent: torch.Tensor
-) -> None:
-    """(3, 4) px of 32 are 40 px of 256: direction (0.6, 0.8), alpha 4."""
+def test_motion_and_alpha_of_one_point(net: UserLT, tiny_generator: Generator, latent: torch.Tensor) -> None:
+    """(3, 4) px at 32 px have the length 40 px at 256 px: direction (0.6, 0.8), alpha 4."""
     result = userlt(net, tiny_generator, latent, HANDLES[:1], TARGETS[:1])
     expected = direct(net, tiny_generator, latent, HANDLES[:1], torch.tensor([[0.6, 0.8]]), 4.0)
     assert torch.allclose(result, expected, atol=1e-5)
     assert torch.equal(result[:, 6:], latent[:, 6:]) and not torch.allclose(result, latent)
 
 
-def test_several_points_share_their_mean_length(net: UserLT, tiny_generator: Generator, latent: torch.Tensor) -> None:
-    """Lengths 5 and 3, mean 4 px of 32: alpha 3.2."""
+def test_motions_and_alpha_of_several_points(net: UserLT, tiny_generator: Generator, latent: torch.Tensor) -> None:
+    """Lengths 5 and 3 px at 32 px have the mean 4: alpha 3.2."""
     result = userlt(net, tiny_generator, latent, HANDLES, TARGETS)
     motions = torch.tensor([[0.75, 1.0], [0.0, 0.75]])
     assert torch.allclose(result, direct(net, tiny_generator, latent, HANDLES, motions, 3.2), atol=1e-5)
@@ -75,7 +73,7 @@ def test_anchors_and_masks_are_points_without_motion(
     assert outside(mask).shape == (128, 2) and float(outside(mask)[:, 0].max()) < 16  # half of 16 x 16
 
 
-def test_no_motion_is_no_edit(net: UserLT, tiny_generator: Generator, latent: torch.Tensor) -> None:
+def test_zero_motion_gives_no_edit(net: UserLT, tiny_generator: Generator, latent: torch.Tensor) -> None:
     assert torch.equal(userlt(net, tiny_generator, latent, HANDLES, HANDLES), latent)
 
 
@@ -94,11 +92,11 @@ def test_loading(tmp_path: Path, net: UserLT) -> None:
     assert again.config == net.config
     for name, tensor in net.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor)
-    with pytest.raises(CheckpointError, match=r"was trained on generator 'abc', and this one is 'xyz'"):
+    with pytest.raises(CheckpointError, match=r"was trained on generator 'abc', but this generator is 'xyz'"):
         load_userlt(folder, "xyz")
-    with pytest.raises(AutodragError, match=r"holds no userlt.safetensors; make one with `autodrag train userlt`"):
+    with pytest.raises(AutodragError, match=r"has no userlt.safetensors; create it with `autodrag train userlt`"):
         load_userlt(tmp_path, "abc")
-    with pytest.raises(CheckpointError, match=r"tensor .* has shape .*, expected .* by its config"):
+    with pytest.raises(CheckpointError, match=r"tensor .* has shape .*, but its config requires .*"):
         load_userlt(save(tmp_path / "wide", net, width=32), "abc")
-    with pytest.raises(CheckpointError, match=r"names 1000000000 encoder layers but does not hold them"):
+    with pytest.raises(CheckpointError, match=r"has encoder_layers = 1000000000, but the file holds only"):
         load_userlt(save(tmp_path / "deep", net, encoder_layers=10**9), "abc")

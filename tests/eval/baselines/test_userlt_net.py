@@ -36,7 +36,7 @@ def test_published_sizes() -> None:
 
 
 @pytest.mark.parametrize(("resolution", "block"), [(1024, 4), (64, 4), (32, 3), (8, 1)])
-def test_features_are_of_64_px_or_of_the_largest_map_below(resolution: int, block: int) -> None:
+def test_feature_block_is_64_px_or_the_last_smaller_block(resolution: int, block: int) -> None:
     config = GeneratorConfig(resolution=resolution, channel_base=1024)
     assert map_block(config) == block and config.block_resolutions[block] == min(64, resolution)
 
@@ -49,13 +49,13 @@ def test_the_edit_is_proportional_to_alpha() -> None:
     assert torch.equal(net(latent, motions, features, 0.0), latent)
 
 
-def test_an_untrained_net_edits_nothing() -> None:
+def test_untrained_network_gives_no_edit() -> None:
     latent, motions, features = inputs()
     net = UserLT(tiny().config)
     assert torch.equal(net(latent, motions, features), latent)
 
 
-def test_points_have_no_order_and_any_number() -> None:
+def test_points_may_have_any_order_and_number() -> None:
     net, (latent, motions, features) = tiny(), inputs(5)
     order = torch.tensor([3, 0, 4, 1, 2])
     expected = net(latent, motions, features)
@@ -64,13 +64,13 @@ def test_points_have_no_order_and_any_number() -> None:
 
 
 def test_units_of_motions() -> None:
-    """flow_px px of an image 256 px high are 1: 2 px at 64 px are 8 px at 256."""
+    """The unit is flow_px at 256 px; 2 px at 64 px are 8 px at 256 px."""
     net = tiny(flow_px=4.0, expansion=0.02)
     motions = net.motions(torch.tensor([[[2.0, -1.0]]]), torch.tensor([[0.05]]), (64, 32))
     assert motions[0, 0].tolist() == pytest.approx([2.0, -1.0, 2.5])
 
 
-def test_every_weight_learns() -> None:
+def test_all_weights_get_gradients() -> None:
     net, (latent, motions, features) = tiny(), inputs()
     net(latent, motions, features).square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []

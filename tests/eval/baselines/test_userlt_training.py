@@ -30,7 +30,7 @@ NET = UserLTConfig(width=16, heads=2, encoder_layers=1, decoder_layers=1)
 
 
 def shifted(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """A flow that is (0.02 x, 1) everywhere."""
+    """The flow (0.02 x, 1)."""
     height, width = first.shape[:2]
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return np.stack([0.02 * x, np.ones_like(y)], axis=2)
@@ -44,19 +44,19 @@ def test_codes_follow_the_published_formula(tiny_generator: Generator) -> None:
     z2 = torch.randn(12, 32, generator=rng)
     average = tiny_generator.mapping.w_avg
     first = average + 0.3 * (tiny_generator.mapping(z1) - average)
-    second = tiny_generator.mapping(z2).unflatten(0, (3, 4))  # an own z for each of the first layers, psi 1
+    second = tiny_generator.mapping(z2).unflatten(0, (3, 4))  # an independent z for each of the first layers, psi 1
     assert torch.allclose(w1, first[:, None].expand_as(w1), atol=1e-5)
     assert torch.allclose(w_mid[:, :4], w1[:, :4] + 0.1 * (second - w1[:, :4]), atol=1e-5)
     assert torch.equal(w_mid[:, 4:], w1[:, 4:])
 
 
-def test_the_grid_runs_from_corner_to_corner() -> None:
+def test_grid_spans_the_image_corners() -> None:
     points = grid_points(3, (5, 9))
     assert points.tolist() == [[x, y] for y in (0.0, 2.0, 4.0) for x in (0.0, 4.0, 8.0)]
     assert grid_points(16, (64, 64)).shape == (256, 2)
 
 
-def test_a_pair_holds_flow_expansion_and_features_of_the_grid(tiny_generator: Generator) -> None:
+def test_pairs_contain_flow_expansion_and_features_at_grid_points(tiny_generator: Generator) -> None:
     config = PairConfig(grid=4, held_out=4)
     net = fit(NET, tiny_generator, config, shifted, seed=0)
     assert (net.w_dim, net.edit_layers, net.feature_block, net.channels) == (32, 6, 3, 8)
@@ -79,11 +79,11 @@ def test_loss_is_the_mean_squared_error() -> None:
     assert float(code_loss(torch.zeros(1, 2, 2), torch.tensor([[[1.0, 2.0], [0.0, 3.0]]]))) == pytest.approx(3.5)
 
 
-def test_a_generator_that_does_not_move_is_refused(tiny_generator: Generator) -> None:
+def test_generator_without_motion_is_refused(tiny_generator: Generator) -> None:
     def still(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return np.zeros((*first.shape[:2], 2), np.float32)
 
-    with pytest.raises(AutodragError, match=r"nothing moves between images of pairs.strength 0.1"):
+    with pytest.raises(AutodragError, match=r"nothing moves between images with pairs.strength 0.1"):
         fit(NET, tiny_generator, PairConfig(grid=2, held_out=2), still, seed=0)
 
 
@@ -98,10 +98,10 @@ def config(folder: Path, checkpoint: Path, steps: int) -> UserLTTraining:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_it_trains_resumes_and_exports(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_training_resumes_and_exports(tmp_path: Path, tiny_checkpoint: Path) -> None:
     run = tmp_path / "run"
     whole = config(run, tiny_checkpoint, 4)
-    stopped = replace(whole, run=replace(whole.run, max_minutes=1e-9))  # after one step, as if interrupted
+    stopped = replace(whole, run=replace(whole.run, max_minutes=1e-9))  # stops after one step, as after an interruption
     out = train(stopped)
     assert torch.load(run / "last.ckpt", weights_only=False)["step"] == 1
     train(whole)
