@@ -19,6 +19,7 @@ from autodrag.checkpoint import save_code
 from autodrag.edits import Edit, Parameters, PointPair, read_edits
 from autodrag.errors import AutodragError, CheckpointError
 from autodrag.infer import task as task_module
+from autodrag.infer import trust
 from autodrag.infer.measure import detect_landmarks
 from autodrag.nets.stylegan2 import Generator
 
@@ -39,6 +40,12 @@ def editor(checkpoint: Path) -> DragEditor:
     editor = DragEditor.load(checkpoint, device="cpu")
     editor.open(seed=7)
     return editor
+
+
+@pytest.fixture(autouse=True)
+def keep_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random networks gain nothing; without this, every drag would fail and leave the image as it was."""
+    monkeypatch.setattr(trust, "GAIN", -1e9)
 
 
 def test_predictor_is_loaded_with_its_regularizer(editor: DragEditor) -> None:
@@ -116,7 +123,7 @@ def test_masks_are_predicted_and_refined(editor: DragEditor, fake_refiner: FakeR
 
 def test_soft_masks_are_refined(editor: DragEditor, fake_refiner: FakeRefiner) -> None:
     start = editor.latent
-    result = editor.drag(**DRAG, mask=MASK, outside="soft")
+    result = editor.drag(**DRAG, mask=MASK, preset="draggan", outside="soft")
     assert (result.method, result.rounds) == ("refine", 0)
     call = fake_refiner.calls[-1]
     assert call.start is None and torch.equal(call.image.latent, start)

@@ -159,7 +159,10 @@ def blank() -> np.ndarray:
 
 
 def test_report_has_one_entry_per_point(result: Result) -> None:
-    report = result(landmark_distances=(1.23456, None)).report()
+    said = result(
+        landmark_distances=(1.23456, None), uncertainties=np.array([0.51234, 7.0]), outcome="nearer", why="far"
+    )
+    report = said.report()
     assert report == {
         "points": [
             {
@@ -169,6 +172,7 @@ def test_report_has_one_entry_per_point(result: Result) -> None:
                 "distance": 0.5,
                 "landmark_distance": 1.2346,
                 "confidence": 0.9,
+                "uncertainty": 0.5123,
                 "lost": False,
             },
             {
@@ -178,9 +182,12 @@ def test_report_has_one_entry_per_point(result: Result) -> None:
                 "distance": 2.8284,
                 "landmark_distance": None,
                 "confidence": 0.1235,
+                "uncertainty": 7.0,
                 "lost": True,
             },
         ],
+        "outcome": "nearer",
+        "why": "far",
         "method": "both",
         "rounds": 2,
         "steps": 5,
