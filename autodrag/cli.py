@@ -6,6 +6,7 @@ Exit codes: 0 done (also if there was nothing to do), 1 a batch in which some li
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -127,6 +128,7 @@ def entry() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     code = main()
     if code == 130:
+        gc.collect()  # removes the semaphores of other processes
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

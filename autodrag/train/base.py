@@ -363,6 +363,7 @@ def prepare_torch(config: RunConfig) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*weights_only.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # averages and frozen nets
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
