@@ -448,7 +448,7 @@ def run_training(module: TrainingModule, config: RunConfig, *, batch: int, total
     state = SaveState(config)
     trainer = make_trainer(config, [state], batch=batch, total_steps=total_steps)
     try:
-        with _ctrl_c_handled(module, trainer):
+        with _ctrl_c_handled(module, trainer), _full_disk_in_one_sentence():
             trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
     except SystemExit as ended:  # Lightning's answer to KeyboardInterrupt
         if not isinstance(ended.__context__, KeyboardInterrupt):
@@ -490,6 +490,22 @@ def _ctrl_c_handled(module: TrainingModule, trainer: L.Trainer) -> Iterator[None
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _full_disk_in_one_sentence() -> Iterator[None]:
+    """Suppresses the traceback of TensorBoard's thread on a full disk: the main thread raises the same error."""
+    before = threading.excepthook
+
+    def report(thrown: threading.ExceptHookArgs) -> None:
+        if thrown.exc_value is None or not is_disk_full(thrown.exc_value):
+            before(thrown)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _interruption(module: TrainingModule, state: SaveState, total_steps: int) -> str:
