@@ -103,7 +103,7 @@ def parse_config(config: type[Config], command: str, argv: list[str]) -> Config:
 
 
 def check_batch(batch: int, run: RunConfig) -> None:
-    """Refuses a batch that the processes cannot share evenly."""
+    """Raises AutodragError if the batch cannot be divided evenly among the processes."""
     processes = run.devices * run.nodes
     if batch % processes:
         raise AutodragError(f"batch {batch} cannot be divided among {processes} processes; choose a multiple of it.")
@@ -238,7 +238,7 @@ def own_rows(batch: int, trainer: L.Trainer) -> slice:
 class SaveState(Callback):
     """Writes `last.ckpt` every few minutes, at the end and after Ctrl-C. Stops the run after its minutes.
 
-    The new state is written beside the old one and renamed over it, so that a kill at any time leaves a whole file.
+    The new state is written beside the old one and renamed over it, so that a kill at any time leaves a complete file.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -314,7 +314,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         first = _step(pl_module)
-        trainer.should_stop = first >= self.total_steps  # else a finished run would never end
+        trainer.should_stop = first >= self.total_steps  # otherwise a finished run would not stop
         if trainer.is_global_zero and not trainer.should_stop:
             self.display = ProgressDisplay("training", self.total_steps, done=first, output="stdout")
 
@@ -357,7 +357,7 @@ def prepare_torch(config: RunConfig) -> None:
     """Process-wide settings of a training command: seeds, threads, denormals.
 
     The gradients of a confident discriminator are denormal numbers, on which a CPU computes many times more slowly: one
-    run fell from 40 to 6 images a second. Flushing them to zero changes nothing of importance.
+    run fell from 40 to 6 images a second. Flushing them to zero does not affect the training.
     """
     # Lightning's notes on TPUs and on a logging service, and a deprecation inside of it, do not concern users.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
