@@ -1,11 +1,12 @@
-"""The command line: one table of commands, and one `error: sentence` line for a mistake of the user.
+"""The command line: the table of commands, and one line `error: sentence` for bad input.
 
 Exit codes: 0 done (also if there was nothing to do), 1 a batch in which some lines failed, 2 bad input or output,
-130 interrupted. A command is imported only when it runs, so `autodrag --help` answers at once.
+130 interrupted. A command is imported only when it runs, so that `autodrag --help` is fast.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -21,12 +22,12 @@ from autodrag.files import is_disk_full
 from autodrag.memory import keep_memory
 
 COMMANDS = {
-    "demo": "drag the nose of a shipped image and report how far it moved",
+    "demo": "drag the nose of an image of the shipped checkpoint and report the distance left",
     "app": "edit images in the browser and serve edits over HTTP",
     "drag": "drag points of one image",
     "batch": "run many edits from a JSONL file",
-    "sample": "draw a grid of images of a generator",
-    "render": "draw critters with their landmarks",
+    "sample": "draw a grid of images of a generator, each with its seed",
+    "render": "render critters as a grid, or as a folder with their landmarks",
     "convert": "convert a checkpoint of another program to safetensors",
     "info": "print what a checkpoint contains",
     "schema": "print the JSON Schema of an edit",
@@ -55,13 +56,13 @@ GROUPS = {
 }
 """Group and its sub-commands; the module `autodrag.GROUP.NAME` has `main(argv)` and parses its own options."""
 BASELINE_TRAININGS = {"userlt": "autodrag.eval.baselines.userlt_training"}
-"""Trainings whose module is in another place."""
+"""Trainings whose module is not in `autodrag.train`."""
 
 DESCRIPTIONS = {"train": "train a network", "eval": "measure methods by a protocol"}
 
 
 def build_parser(command: str | None = None) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """The parser of all commands, and that of each; only `command` has its options."""
+    """The main parser and the parser of each command. Only the parser of `command` has options."""
     parser = ArgumentParser(prog="autodrag", description="Drag points of StyleGAN2 images.")
     parser.add_argument("--version", action="version", version=f"autodrag {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -124,10 +125,11 @@ def _fail(sentence: str) -> int:
 
 
 def entry() -> None:
-    """The installed script. After Ctrl-C the process ends at once: threads that still compute are not awaited."""
+    """The installed script. After Ctrl-C the process ends without waiting for threads that still compute."""
     signal.signal(signal.SIGINT, _interrupt)
     code = main()
     if code == 130:
+        gc.collect()  # removes the semaphores of other processes
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -135,7 +137,7 @@ def entry() -> None:
 
 
 def _interrupt(_: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; but end the process during an import, because some libraries catch it there."""
+    """Raise KeyboardInterrupt. During an import, end the process, because some libraries catch the exception there."""
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             os.write(2, b"interrupted\n")

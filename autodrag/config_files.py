@@ -13,7 +13,7 @@ import inspect
 import textwrap
 import typing
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from autodrag.arguments import ArgumentParser
 from autodrag.errors import AutodragError, unknown_field, validation_sentence
@@ -91,7 +91,17 @@ def _options(config: Any, defaults: dict[str, Any], prefix: str = "") -> Iterato
             yield from _options(kind, defaults[field.name], f"{name}.")
             continue
         default = f" (default: {defaults[field.name]})" if field.name in defaults else ""
-        yield name, getattr(kind, "__name__", str(kind)).upper(), documented.get(field.name, "") + default
+        yield name, _type_name(kind), documented.get(field.name, "") + default
+
+
+def _type_name(kind: Any) -> str:
+    """`FLOAT` for float and for float | None, `a|b` for a choice."""
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    options = [part for part in typing.get_args(kind) if part is not type(None)]
+    if len(options) == 1 and type(None) in typing.get_args(kind):
+        return _type_name(options[0])
+    return getattr(kind, "__name__", str(kind)).upper()
 
 
 def _docstrings(config: Any) -> dict[str, str]:

@@ -173,3 +173,7 @@ def _write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
         writer.release()
         if not temporary.is_file():
             raise AutodragError(f"animation {str(path)!r} could not be written; is its folder writable?")
+        if b"moov" not in temporary.read_bytes():  # the index, written last; the encoder reports no full disk
+            raise AutodragError(
+                f"animation {str(path)!r} was not written completely; the disk is probably full: free some space"
+            )

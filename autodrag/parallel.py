@@ -121,11 +121,15 @@ def _run_task(key: str, make_worker: Callable[[], Worker[Task, Result]], task: T
 def _ctrl_c_for_the_parent_only() -> Iterator[None]:
     """Processes started inside never get Ctrl-C, not even while they import; the parent gets it at the end.
 
-    A process inherits the set of blocked signals of the thread that starts it.
+    A process inherits the set of blocked signals of the thread that starts it. Python's tracker of semaphores unblocks
+    Ctrl-C when it starts, so it starts first.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    from multiprocessing.resource_tracker import ensure_running
+
+    ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -12,9 +12,13 @@ from autodrag.errors import AutodragError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `autodrag app`."""
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; other than 127.0.0.1 needs a token")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; addresses other than 127.0.0.1 need a token"
+    )
     parser.add_argument("--port", type=int, default=8765, help="0 chooses a free port (default: 8765)")
-    parser.add_argument("--token", help="secret of the clients; generated and printed if one is needed")
+    parser.add_argument(
+        "--token", help="secret that clients must send; generated and printed if it is needed and missing"
+    )
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="host name of the server; may be repeated"
     )
@@ -22,17 +26,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoints",
         default="checkpoints",
         metavar="FOLDER",
-        help="their folder (default: checkpoints)",
+        help="folder that contains the checkpoints (default: checkpoints)",
     )
     parser.add_argument("--data", metavar="FOLDER", help="folder of saved sessions (default: ~/.local/share/autodrag)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     parser.add_argument("--workers", type=int, help="parallel computations (default: number of cores, at most 4)")
     parser.add_argument("--sessions", type=int, default=64, help="maximum number of open sessions (default: 64)")
     parser.add_argument(
-        "--idle", type=float, default=1800.0, metavar="SECONDS", help="close a session that is unused for this time"
+        "--idle",
+        type=float,
+        default=1800.0,
+        metavar="SECONDS",
+        help="close sessions that are unused for this time (default: 1800)",
     )
     parser.add_argument(
-        "--edit-seconds", type=float, default=30.0, metavar="SECONDS", help="maximum computing time of an edit"
+        "--edit-seconds",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="maximum computing time of an edit (default: 30)",
     )
     parser.add_argument("--open", action="store_true", help="open a browser window")
 
@@ -77,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(max(1, torch.get_num_threads() // config.workers))  # workers share the cores
 
     def announce(address: str) -> None:
-        print(f"autodrag is at {address}  (Ctrl+C ends it)", flush=True)
+        print(f"autodrag is at {address}  (stop it with Ctrl+C)", flush=True)
         if args.open:
             import webbrowser
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Line = tuple[int, bytes]
 """Number of a line, from 1, and its text."""
 Entry = dict[str, Any]
-"""What the summary says about a line."""
+"""The entry of a line in the summary."""
 STATUSES = ("done", "kept", "nothing", "failed")
 
 
@@ -61,7 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run every line; OUT/summary.json names what became of each."""
+    """Run every line. OUT/summary.json lists the status of each."""
     source, out = Path(args.edits).resolve(), Path(args.out)
     if not source.is_file():
         raise AutodragError(f"batch file {args.edits!r} does not exist; check the path")
@@ -117,7 +117,7 @@ def lines_of(path: Path) -> Iterator[Line]:
 def open_worker(args: argparse.Namespace, folder: Path, out: Path) -> Callable[[Line], Entry]:
     """A function that runs lines. It keeps the editor of the last checkpoint.
 
-    folder: where relative paths in the lines begin.
+    folder: relative paths in the lines start there.
     """
     editors: dict[str, DragEditor] = {}
 
@@ -133,7 +133,7 @@ def open_worker(args: argparse.Namespace, folder: Path, out: Path) -> Callable[[
 def _run_line(
     args: argparse.Namespace, folder: Path, out: Path, editor_of: Callable[[str], DragEditor], line: Line
 ) -> Entry:
-    """Run a line into its folder. An error of the line is part of the entry; a folder that cannot be written is not."""
+    """Run a line and write its folder. Errors of the line go to its entry; errors of writing are raised."""
     number, text = line
     name = f"{number:05d}"
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SEED = 28
 LANDMARK = "nose"
-SHIFT = 0.15  # share of the image's width: turns the head, and keeps it in the frame
+SHIFT = 0.15  # share of the image's width; the head turns and stays in the frame
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument("--seed", type=int, default=SEED, help=f"seed of the image (default: {SEED})")
     parser.add_argument("--landmark", default=LANDMARK, help=f"landmark to drag (default: {LANDMARK})")
-    parser.add_argument("--out", default="out/demo", metavar="FOLDER", help="where to write (default: out/demo)")
+    parser.add_argument("--out", default="out/demo", metavar="FOLDER", help="output folder (default: out/demo)")
     add_machine(parser)
 
 

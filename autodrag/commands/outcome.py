@@ -30,7 +30,7 @@ FILES = [
     *("result.json", "before.png", "after.png", "annotated.png", "animation.mp4", "animation.gif"),
     *("latent.safetensors", "edit.json", "edit.latent.safetensors", "edit.mask-*.png"),
 ]
-"""Files that a run may leave; result.json is removed first and written last, so it confirms all others."""
+"""Files of a run. result.json is removed first and written last, so that it confirms all others."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def run_edits(
 def write_outcome(
     editor: DragEditor, outcome: Outcome, folder: Path, *, animation: bool, extra: dict[str, Any]
 ) -> None:
-    """Write all files of a drag in place of those of an earlier run; other files in the folder stay."""
+    """Write all files of a drag and remove those of an earlier run; other files in the folder stay."""
     from autodrag.checkpoint import save_code
     from autodrag.images import write_animation, write_png
     from autodrag.infer.draw import annotate, contact_sheet

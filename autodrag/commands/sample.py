@@ -25,7 +25,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--psi", type=float, default=0.7, help="truncation (default: 0.7)")
     parser.add_argument("--label", type=int, help="class of a conditional generator")
     parser.add_argument("--columns", type=int, default=8, help="images in a row (default: 8)")
-    parser.add_argument("--out", default="out/sample.png", metavar="FILE.png", help="(default: out/sample.png)")
+    parser.add_argument(
+        "--out", default="out/sample.png", metavar="FILE.png", help="output file (default: out/sample.png)"
+    )
     add_machine(parser)
 
 

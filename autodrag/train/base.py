@@ -103,7 +103,7 @@ def parse_config(config: type[Config], command: str, argv: list[str]) -> Config:
 
 
 def check_batch(batch: int, run: RunConfig) -> None:
-    """Refuses a batch that the processes cannot share evenly."""
+    """Raises AutodragError if the batch cannot be divided evenly among the processes."""
     processes = run.devices * run.nodes
     if batch % processes:
         raise AutodragError(f"batch {batch} cannot be divided among {processes} processes; choose a multiple of it.")
@@ -238,7 +238,7 @@ def own_rows(batch: int, trainer: L.Trainer) -> slice:
 class SaveState(Callback):
     """Writes `last.ckpt` every few minutes, at the end and after Ctrl-C. Stops the run after its minutes.
 
-    The new state is written beside the old one and renamed over it, so that a kill at any time leaves a whole file.
+    The new state is written beside the old one and renamed over it, so that a kill at any time leaves a complete file.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -314,7 +314,7 @@ class Progress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         first = _step(pl_module)
-        trainer.should_stop = first >= self.total_steps  # else a finished run would never end
+        trainer.should_stop = first >= self.total_steps  # otherwise a finished run would not stop
         if trainer.is_global_zero and not trainer.should_stop:
             self.display = ProgressDisplay("training", self.total_steps, done=first, output="stdout")
 
@@ -357,12 +357,13 @@ def prepare_torch(config: RunConfig) -> None:
     """Process-wide settings of a training command: seeds, threads, denormals.
 
     The gradients of a confident discriminator are denormal numbers, on which a CPU computes many times more slowly: one
-    run fell from 40 to 6 images a second. Flushing them to zero changes nothing of importance.
+    run fell from 40 to 6 images a second. Flushing them to zero does not affect the training.
     """
     # Lightning's notes on TPUs and on a logging service, and a deprecation inside of it, do not concern users.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*weights_only.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # averages and frozen nets
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_flush_denormal(True)
@@ -447,7 +448,7 @@ def run_training(module: TrainingModule, config: RunConfig, *, batch: int, total
     state = SaveState(config)
     trainer = make_trainer(config, [state], batch=batch, total_steps=total_steps)
     try:
-        with _ctrl_c_handled(module, trainer):
+        with _ctrl_c_handled(module, trainer), _full_disk_in_one_sentence():
             trainer.fit(module, ckpt_path=state.path if state.path.exists() else None, weights_only=False)
     except SystemExit as ended:  # Lightning's answer to KeyboardInterrupt
         if not isinstance(ended.__context__, KeyboardInterrupt):
@@ -489,6 +490,22 @@ def _ctrl_c_handled(module: TrainingModule, trainer: L.Trainer) -> Iterator[None
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _full_disk_in_one_sentence() -> Iterator[None]:
+    """Suppresses the traceback of TensorBoard's thread on a full disk: the main thread raises the same error."""
+    before = threading.excepthook
+
+    def report(thrown: threading.ExceptHookArgs) -> None:
+        if thrown.exc_value is None or not is_disk_full(thrown.exc_value):
+            before(thrown)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _interruption(module: TrainingModule, state: SaveState, total_steps: int) -> str:
