@@ -24,7 +24,6 @@ VARIANTS: dict[str, tuple[dict[str, object], list[str]]] = {
     **{f"n = {n}": ({}, ["--net.steps", str(n)]) for n in (2, 3, 5, 10)},
     "layers aligned": ({"aligned": True}, []),
     "with moments": ({"moments_weight": 0.2}, []),
-    "a high weight of masks": ({"mask_weight": 1.2}, []),
     "longer motion": ({"travel_share": [0.4, 1.0]}, []),
 }
 """Name: changes of the stage, and options of the command."""
