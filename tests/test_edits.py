@@ -173,7 +173,7 @@ def test_points_that_are_not_finite(text: str) -> None:
             {"drags": [DRAG], "method": "predict", "parameters": {"outside": "soft"}},
             "outside 'soft' has no effect with the method predict; use refine, or outside exact",
         ),
-        ({"drags": [DRAG], "parameters": {"outside": "no"}}, r"parameters\.outside is 'no'; expected 'exact' or 'soft'"),
+        ({"drags": [DRAG], "parameters": {"outside": "no"}}, r"\.outside is 'no'; expected 'exact' or 'soft'"),
         (
             {"drags": [DRAG], "method": "refine", "parameters": {"rounds": 3}},
             "rounds has no effect with the method refine; use predict or both",
