@@ -56,6 +56,7 @@ edits = st.fixed_dictionaries(
                 "edit_layers": st.none() | st.integers(1, 18),
                 "feature_block": st.none() | st.integers(0, 8),
                 "stop_px": optional_float,
+                "outside": st.sampled_from(["exact", "soft"]),
                 "keep_references": st.booleans(),
             }
         ),
@@ -168,6 +169,11 @@ def test_points_that_are_not_finite(text: str) -> None:
             {"drags": [DRAG], "method": "predict", "parameters": {"feature_block": 3}},
             "feature_block has no effect with the method predict; leave it out",
         ),
+        (
+            {"drags": [DRAG], "method": "predict", "parameters": {"outside": "soft"}},
+            "outside 'soft' has no effect with the method predict; use refine, or outside exact",
+        ),
+        ({"drags": [DRAG], "parameters": {"outside": "no"}}, r"\.outside is 'no'; expected 'exact' or 'soft'"),
         (
             {"drags": [DRAG], "method": "refine", "parameters": {"rounds": 3}},
             "rounds has no effect with the method refine; use predict or both",
