@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -40,6 +41,8 @@ class Training:
     """Seed."""
     net: Net = field(default_factory=lambda: Net(width=16))
     """The network."""
+    kind: Literal["a", "b"] = "a"
+    """Kind."""
 
 
 def read(*words: str) -> Training:
@@ -86,3 +89,4 @@ def test_help_is_made_from_the_docstrings(capsys: pytest.CaptureFixture[str]) ->
     assert "A training. " in said and "More text" not in said
     assert "--net.width INT Channels, 100 % of them. (default: 16)" in said
     assert "--folder PATH Where it writes." in said
+    assert "--seed INT Seed. (default: None)" in said and "--kind a|b Kind. (default: a)" in said
