@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -44,6 +45,8 @@ class Training:
     """Colour."""
     net: Net = field(default_factory=lambda: Net(width=16))
     """The network."""
+    kind: Literal["a", "b"] = "a"
+    """Kind."""
 
 
 def read(*words: str) -> Training:
@@ -102,3 +105,4 @@ def test_help_is_generated_from_docstrings(capsys: pytest.CaptureFixture[str]) -
     assert "A training. " in output and "More text" not in output
     assert "--net.width INT Channels, 100 % of them. (default: 16)" in output
     assert "--folder PATH Output folder." in output
+    assert "--seed INT Seed. (default: None)" in output and "--kind a|b Kind. (default: a)" in output

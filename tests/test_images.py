@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -153,6 +154,29 @@ def test_no_mp4_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(cv2, "VideoWriter", Closed)
     with pytest.raises(AutodragError, match=r"no MP4 encoder; install opencv-python with FFmpeg, or write a \.gif"):
         write_animation(tmp_path / "a.mp4", frames())
+
+
+def test_an_mp4_without_its_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:  # as FFmpeg behaves on a full disk
+        writer, fourcc = cv2.VideoWriter, staticmethod(cv2.VideoWriter.fourcc)
+
+        def __init__(self, path: str, *options: Any) -> None:
+            self.path, self.opened = Path(path), self.writer(path, *options)
+
+        def isOpened(self) -> bool:
+            return self.opened.isOpened()
+
+        def write(self, frame: np.ndarray) -> None:
+            self.opened.write(frame)
+
+        def release(self) -> None:
+            self.opened.release()
+            self.path.write_bytes(self.path.read_bytes()[:100])
+
+    monkeypatch.setattr(cv2, "VideoWriter", Full)
+    with pytest.raises(AutodragError, match=r"a\.mp4' was not written completely; the disk is probably full"):
+        write_animation(tmp_path / "a.mp4", frames())
+    assert not list(tmp_path.iterdir())
 
 
 def test_failed_write_keeps_the_old_file_and_removes_the_temporary_file(tmp_path: Path) -> None:

@@ -48,6 +48,18 @@ def test_two_jobs_run_every_task_once_in_two_processes(tmp_path: Path) -> None:
     assert not [process for process in processes if is_running(process)]
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked here")
+def test_other_processes_do_not_get_ctrl_c() -> None:
+    results = list(run_tasks(open_mask_worker, range(4), jobs=2))
+    assert results == [True] * 4
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def open_mask_worker() -> Callable[[int], bool]:
+    """A worker that returns whether its process blocks Ctrl-C."""
+    return lambda task: signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_worker_error_is_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(AutodragError, match=r"^task 13 cannot be done; choose another$"):
         list(run_tasks(partial(open_worker, tmp_path), range(10, 30), jobs=2))

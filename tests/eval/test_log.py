@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_incomplete_last_line_is_removed(cut: int, tmp_path_factory: pytest.Temp
     assert [record["pair"] for record in read_log(folder)] == [task["pair"] for task in TASKS[:whole]]
     append(folder, TASKS[0])  # starts on a new line
     assert len(read_log(folder)) == whole + 1
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(AutodragError, match=r"drags\.jsonl' cannot be written: the disk is full; free some space, and"):
+        append(tmp_path, TASKS[0])
 
 
 @pytest.mark.parametrize("line", ["{broken}", "[1]", ""])
