@@ -189,7 +189,7 @@ def _save_opening(session: Session, opening: Opening, stem: Path) -> None:
     complete = opening.editor.branch()
     complete.go_to(max(moment.position for moment in steps))
     past = {
-        f"{number}.{name}": tensor
+        f"{number}.{name}": tensor.clone()  # a failed edit shares the latent of the image before it
         for number, layers in enumerate(complete.past)
         for name, tensor in layers.tensors().items()
     }

@@ -154,10 +154,10 @@ def run_drag(
         reason = "arrived"
     elif control.stopped:
         reason = "stopped"
+    elif guess.cut or control.expires():
+        reason = "budget"
     elif settings.method == "predict":
         reason = "rounds"
-    elif control.expired:
-        reason = "budget"
     if reason is not None:
         return _predicted(image, drag, guess, settings, control, reason)
 

@@ -89,6 +89,7 @@ def draggan(
     edited, kept = begin[:, :layers].detach(), begin[:, layers:].detach()
     value = (edited if config.space == "w+" else edited[:, :1]).clone().requires_grad_(True)
     optimizer = torch.optim.Adam([value], lr=config.lr)
+    before = control.seconds
     for step in range(config.steps + 1):
         latent = torch.cat([value.expand_as(edited), kept], dim=1)
         features = synthesis.features(latent, block=block)
@@ -114,7 +115,8 @@ def draggan(
         )
         if control.callback is not None:
             control.callback(result)
-        reason = _reason(distances, step, config, control)
+        reason = _reason(distances, step, config, control, control.seconds - before)
+        before = control.seconds
         if reason is not None:
             return replace(result, reason=reason)
         loss = motion_supervision(maps, points, drag.targets, size, radius=config.supervision_radius)
@@ -129,13 +131,13 @@ def draggan(
     raise AssertionError("the last step has a reason")
 
 
-def _reason(distances: Tensor, step: int, config: DragganConfig, control: Control) -> Reason | None:
-    """Why to end now, if at all."""
+def _reason(distances: Tensor, step: int, config: DragganConfig, control: Control, seconds: float) -> Reason | None:
+    """Why to end now, if at all. seconds: length of the last step."""
     if bool((distances <= config.stop_px).all()):
         return "arrived"
     if control.stopped:
         return "stopped"
-    if control.expired:
+    if control.expires(within=seconds):
         return "budget"
     return "steps" if step == config.steps else None
 

@@ -88,10 +88,11 @@ def locate(
     problem = LocateProblem(image, drag, config, basis, start)
     state: LocateState | None = None
     for step in range(config.steps + 1):
+        began = control.seconds
         state = problem.first_state() if state is None else take_step(problem, state)
         if control.callback is not None:
             control.callback(_result(problem, state.trial, step, "steps", control))
-        reason = _reason(problem, state, step, control)
+        reason = _reason(problem, state, step, control, control.seconds - began)
         if reason is not None:
             return _result(problem, state.best, step, reason, control)
     raise AssertionError("the last step has a reason")
@@ -294,8 +295,8 @@ def linearise(at: Evaluation) -> LinearModel:
     return LinearModel(at.errors.detach(), jacobian, jacobian.square().sum(dim=1).mean())
 
 
-def _reason(problem: LocateProblem, state: LocateState, step: int, control: Control) -> Reason | None:
-    """Why to end now, if at all."""
+def _reason(problem: LocateProblem, state: LocateState, step: int, control: Control, seconds: float) -> Reason | None:
+    """Why to end now, if at all. seconds: length of the last step."""
     followed = _distances(problem, state.best)[~problem.lost]
     if not len(followed):
         return "lost"
@@ -303,7 +304,7 @@ def _reason(problem: LocateProblem, state: LocateState, step: int, control: Cont
         return "arrived"
     if control.stopped:
         return "stopped"
-    if control.expired:
+    if control.expires(within=seconds):
         return "budget"
     if step == problem.config.steps:
         return "steps"

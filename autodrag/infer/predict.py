@@ -61,6 +61,8 @@ class Prediction:
     """To the targets, px."""
     rounds: int = 0
     """Predictions made."""
+    cut: bool = False
+    """Whether the next round would have ended after the time budget."""
 
 
 def batch_of(drag: Drag) -> DragBatch:
@@ -92,7 +94,7 @@ def predict(
     first = torch.ones_like(drags.handles[..., 0])
     best = latest = _measured(image.latent, image.features, drags.handles, first, drags)
     done = torch.zeros(len(image.latent), dtype=torch.bool, device=image.latent.device)  # images that are left alone
-    made = 0
+    made, cut = 0, False
     for made in range(1, int(limit.max()) + 1):
         maps = latest.features.outputs[net.feature_block]
         memory = image.memory if made == 1 else replace(image.memory, map_tokens=None)
@@ -110,8 +112,9 @@ def predict(
         done = (done | arrived | stalled if made > 1 else arrived) | (limit <= made)
         if bool(done.all()) or control.stopped:
             break
-        if control.budget_s is not None and control.seconds * (made + 1) / made > control.budget_s:
-            break  # the next round would end too late
+        cut = control.budget_s is not None and control.seconds * (made + 1) / made > control.budget_s
+        if cut:
+            break
     back = order.argsort(dim=1)
     return replace(
         best,
@@ -119,6 +122,7 @@ def predict(
         distances=torch.take_along_dim(best.distances, back, 1),
         confidences=torch.take_along_dim(best.confidences, back, 1),
         rounds=made,
+        cut=cut,
     )
 
 

@@ -145,10 +145,9 @@ class Control:
         """Whether the stop event is set."""
         return self.stop is not None and self.stop.is_set()
 
-    @property
-    def expired(self) -> bool:
-        """Whether the budget is used up."""
-        return self.budget_s is not None and self.seconds >= self.budget_s
+    def expires(self, within: float = 0.0) -> bool:
+        """Whether the budget is used up, or will be before another step of `within` seconds ends."""
+        return self.budget_s is not None and self.seconds + within >= self.budget_s
 
 
 @dataclass(frozen=True, kw_only=True)

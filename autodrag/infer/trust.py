@@ -166,6 +166,7 @@ def settle(
     result = dataclasses.replace(result, uncertainties=uncertainties, lost=lost, outcome=outcome, why=why)
     if outcome != "failed" or result.reason == "stopped":
         return result
+    picture = before.picture  # now, in the precision of the caller
     return dataclasses.replace(
         result,
         latent=before.latent,
@@ -174,7 +175,7 @@ def settle(
         distances=asked,
         uncertainties=np.zeros(len(handles)),
         features=before.features,
-        render=lambda: before.picture,
+        render=lambda: picture,
     )
 
 

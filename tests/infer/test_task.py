@@ -106,8 +106,9 @@ def test_devices() -> None:
 
 def test_budget_starts_with_the_drag() -> None:
     now = time.monotonic()
-    assert not Control(started=now - 100).expired
-    assert Control(5.0, started=now - 6).expired and not Control(60.0, started=now - 6).expired
+    assert not Control(started=now - 100).expires()
+    assert Control(5.0, started=now - 6).expires() and not Control(60.0, started=now - 6).expires()
+    assert Control(60.0, started=now - 6).expires(within=55.0)
     assert Control(started=now - 6).seconds == pytest.approx(6, abs=1)
 
 
