@@ -171,7 +171,7 @@ def test_points_that_are_not_finite(text: str) -> None:
         ),
         (
             {"drags": [DRAG], "method": "predict", "parameters": {"outside": "soft"}},
-            "outside 'soft' has no effect with the method predict; use refine, or outside exact",
+            "outside 'soft' has no effect with the preset default; use draggan, or outside exact",
         ),
         ({"drags": [DRAG], "parameters": {"outside": "no"}}, r"\.outside is 'no'; expected 'exact' or 'soft'"),
         (
