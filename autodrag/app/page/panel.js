@@ -110,6 +110,7 @@ $("run").addEventListener("click", () => drag());
 for (const group of document.querySelectorAll("[data-setting]")) {
   group.addEventListener("change", (event) => {
     state.settings[group.dataset.setting] = event.target.value;
+    changed();
   });
 }
 $("steps").addEventListener("change", ({ target }) => {
