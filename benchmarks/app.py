@@ -1,18 +1,19 @@
 """Frame rate, delay and memory of the app while clients pull points.
 
     python benchmarks/app.py --results benchmarks/results/app.json
-    python benchmarks/app.py --clients 1,30 --seconds 60 --edits 1000
+    python benchmarks/app.py --clients 1,30 --points 1,5 --seconds 60 --edits 1000
 
-Starts a server of its own and speaks to it as the page does: 60 positions per second over the WebSocket, a release, and
-again. There is one row for each number of clients. `--edits` measures the server's memory over edits in one session,
-after the clients. Times are those that a client sees; frames per second count the frames that arrive while the pointer
-is down.
+Starts a server of its own and speaks to it as the page does: 60 positions per second over the WebSocket, a release,
+and again. There is one row for each number of clients and points. `--edits` measures the server's memory over edits
+in one session, after the clients. Times are those that a client sees; frames per second count the frames that arrive
+while the pointer is down.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import math
 import statistics
@@ -37,8 +38,12 @@ RATE = 60
 PULL_S = 2.0
 """Seconds until the pointer is released."""
 
+HANDLES = ((25, 30), (40, 24), (20, 18), (44, 18), (32, 45))
+"""The points that are pulled, of the first image px."""
+
 COLUMNS: Columns = {
     "clients": lambda row: str(row["clients"]),
+    "points": lambda row: str(row["points"]),
     "frames per second, median": lambda row: optional(row["frames_per_second"], ".1f"),
     "of the slowest client": lambda row: optional(row["slowest_frames_per_second"], ".1f"),
     "first frame, ms, median": lambda row: optional(row["first_frame_ms"], ".0f"),
@@ -62,10 +67,10 @@ def resident(pid: int) -> float:
 
 
 class Pointer:
-    """A client that pulls the nose back and forth, and counts frames and errors."""
+    """A client that pulls points back and forth together, and counts frames and errors."""
 
-    def __init__(self, address: str, seed: int) -> None:
-        self.address, self.seed = address, seed
+    def __init__(self, address: str, seed: int, points: int) -> None:
+        self.address, self.seed, self.points = address, seed, points
         self.frames, self.pulled_s = 0, 0.0
         self.first_frames_s: list[float | None] = []  # None: the pointer was released before a frame arrived
         self.errors: list[str] = []
@@ -110,8 +115,9 @@ class Pointer:
         listener = asyncio.create_task(listen())
         count = max(2, int(seconds * RATE))
         for step in range(count):
-            target = [25 + 8 * math.sin(math.pi * (step + 1) / count), 30 + 2 * (step + 1) / count]
-            edit = {"drags": [{"handle": [25, 30], "target": target}], "parameters": {"steps": 10}}
+            dx, dy = 8 * math.sin(math.pi * (step + 1) / count), 2 * (step + 1) / count
+            drags = [{"handle": [x, y], "target": [x + dx, y + dy]} for x, y in HANDLES[: self.points]]
+            edit = {"drags": drags, "parameters": {"steps": 10}}
             await socket.send(json.dumps({"type": "pull", "pull": pull, "edit": edit}))
             await asyncio.sleep(1 / RATE)
         self.frames += len(arrivals)
@@ -121,9 +127,9 @@ class Pointer:
         await listener
 
 
-async def pull_together(address: str, clients: int, seconds: float) -> Record:
+async def pull_together(address: str, clients: int, points: int, seconds: float) -> Record:
     """Runs a number of clients at the same time."""
-    pointers = [Pointer(address, seed) for seed in range(13, 13 + clients)]
+    pointers = [Pointer(address, seed, points) for seed in range(13, 13 + clients)]
     await asyncio.gather(*(pointer.work(seconds) for pointer in pointers))
     rates = [pointer.frames / pointer.pulled_s for pointer in pointers if pointer.pulled_s]
     pulls = [first for pointer in pointers for first in pointer.first_frames_s]
@@ -133,6 +139,7 @@ async def pull_together(address: str, clients: int, seconds: float) -> Record:
         print(error, file=sys.stderr)
     return {
         "clients": clients,
+        "points": points,
         "frames_per_second": statistics.median(rates) if rates else None,
         "slowest_frames_per_second": min(rates) if rates else None,
         "first_frame_ms": 1000 * statistics.median(first_frames) if first_frames else None,
@@ -158,22 +165,29 @@ def memory(address: str, pid: int, edits: int) -> list[float]:
     return curve
 
 
+def numbers(option: str, text: str, most: int) -> list[int]:
+    """`1,5` as numbers from 1 to `most`."""
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1 or max(values) > most:
+        raise AutodragError(f"{option} {text!r}: expected numbers from 1 to {most}, such as 1,5")
+    return values
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", default="checkpoints")
     parser.add_argument("--workers", type=int, help="of the server")
     parser.add_argument("--clients", default="1", help="numbers of clients, such as 1,30 (default: 1)")
+    parser.add_argument("--points", default="1", help="numbers of points, up to 5, such as 1,5 (default: 1)")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each number of clients (default: 6)")
     parser.add_argument("--edits", type=int, default=0, help="also measure memory over this number of edits")
     results.add_option(parser)
     args = parser.parse_args()
-    try:
-        counts = [int(text) for text in args.clients.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise AutodragError(f"--clients {args.clients!r}: expected numbers from 1, such as 1,30")
+    counts, sizes = numbers("--clients", args.clients, 1000), numbers("--points", args.points, len(HANDLES))
     rows: list[Record] = []
     with tempfile.TemporaryDirectory() as data:
         command = [sys.executable, "-m", "autodrag.cli", "app", "--port", "0", "--data", data]
@@ -184,8 +198,8 @@ def main() -> None:
             assert server.stdout is not None
             address = next(word for word in server.stdout.readline().split() if word.startswith("http"))
             httpx.post(f"{address}api/sessions", json={}, timeout=300).raise_for_status()  # loads and warms up
-            for clients in counts:
-                row = asyncio.run(pull_together(address, clients, args.seconds))
+            for clients, points in itertools.product(counts, sizes):
+                row = asyncio.run(pull_together(address, clients, points, args.seconds))
                 rows.append(row | {"seconds": args.seconds, "edits": 0, "resident_mib": []})
             if args.edits:
                 rows[-1] |= {"edits": args.edits, "resident_mib": memory(address, server.pid, args.edits)}
