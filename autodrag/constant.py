@@ -1,7 +1,7 @@
 """A cache for constant tensors such as filters and coordinate grids.
 
-Creating these tensors at every call would take a considerable part of the time of a drag. A CUDA graph also cannot
-record a function that copies values from the host.
+A CUDA graph cannot record a function that copies values from the host, so these tensors must exist before. On a CPU the
+cache has no measurable effect on the time of a drag.
 """
 
 from __future__ import annotations
