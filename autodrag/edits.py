@@ -184,6 +184,8 @@ class Edit(Source):
             for name in ("edit_layers", "feature_block"):
                 if getattr(self.parameters, name) is not None:
                     raise ValueError(f"{name} has no effect with the method predict; leave it out")
+        if self.parameters.outside == "soft" and self.method in ("predict", "both"):
+            raise ValueError(f"outside 'soft' has no effect with the method {self.method}; use refine")
         if self.method == "refine" and self.parameters.rounds is not None:
             raise ValueError("rounds has no effect with the method refine; use predict or both")
         return self

@@ -95,11 +95,13 @@ rigid head contradicts the drag.
     "trust": Section(
         "Trust",
         """\
-What results say of themselves, against the landmark net. A quarter of the drags go in random directions. A tracked
-point is *wrong* if it lies more than 1/16 of the image height (4 px) from where the landmark net finds it; *found* is
-the share of the wrong points that are called lost, *false alarms* the share of the others. *AUC* is that of the
-uncertainty. Each pair has one made failure of eight kinds: a target at the border, a long drag, two handles to one
-place, swapped handles, an anchor beside the handle, handle or target outside the mask, and a handle without texture.
+The uncertainties and outcomes that results report, compared with the landmark net. A quarter of the drags go in
+random directions. A tracked point is *wrong* if it lies more than 1/16 of the image height (4 px) from where the
+landmark net finds it; *found* is the share of the wrong points that are called lost, *false alarms* the share of the
+others. *AUC* is that of the uncertainty. Each pair has one impossible drag of eight kinds: a target at the border, a
+long drag, two handles to one place, swapped handles, an anchor beside the handle, handle or target outside the mask,
+and a handle without texture. The program has a rule for each of these kinds, so that *obstacle right* says how well
+the rules hold on new images, and nothing about drags that fail for other reasons.
 """,
     ),
     "speed": Section(

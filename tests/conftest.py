@@ -71,12 +71,12 @@ def tiny_checkpoint(tiny_generator: Generator, tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def fake_refiner(monkeypatch: pytest.MonkeyPatch) -> FakeRefiner:
     """Both refiners of `run_drag`, replaced by one that takes no time, and a tracker that is sure of its points."""
-    from fakes import FakeRefiner, sure_signs
+    from fakes import FakeRefiner, sure_cues
 
     from autodrag.infer import drag, trust
 
     refiner = FakeRefiner()
     monkeypatch.setattr(drag, "locate", refiner.locate)
     monkeypatch.setattr(drag, "draggan", refiner.draggan)
-    monkeypatch.setattr(trust, "signs_of", sure_signs)
+    monkeypatch.setattr(trust, "cues_of", sure_cues)
     return refiner

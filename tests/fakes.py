@@ -87,8 +87,8 @@ class FakeRefiner:
             return result(steps)
 
 
-def sure_signs(before: OpenImage, after: OpenImage, drag: Drag, points: np.ndarray, blocks: slice) -> np.ndarray:
-    """As `autodrag.infer.trust.signs_of`, of a tracker that is sure of its points."""
+def sure_cues(before: OpenImage, after: OpenImage, drag: Drag, points: np.ndarray, blocks: slice) -> np.ndarray:
+    """As `autodrag.infer.trust.cues_of`, of a tracker that is sure of its points."""
     left = np.hypot(*(points - drag.targets.double().numpy()).T) / before.synthesis.config.image_size[0]
     return np.stack([np.full(len(points), 0.9), left, np.zeros(len(points))], axis=1)
 

@@ -61,7 +61,7 @@ edits = st.fixed_dictionaries(
             }
         ),
     }
-)
+).filter(lambda edit: edit["method"] == "auto" or edit["parameters"]["outside"] == "exact")
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -172,6 +172,10 @@ def test_points_that_are_not_finite(text: str) -> None:
         (
             {"drags": [DRAG], "method": "predict", "parameters": {"outside": "soft"}},
             "outside 'soft' has no effect with the preset default; use draggan, or outside exact",
+        ),
+        (
+            {"drags": [DRAG], "method": "both", "parameters": {"preset": "draggan", "outside": "soft"}},
+            "outside 'soft' has no effect with the method both; use refine",
         ),
         ({"drags": [DRAG], "parameters": {"outside": "no"}}, r"\.outside is 'no'; expected 'exact' or 'soft'"),
         (

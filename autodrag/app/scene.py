@@ -9,7 +9,7 @@ from autodrag.app.models import XY, EditOutcome, PointState, Scene, SceneRequest
 from autodrag.edits import Edit
 from autodrag.errors import AutodragError
 from autodrag.infer.task import DragResult
-from autodrag.infer.trust import REASONS
+from autodrag.infer.trust import ADVICE
 
 
 def scene_of(edit: Edit, mask: str | None) -> Scene:
@@ -47,7 +47,7 @@ def outcome_of(result: DragResult) -> EditOutcome:
         seconds=round(result.seconds, 3),
         reason=result.reason,
         outcome=result.outcome,
-        advice=None if result.why is None else REASONS[result.why],
+        advice=None if result.obstacle is None else ADVICE[result.obstacle],
     )
 
 

@@ -311,11 +311,10 @@ class Session:
                 editor.open(*source)
                 steps = [self._opening(editor, source)]
                 opening = steps[0].opening
-            before = editor.latent
             clock = Stopwatch(self.config.edit_s)
 
             def step(state: DragResult) -> None:
-                if stop.is_set() and torch.equal(state.layers.stack[-1].latent.cpu(), before):
+                if stop.is_set() and torch.equal(state.latent, state.synthesis.latent):
                     raise Stopped
                 if watch is not None:
                     watch(state)

@@ -161,19 +161,19 @@ def describe(outcome: Outcome) -> list[str]:
 
 def _advice(edit: Edit, result: DragResult) -> list[str]:
     """Why a drag did not arrive, and the settings that can help."""
-    from autodrag.infer.trust import REASONS
+    from autodrag.infer.trust import ADVICE
 
-    if result.why is None:
+    if result.obstacle is None:
         return []
     tries = []
     if result.method == "predict":
         tries.append("--method both")
     elif result.reason in ("steps", "budget"):
         tries.append("more --steps" if result.reason == "steps" else "a larger --budget")
-    if result.method != "predict" and edit.parameters.space != "w+" and result.why == "generator":
+    if result.method != "predict" and edit.parameters.space != "w+" and result.obstacle == "generator":
         tries.append("--space w+")
     also = f"; also try {' or '.join(tries)}" if tries else ""
-    return [f"{REASONS[result.why]}{also}"]
+    return [f"{ADVICE[result.obstacle]}{also}"]
 
 
 def versions() -> dict[str, str]:

@@ -91,6 +91,9 @@ class Experiment(ABC):
         """Columns of the fields of `extras`."""
         return {}
 
+    def conclude(self, records: Sequence[Record]) -> None:  # noqa: B027  most experiments have none
+        """Further output of a complete run, before its table; nothing by default."""
+
     def draw(self, out: Path, pairs: Sequence[Pair], records: Sequence[Record], points: int) -> None:
         """Draw the records of one number of points; by default a contact sheet."""
         write_sheet(self.bench, out, pairs, records, points)
@@ -149,6 +152,7 @@ def evaluate(kind: type[Experiment], argv: list[str]) -> int:
     pairs = experiment.source.pairs(bench)
     measure_missing(experiment, pairs, args)
     records = complete_records(args.out, len(pairs))
+    experiment.conclude(records)
     rows = experiment.rows(records)
     finish(args, results.make_table(kind.name, ["autodrag", "eval", kind.name, *argv], experiment.columns, rows))
     for points in experiment.source.points:

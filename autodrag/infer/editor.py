@@ -215,7 +215,7 @@ class DragEditor:
         references = state.references if keep_references else None
         task = self._task(handles, targets, mask, anchors, parameters)
         task = dataclasses.replace(task, references=references)
-        chosen = self._settings(parameters, method, task)
+        chosen = self._settings(parameters, method)
         control = Control(budget_s, stop, callback)
         before = self.image
         with self._precision():
@@ -259,7 +259,7 @@ class DragEditor:
         """
         parameters = Parameters.of(preset=preset, **settings)
         opened, task = self._opened(), self._task(handles, targets, mask, anchors, parameters)
-        chosen = self._settings(parameters, method, task)
+        chosen = self._settings(parameters, method)
         if chosen.method != "refine":
             chosen = dataclasses.replace(chosen, method="predict")
             if moving and self._limits_rounds(task):
@@ -328,12 +328,12 @@ class DragEditor:
             self.apply(edit)
         return self.image
 
-    # --- histories, for who serves many images -------------------------------------------------------------
+    # --- for servers: several editors, histories -------------------------------------------------------------------
 
     def sibling(self) -> DragEditor:
-        """Another editor around the same networks, with an image and a history of its own; costs next to nothing.
+        """Another editor that shares the networks and has its own image and history.
 
-        Siblings may work in different threads at once, since frozen networks are only read.
+        Siblings may work in different threads at the same time, because the networks are only read.
         """
         other = copy.copy(self)
         other._history, other._image, other._open = History(), None, None
@@ -376,10 +376,10 @@ class DragEditor:
         return self._history.undone
 
     def forget(self, keep: int, references: int) -> int:
-        """Bound the memory of a long history; returns how many edits were dropped from its beginning.
+        """Drop old edits to limit the memory of the history; returns the number of dropped edits.
 
-        The last `keep` edits stay, and what the handles looked like (`keep_references`) for the last `references`
-        of them. The image before the first that stays becomes the opened one: a session then starts at its latent.
+        The last `keep` edits stay, and the last `references` of them keep the appearance of their handles for
+        `keep_references`. The image before the first remaining edit becomes the opened one.
         """
         return self._history.forget(keep, references)
 
@@ -404,7 +404,7 @@ class DragEditor:
             image = OpenImage.of(self.generator, code)
             return to_uint8(image.rendered.picture)[0]
 
-    # --- inside ---------------------------------------------------------------------------------------------
+    # --- internals -------------------------------------------------------------------------------------------------
 
     def _opened(self) -> OpenImage:
         """The present image with everything that is computed once for it."""
@@ -435,14 +435,14 @@ class DragEditor:
         """Whether fewer rounds make a prediction faster; the paper's variant makes one round only."""
         return len(task.handles) > 1 and self.learned is not None and self.learned.predictor.config.variant != "paper"
 
-    def _settings(self, parameters: Parameters, method: str, task: Drag) -> DragSettings:
+    def _settings(self, parameters: Parameters, method: str) -> DragSettings:
         chosen = choose_method(method, can_predict=self.can_predict, checkpoint=self.checkpoint)
         if method == "auto" and parameters.preset == "draggan":
             chosen = "refine"
         return choose_settings(parameters, chosen, self.generator.config)
 
     def _commit(self, task: Drag, parameters: Parameters, result: DragResult, mask: np.ndarray | None) -> None:
-        """Append a result to the history, with the numbers of rounds and steps: a clock cannot be replayed."""
+        """Append a result to the history, with its rounds and steps instead of its budget, which cannot be replayed."""
         pairs = zip(result.handles.tolist(), result.targets.tolist(), strict=True)
         edit = Edit.of(
             drags=tuple(PointPair(handle=a, target=b) for a, b in pairs),

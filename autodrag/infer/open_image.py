@@ -102,7 +102,7 @@ class OpenImage:
     @cached_property
     def rendered(self) -> Rendered:
         """All block outputs and the picture."""
-        # What inference mode computes could not take part in a backward pass later.
+        # Inference tensors could not take part in a backward pass later.
         with torch.inference_mode(False), torch.no_grad():
             features = self.synthesis.features(self.latent, block=len(self.synthesis.config.block_resolutions) - 1)
             return Rendered(features, self.synthesis.image(self.latent, features))

@@ -36,7 +36,7 @@ Reason = Literal["arrived", "rounds", "steps", "budget", "stopped", "stalled", "
 
 Outcome = Literal["arrived", "nearer", "failed"]
 """What a drag achieved. `failed`: too little, and the image was left as it was."""
-Why = Literal["mask", "contradiction", "frame", "texture", "far", "lost", "generator"]
+Obstacle = Literal["mask", "contradiction", "frame", "texture", "far", "lost", "generator"]
 """What most likely kept a drag from arriving: the mask; points whose drags contradict each other; a target at the
 border of the image; a handle without texture; a long drag; lost points; or the generator has no such image nearby."""
 
@@ -177,8 +177,8 @@ class DragResult:
     """How far `points` may be from the true positions (`infer.trust`); None during a drag."""
     outcome: Outcome | None = None
     """None during a drag."""
-    why: Why | None = None
-    """Why the drag did not arrive; None if it did."""
+    obstacle: Obstacle | None = None
+    """What kept the drag from arriving; None if it arrived."""
     method: str
     """predict, refine or both."""
     rounds: int = 0
@@ -231,7 +231,7 @@ class DragResult:
         return {
             "points": points,
             "outcome": self.outcome,
-            "why": self.why,
+            "obstacle": self.obstacle,
             "method": self.method,
             "rounds": self.rounds,
             "steps": self.steps,

@@ -1,9 +1,9 @@
 """How far a result can be trusted: the uncertainty of tracked points, and the outcome of the whole drag.
 
-The tracker always finds some place. Three signs tell how likely it is the right one: its confidence, the distance that
-it leaves (a point that did not follow is harder to recognise), and a check backward: the found content, looked for in
-the image before the drag, should be found at the handle (Kalal et al. 2010, forward-backward error). `Calibration`
-turns them into an uncertainty in px. `autodrag eval trust` measures it and fits it to a checkpoint.
+The tracker always returns a position. Three cues tell how far it may be from the true one: the confidence, the distance
+left (points that did not follow are harder to recognise), and the backward error: the content found after the drag is
+tracked back to the image before it, where it should lie at the handle (forward-backward error, Kalal et al. 2010).
+`Calibration` turns the cues into an uncertainty in px. `autodrag eval trust` measures it and fits it to a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from autodrag.checkpoint import find_checkpoint
 from autodrag.errors import CheckpointError
 from autodrag.files import read_bounded
 from autodrag.infer.open_image import OpenImage
-from autodrag.infer.task import Drag, DragResult, Outcome, Why
+from autodrag.infer.task import Drag, DragResult, Obstacle, Outcome
 from autodrag.tracking import PULL, ambiguity, appearance, follow
 
 ARRIVED = 0.025
@@ -37,49 +37,52 @@ FRAME = 0.03
 FAR = 0.3
 """A longer drag, as a share of the image height, is far for a generator."""
 FLAT = 0.26
-"""A handle is without texture if its look fits places that are this far away on average, as a share of the height."""
+"""A handle has no texture if similar places lie this far away on average (`tracking.ambiguity`), as a share of the
+image height."""
 
-
-REASONS: dict[Why, str] = {
+ADVICE: dict[Obstacle, str] = {
     "mask": "the mask holds the drag back; paint it over the whole object, or drag inside it",
     "contradiction": "points ask for contradictory motions; remove a point or an anchor, or move them alike",
     "frame": "the target is at the border of the image; choose a target farther inside",
     "texture": "a handle has no texture to follow; place it on an edge or a detail",
     "far": "the drag is long for this generator; drag in shorter stretches",
-    "lost": "a point was lost on its way; drag in shorter stretches, or place the handle on a detail",
+    "lost": "a point was lost during the drag; drag in shorter stretches, or place the handle on a detail",
     "generator": "the generator has no such image nearby; choose a nearer target",
 }
-"""Each reason for people, with the next step."""
+"""A sentence for the user about each obstacle, with the next step."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """uncertainty = height * exp(bias + weights · signs), px. Defaults: fitted to critters."""
+    """Uncertainty of a point, px: image height * exp(bias + weights · cues).
 
-    weights: tuple[float, float, float] = (-1.5, 2.0, 2.0)
-    """Of confidence, distance left, and backward error, the last two as shares of the image height."""
-    bias: float = -2.4
-    lost: float = 0.06
+    The defaults are those of critters: `autodrag eval trust --pairs 100 --seed 7 --calibrate`.
+    """
+
+    weights: tuple[float, float, float] = (-2.42, 0.92, 2.76)
+    """One weight per cue, in the order of `cues_of`."""
+    bias: float = -1.78
+    lost: float = 0.0397
     """A point is lost above this uncertainty, as a share of the image height."""
 
     def __post_init__(self) -> None:
         if len(self.weights) != 3 or not all(map(math.isfinite, (*self.weights, self.bias))) or not self.lost > 0:
             raise ValueError(f"{self}: expected three finite weights, a finite bias and lost > 0.")
 
-    def uncertainties(self, signs: Float[np.ndarray, "N 3"], height: int) -> Float[np.ndarray, " N"]:
+    def uncertainties(self, cues: Float[np.ndarray, "N 3"], height: int) -> Float[np.ndarray, " N"]:
         """Uncertainty of points, px: 90 % of the true positions should lie within twice as much."""
-        power = np.minimum(self.bias + signs @ np.array(self.weights), 0.0)  # at most the whole image
+        power = np.minimum(self.bias + cues @ np.array(self.weights), 0.0)  # at most the whole image
         return height * np.exp(power)
 
     @staticmethod
-    def fit(signs: Float[np.ndarray, "M 3"], errors: Float[np.ndarray, " M"], wrong: float) -> Calibration:
-        """Fits to points with known errors, both as shares of the image height.
+    def fit(cues: Float[np.ndarray, "M 3"], errors: Float[np.ndarray, " M"], wrong: float) -> Calibration:
+        """Fit to M points whose errors are known. `errors` and `wrong` are shares of the image height.
 
-        Least squares on the logarithm of the errors, scaled so that 90 % of them are within twice the uncertainty.
-        `lost` is the limit that at most 10 % of the points with an error below `wrong` exceed.
+        Ridge regression of the logarithm of the errors, scaled so that 90 % of them are within twice the uncertainty.
+        `lost` is the limit that 10 % of the points with an error up to `wrong` exceed.
         """
-        design = np.column_stack([signs, np.ones(len(signs))])
-        penalty = 1e-3 * len(signs) * np.diag([1.0, 1.0, 1.0, 0.0])
+        design = np.column_stack([cues, np.ones(len(cues))])
+        penalty = 1e-3 * len(cues) * np.diag([1.0, 1.0, 1.0, 0.0])
         solved = np.linalg.solve(design.T @ design + penalty, design.T @ np.log(errors + 0.005))
         predicted = np.exp(np.minimum(design @ solved, 0.0))
         factor = float(np.quantile(errors / predicted, 0.9)) / 2
@@ -117,12 +120,13 @@ def load_calibration(folder: str | Path, generator: str) -> Calibration | None:
 
 
 @torch.no_grad()
-def signs_of(
+def cues_of(
     before: OpenImage, after: OpenImage, drag: Drag, points: Float[np.ndarray, "N 2"], blocks: slice
 ) -> Float[np.ndarray, "N 3"]:
-    """Confidence, distance left, and backward error of points (px) that a drag led to; shares of the image height.
+    """Confidence in [0, 1], distance left and backward error (shares of the image height) of points after a drag.
 
     Args:
+        points: tracked positions after the drag, px.
         before, after: the image before and after the drag (B = 1).
         blocks: the synthesis blocks that are compared.
     """
@@ -134,36 +138,38 @@ def signs_of(
     back, _ = follow(first, appearance(last, place, size), size, near=handles, pull=PULL)
     left = (place[0] - drag.targets).norm(dim=1) / size[0]
     error = (back[0] - drag.handles).norm(dim=1) / size[0]
-    signs: np.ndarray = torch.stack([confidence[0], left, error], dim=1).double().cpu().numpy()
-    return signs
+    cues: np.ndarray = torch.stack([confidence[0], left, error], dim=1).double().cpu().numpy()
+    return cues
 
 
 def settle(
     before: OpenImage, after: OpenImage, drag: Drag, result: DragResult, calibration: Calibration, blocks: slice
 ) -> DragResult:
-    """The result with uncertainties, lost points and outcome. A failed drag leaves the image as it was.
+    """Add uncertainties, lost points and outcome to a result; replace the image of a failed drag by the one before.
+
+    A drag that was stopped by the user keeps its image.
 
     Args:
         before, after: the open image, and the image of the result.
-        drag: as the user gave it.
+        drag: the task with its mask.
         blocks: the synthesis blocks that are compared.
     """
     size = before.synthesis.config.image_size
     handles, targets = result.handles, result.targets
-    signs = signs_of(before, after, drag, result.points, blocks)
-    uncertainties = calibration.uncertainties(signs, size[0])
+    cues = cues_of(before, after, drag, result.points, blocks)
+    uncertainties = calibration.uncertainties(cues, size[0])
     lost = result.lost | (uncertainties > calibration.lost * size[0])
     asked = np.hypot(*(targets - handles).T)
-    # Of a lost point nothing is known; it counts as not moved.
+    # The position of a lost point is unknown, so the point counts as not moved.
     left = np.where(lost, np.maximum(asked, result.distances), result.distances)
     limit = np.minimum(ARRIVED * size[0], asked / 2)
     outcome: Outcome = "nearer"
-    if bool((left <= np.maximum(limit, 0)).all()):
+    if bool((left <= limit).all()):
         outcome = "arrived"
     elif left.sum() > (1 - GAIN) * asked.sum():
         outcome = "failed"
-    why = None if outcome == "arrived" else obstacle(before, drag, lost, blocks)
-    result = dataclasses.replace(result, uncertainties=uncertainties, lost=lost, outcome=outcome, why=why)
+    obstacle = None if outcome == "arrived" else find_obstacle(before, drag, lost, blocks)
+    result = dataclasses.replace(result, uncertainties=uncertainties, lost=lost, outcome=outcome, obstacle=obstacle)
     if outcome != "failed" or result.reason == "stopped":
         return result
     picture = before.picture  # now, in the precision of the caller
@@ -174,13 +180,14 @@ def settle(
         points=handles.copy(),
         distances=asked,
         uncertainties=np.zeros(len(handles)),
+        lost=np.zeros(len(handles), dtype=bool),
         features=before.features,
         render=lambda: picture,
     )
 
 
-def obstacle(before: OpenImage, drag: Drag, lost: np.ndarray, blocks: slice) -> Why:
-    """The most likely reason why a drag did not arrive, from the most certain to the least."""
+def find_obstacle(before: OpenImage, drag: Drag, lost: np.ndarray, blocks: slice) -> Obstacle:
+    """What most likely kept a drag from arriving. Rules about the task come first, guesses last."""
     size = before.synthesis.config.image_size
     handles, targets = drag.with_anchors()
     if drag.mask is not None and not _inside(drag.mask, torch.cat([drag.handles, drag.targets])):

@@ -3,8 +3,8 @@
 An edit with a mask is synthesised with a new latent inside the mask and blended with the features of the image before
 it after every block (Suzuki et al., "Spatially Controllable Image Synthesis with Internal Representation Collaging",
 2018; proposed for masks in the discussion of DragGAN, 2023). The features that trackers and networks read are the
-blended ones. At last the picture is laid over the picture before it, with a feather inside the mask. An edited image is
-therefore a stack: a latent for the whole image and, above it, latents that each fill a mask.
+blended ones. Finally the picture is composited over the picture before it, with a feather inside the mask. An edited
+image is therefore a stack: a latent for the whole image and, above it, latents that each fill a mask.
 
 Masks are (H, W), True where a layer lies.
 """
@@ -28,7 +28,7 @@ from autodrag.points import resize_mask
 FEATHER = 1 / 32
 """Width of the transition inside a mask, as a share of the image height: 2 px at 64 px, 16 px at 512 px."""
 MAX_LAYERS = 16
-"""Largest number of layers of an image. Consecutive edits with one and the same mask share a layer."""
+"""Largest number of layers of an image. Consecutive edits with the same mask share a layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Region:
         """Share of each cell that lies in the region, for the blocks of 4 px, 8 px and so on."""
         height, width = self.mask.shape
         sizes = [(4 * 2**k, 4 * 2**k * width // height) for k in range((height // 4).bit_length())]
-        # What inference mode computes could not take part in a backward pass later.
+        # Inference tensors could not take part in a backward pass later.
         with torch.inference_mode(False):
             return tuple(resize_mask(self.mask, size)[None, None] for size in sizes)
 
@@ -96,21 +96,12 @@ class Layers:
         if mask is None:
             return (), self.stack
         regions = [layer.region for layer in self.stack if layer.region is not None]
-
-        def region(wanted: Tensor) -> Region:
-            """The region of a mask: an existing one if it is the same."""
-            known = next((one for one in regions if torch.equal(one.mask, wanted)), None)
-            if known is None:
-                known = Region(wanted)
-                regions.append(known)
-            return known
-
         changing: list[Layer] = []
         hidden = torch.zeros_like(mask)
         for layer in reversed(self.stack):
             inside = mask if layer.region is None else layer.region.mask & mask
             if bool((inside & ~hidden).any()):
-                changing.insert(0, Layer(layer.latent, region(inside)))
+                changing.insert(0, Layer(layer.latent, _region(inside, regions)))
                 hidden = hidden | inside
         kept = list(self.stack)
         while kept[-1].region is not None and not bool((kept[-1].region.mask & ~hidden).any()):
@@ -171,9 +162,7 @@ class Layers:
         known: list[Region] = []
         stack = [Layer(base.float())]
         for latent, mask in zip(upper.float(), regions > 0.5, strict=True):
-            region = next((one for one in known if torch.equal(one.mask, mask)), None) or Region(mask)
-            known.append(region)
-            stack.append(Layer(latent[None], region))
+            stack.append(Layer(latent[None], _region(mask, known)))
         return Layers(tuple(stack))
 
     def at(self, point: Float[Tensor, " 2"]) -> int:
@@ -187,6 +176,15 @@ class Layers:
             if 0 <= y < height and 0 <= x < width and bool(region.mask[y, x]):
                 return index
         return len(self) - 1
+
+
+def _region(mask: Bool[Tensor, "H W"], known: list[Region]) -> Region:
+    """The region of a mask, from `known` if it has one; otherwise a new one, which is appended to `known`."""
+    region = next((one for one in known if torch.equal(one.mask, mask)), None)
+    if region is None:
+        region = Region(mask)
+        known.append(region)
+    return region
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ class LayeredGenerator:
 
     @property
     def config(self) -> GeneratorConfig:
-        """Of the generator."""
+        """The generator's config."""
         return self.generator.config
 
     @property
@@ -235,13 +233,13 @@ class LayeredGenerator:
     def background(self) -> Rendered | None:
         """The kept layers; None without any."""
         if self._background is None and self.kept:
-            # A background that inference mode computes could not take part in a backward pass later.
+            # Inference tensors could not take part in a backward pass later.
             with torch.inference_mode(False), torch.no_grad():
                 below: Rendered | None = None
                 for layer in self.kept:
                     known = self._features(layer, layer.latent, _features_of(below), self._last)
                     below = self._over(layer, layer.latent, known, below)
-            self._background = below  # only now, because another thread may ask for it meanwhile
+            self._background = below  # assigned once complete, because other threads may read it
         return self._background
 
     def features(self, latent: Float[Tensor, "B L D"], *, block: int) -> Features:

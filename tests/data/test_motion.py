@@ -1,4 +1,4 @@
-"""Synthesised motion: sequences as asked for, drags that moved far enough, anchors, shares of a batch."""
+"""Synthesised motion: the sequences, the choice of drags and anchors, and batches that are split."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""`eval trust`: the area under the curve, made failures, and a run on a tiny checkpoint."""
+"""`eval trust`: the area under the curve, impossible drags, and a run on a tiny checkpoint."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from autodrag.eval.trust import KINDS, area_under_curve, failing, thrown
+from autodrag.eval.trust import KINDS, area_under_curve, impossible, thrown
 
 
 def test_area_under_the_curve_is_the_share_of_ordered_pairs() -> None:
@@ -22,9 +22,9 @@ def test_thrown_targets_lie_inside_the_image() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_made_failures_are_tasks_of_the_image(kind: str) -> None:
+def test_impossible_drags_are_tasks_of_the_image(kind: str) -> None:
     landmarks = np.random.default_rng(2).uniform(10, 54, (11, 2))
-    task = failing(kind, landmarks, (64, 64), np.random.default_rng(3))
+    task = impossible(kind, landmarks, (64, 64), np.random.default_rng(3))
     points = np.concatenate([np.asarray(task[name]) for name in ("handles", "targets")])
     assert len(task["handles"]) == len(task["targets"]) and points.min() >= 0 and points.max() <= 63
     if "mask" in task:

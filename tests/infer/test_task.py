@@ -161,7 +161,7 @@ def blank() -> np.ndarray:
 
 def test_report_has_one_entry_per_point(result: Result) -> None:
     said = result(
-        landmark_distances=(1.23456, None), uncertainties=np.array([0.51234, 7.0]), outcome="nearer", why="far"
+        landmark_distances=(1.23456, None), uncertainties=np.array([0.51234, 7.0]), outcome="nearer", obstacle="far"
     )
     report = said.report()
     assert report == {
@@ -188,7 +188,7 @@ def test_report_has_one_entry_per_point(result: Result) -> None:
             },
         ],
         "outcome": "nearer",
-        "why": "far",
+        "obstacle": "far",
         "method": "both",
         "rounds": 2,
         "steps": 5,

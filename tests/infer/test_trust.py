@@ -14,7 +14,7 @@ import torch
 from autodrag.checkpoint import GENERATOR_FILE, load_generator
 from autodrag.errors import CheckpointError
 from autodrag.infer.editor import DragEditor
-from autodrag.infer.task import Why
+from autodrag.infer.task import Obstacle
 from autodrag.infer.trust import Calibration, contradicts, load_calibration
 
 CRITTERS = Path(__file__).parents[2] / "checkpoints" / "critters"
@@ -31,23 +31,23 @@ def critters() -> DragEditor:
 def made_points(seed: int, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
     """Signs, and errors whose spread they determine."""
     rng = np.random.default_rng(seed)
-    signs = np.stack([rng.uniform(0, 1, count), rng.uniform(0, 0.3, count), rng.uniform(0, 0.3, count)], axis=1)
-    spread = np.exp(-3 - 1.5 * signs[:, 0] + 4 * signs[:, 1] + 2 * signs[:, 2])
-    return signs, spread * np.abs(rng.standard_normal(count))
+    cues = np.stack([rng.uniform(0, 1, count), rng.uniform(0, 0.3, count), rng.uniform(0, 0.3, count)], axis=1)
+    spread = np.exp(-3 - 1.5 * cues[:, 0] + 4 * cues[:, 1] + 2 * cues[:, 2])
+    return cues, spread * np.abs(rng.standard_normal(count))
 
 
 def test_a_fit_is_right_on_other_points() -> None:
     fitted = Calibration.fit(*made_points(0), wrong=0.05)
-    signs, errors = made_points(1)
-    said = fitted.uncertainties(signs, 1)
+    cues, errors = made_points(1)
+    said = fitted.uncertainties(cues, 1)
     assert float((errors <= 2 * said).mean()) == pytest.approx(0.9, abs=0.02)
     assert float((said > fitted.lost)[errors <= 0.05].mean()) == pytest.approx(0.1, abs=0.02)
     assert (said > fitted.lost)[errors > 0.05].mean() > 2 * (said > fitted.lost)[errors <= 0.05].mean()
 
 
 def test_uncertainties_scale_with_the_image_and_end_at_its_height() -> None:
-    signs = np.array([[0.9, 0.01, 0.01], [0.0, 5.0, 5.0]])
-    small, large = (Calibration().uncertainties(signs, height) for height in (64, 512))
+    cues = np.array([[0.9, 0.01, 0.01], [0.0, 5.0, 5.0]])
+    small, large = (Calibration().uncertainties(cues, height) for height in (64, 512))
     np.testing.assert_allclose(large, 8 * small)
     assert small[0] < 64 / 8 and small[1] == 64
 
@@ -101,14 +101,14 @@ def test_contradictions(handles: list[list[float]], targets: list[list[float]], 
 def test_a_good_drag_arrives(critters: DragEditor) -> None:
     before = critters.open(seed=28)
     result = critters.drag([[40, 40]], [[32, 40]])
-    assert result.outcome == "arrived" and result.why is None and not result.lost.any()
+    assert result.outcome == "arrived" and result.obstacle is None and not result.lost.any()
     assert result.uncertainties is not None and 0 < result.uncertainties[0] < 8
     assert (result.image != before).any()
     assert result.report()["outcome"] == "arrived"
 
 
 @pytest.mark.parametrize(
-    ("task", "why"),
+    ("task", "obstacle"),
     [
         ({"handles": [[3, 3]], "targets": [[20, 20]]}, "texture"),
         ({"handles": [[20, 40], [44, 40]], "targets": [[32, 40], [32, 40]]}, "contradiction"),
@@ -117,7 +117,7 @@ def test_a_good_drag_arrives(critters: DragEditor) -> None:
 )
 @pytest.mark.parametrize("method", ["predict", "refine", "both"])
 def test_a_failed_drag_changes_nothing_and_says_why(
-    critters: DragEditor, task: dict[str, Any], why: Why, method: str
+    critters: DragEditor, task: dict[str, Any], obstacle: Obstacle, method: str
 ) -> None:
     if "mask" in task:
         mask = np.zeros((64, 64), dtype=bool)
@@ -125,7 +125,7 @@ def test_a_failed_drag_changes_nothing_and_says_why(
         task = {**task, "mask": mask}
     before = critters.open(seed=28)
     result = critters.drag(**task, method=method)
-    assert (result.outcome, result.why) == ("failed", why)
+    assert (result.outcome, result.obstacle) == ("failed", obstacle)
     assert np.array_equal(result.image, before) and np.array_equal(critters.image, before)
     np.testing.assert_array_equal(result.points, result.handles)
     assert np.array_equal(critters.undo(), before)
