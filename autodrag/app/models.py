@@ -45,7 +45,7 @@ class PointState(BaseModel):
     uncertainty: float | None = None
     """How far the point may be from its true position, px; None before the first drag."""
     lost: bool = False
-    """Whether the tracker does not know where the point is; the distance is then unreliable."""
+    """Whether the point was lost; its position and distance are then unreliable."""
     landmark_distance: float | None = None
     """Distance left according to the landmark net; None without a net, or without a landmark nearby."""
 

@@ -172,9 +172,9 @@ class DragResult:
     confidences: Float[np.ndarray, " N"]
     """Confidence of the tracker, in [0, 1]."""
     lost: Bool[np.ndarray, " N"]
-    """Points of which the tracker does not know where they are."""
+    """Whether a point was lost: its position and distance cannot be trusted."""
     uncertainties: Float[np.ndarray, " N"] | None = None
-    """How far `points` may be from the true positions (`infer.trust`); None during a drag."""
+    """Uncertainty of `points`, px (see `infer.trust`); None during a drag."""
     outcome: Outcome | None = None
     """None during a drag."""
     obstacle: Obstacle | None = None
@@ -260,7 +260,7 @@ def renderer(
 def arrival_distance(
     handles: Float[Tensor, "*B 2"], targets: Float[Tensor, "*B 2"], stop_px: float
 ) -> Float[Tensor, "*B"]:
-    """Distance from its target, px, at which each point has arrived: `stop_px`, or half of a shorter drag."""
+    """Distance from its target, px, at which a point has arrived: `stop_px`, or half the drag if that is less."""
     return ((targets - handles).norm(dim=-1) / 2).clamp_max(stop_px)
 
 
